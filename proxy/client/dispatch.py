@@ -1,0 +1,185 @@
+"""Which path a command takes: shared link, a link of the client's own, or an answer from here.
+
+The table in docs/commands.md says the same for users; a test keeps both equal.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+from proxy.resp import encode
+from proxy.resp.commands import Command, CommandTable
+from proxy.resp.patterns import RequestPatterns
+from proxy.resp.requests import RequestParser
+from proxy.upstream.pinned import Expect
+
+
+class Route(enum.Enum):
+    """The path of a command."""
+
+    SHARED = enum.auto()
+    """Stateless: the shared link."""
+    LOCAL = enum.auto()
+    """Answered by the sidecar, or with its help."""
+    ONCE = enum.auto()
+    """May block or take its connection down: a link of its own until the reply."""
+    TRANSACTION = enum.auto()
+    """Opens a transaction: a link of its own until EXEC, DISCARD or UNWATCH."""
+    STATE = enum.auto()
+    """Leaves state in its connection: a link of its own until RESET or the end."""
+    TUNNEL = enum.auto()
+    """Replication: a link of its own whose bytes are no longer read."""
+
+
+LOCAL = {
+    "auth": "checked by Redis on a fresh connection; the session then uses links of that identity",
+    "client|getname": "the session's name",
+    "client|id": "the session's id, 2^40 and up, so that it is never taken for one of Redis' ids",
+    "client|info": "the session, in Redis' format",
+    "client|kill": "closes sessions of this sidecar; an id of Redis' own is passed on",
+    "client|list": "the sessions of this sidecar, in Redis' format",
+    "client|setinfo": "kept with the session",
+    "client|setname": "kept with the session",
+    "client|unblock": "passed on for the link on which the session blocks",
+    "hello": "answered from Redis' own answer, with the session's id",
+    "info": "passed on, with a section `# Sidecar` added",
+    "quit": "answered after all earlier replies",
+    "reset": "sets the session back",
+    "select": "checked by Redis; the session then uses links to that database",
+}
+"""Commands in which the sidecar has a hand, and what it does."""
+
+_TRANSACTION = frozenset({"multi", "watch"})
+_STATE = frozenset(
+    ["subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "monitor", "readonly", "readwrite", "asking", "client|tracking", "client|caching", "client|reply", "client|no-evict", "client|no-touch", "client|capa", "script|debug"]
+)
+_ONCE = frozenset(["client|trackinginfo", "client|getredir", "shutdown", "debug", "failover"])
+_TUNNEL = frozenset(["sync", "psync", "replconf"])
+_FENCED = frozenset({"wait", "waitaof"})
+_BLOCK_OPTION = frozenset({"xread", "xreadgroup"})
+_CHANGES_LINK = frozenset(["select", "auth", "hello", "client|setname", "client|setinfo"])
+_EXPECT = {
+    "multi": Expect.MULTI,
+    "exec": Expect.END,
+    "discard": Expect.END,
+    "watch": Expect.WATCH,
+    "unwatch": Expect.UNWATCH,
+    "quit": Expect.QUIT,
+    "reset": Expect.RESET,
+}
+_COMMON = ["get", "set", "incr", "hget", "hset", "mget", "exists", "del", "expire", "setex", "lpush", "rpush", "lpop", "rpop", "sadd", "spop", "zadd", "ping"]
+_COUNTS = (2, 3, 1, 4, 5, 6)
+
+
+class Dispatcher:
+    """Knows the commands and their paths."""
+
+    def __init__(self, table: CommandTable) -> None:
+        self.table = table
+        self.patterns = RequestPatterns({count: self._stateless(count) for count in _COUNTS})
+        self._parser = RequestParser(2**31)
+
+    def _stateless(self, count: int) -> list[str]:
+        """Names of commands that are stateless whatever their arguments, and may have `count` of them."""
+        names = [
+            command.name
+            for command in self.table
+            if not command.container
+            and "|" not in command.name
+            and command.name not in _BLOCK_OPTION
+            and self._by_name(command) is Route.SHARED
+            and (command.arity == count or 0 < -command.arity <= count)
+        ]
+        return sorted(names, key=lambda name: (_COMMON.index(name) if name in _COMMON else len(_COMMON), name))
+
+    def find(self, arguments: Sequence[bytes]) -> Command | None:
+        """The command that `arguments` name, sub-command included."""
+        return self.table.find(arguments[0], arguments[1] if len(arguments) > 1 else None)
+
+    def route(self, arguments: Sequence[bytes]) -> Route:
+        """The path of a request, given its first arguments or all."""
+        command = self.find(arguments)
+        if command is None:
+            return self._unknown(arguments)
+        if command.name in _BLOCK_OPTION:
+            blocks = any(argument.upper() == b"BLOCK" for argument in arguments[1:])
+            return Route.ONCE if blocks else Route.SHARED
+        route = self._by_name(command)
+        if route is Route.LOCAL and not _fits(command.arity, len(arguments)):
+            return Route.ONCE
+        return route
+
+    def _by_name(self, command: Command) -> Route:
+        name = command.name
+        for names, route in _BY_NAME:
+            if name in names:
+                return route
+        if "blocking" in command.flags or not command.blocking_known:
+            return Route.ONCE
+        return Route.SHARED
+
+    def _unknown(self, arguments: Sequence[bytes]) -> Route:
+        """A command in no table: if Redis told us all it knows, it refuses this one; else expect anything."""
+        container = self.table.find(arguments[0])
+        if container is not None:
+            return Route.STATE if container.name == "client" and len(arguments) > 1 else Route.SHARED
+        return Route.SHARED if self.table.server_reported else Route.STATE
+
+    def name(self, arguments: Sequence[bytes]) -> str:
+        """The command's name in lower case, `container|sub` for sub-commands; as sent if unknown."""
+        command = self.find(arguments)
+        return command.name if command else arguments[0].decode("latin-1").lower()
+
+    def expect(self, name: str) -> Expect:
+        """What a command means for the state of a counted link."""
+        return _EXPECT.get(name, Expect.NOTHING)
+
+    def fenced(self, name: str) -> bool:
+        """Whether the command asks about writes that this connection must have seen (WAIT).
+
+        Redis stamps a connection's replication offset at any command it runs, so a PING just before covers
+        the writes that went over the shared link.
+        """
+        return name in _FENCED
+
+    def changes_link(self, name: str) -> bool:
+        """Whether a command that the sidecar handles otherwise changes the link when sent over it."""
+        return name in _CHANGES_LINK
+
+    def reads(self, requests: bytes) -> list[tuple[bytes, bool]]:
+        """Split a run into its requests, each with whether it only reads (and may be sent again)."""
+        parts: list[tuple[bytes, bool]] = []
+        pos = 0
+        while pos < len(requests) and (request := self._parser.parse(requests, pos)) is not None:
+            command = self.find(request.arguments) if request.arguments else None
+            reads = command is not None and "readonly" in command.flags
+            parts.append((requests[pos : request.end], reads))
+            pos = request.end
+        return parts
+
+
+_BY_NAME = (
+    (_TRANSACTION, Route.TRANSACTION),
+    (_STATE, Route.STATE),
+    (_ONCE, Route.ONCE),
+    (_TUNNEL, Route.TUNNEL),
+    (frozenset(LOCAL), Route.LOCAL),
+)
+
+
+def link_protocol(command: Command | None, protocol: int) -> int:
+    """The RESP version of the shared link that carries a command for a client speaking `protocol`.
+
+    Replies are relayed as Redis wrote them, so it is the client's own. One place decides it: a command whose
+    RESP3 reply can be turned into the RESP2 one may then travel on the RESP3 link for every client.
+    """
+    return protocol
+
+
+def _fits(arity: int, count: int) -> bool:
+    return count == arity if arity > 0 else count >= -arity
+
+
+PING = encode.request("PING")
+"""What is sent before a fenced command."""

@@ -1,0 +1,47 @@
+"""Flow control between a client and what serves it: who must wait, and why."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+
+
+class Reason(enum.IntFlag):
+    """Why no more commands are taken from a client for now."""
+
+    OUTPUT = 1
+    """The client does not read its replies."""
+    LINK = 2
+    """Redis does not keep up with the shared link."""
+    PIN = 4
+    """Redis does not keep up with the client's own link."""
+    BUFFER = 8
+    """Enough of the client's bytes wait for earlier commands."""
+    PENDING = 16
+    """Enough of the client's commands are in flight."""
+
+
+class Flow:
+    """Pauses the reading of one transport while any reason holds."""
+
+    __slots__ = ("_transport", "reasons")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.reasons = 0
+
+    def hold(self, reason: Reason) -> None:
+        """Stop reading because of `reason`."""
+        if not self.reasons and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self.reasons |= reason
+
+    def release(self, reason: Reason) -> bool:
+        """Withdraw `reason`; True if reading goes on because of it."""
+        if not self.reasons & reason:
+            return False
+        self.reasons &= ~reason
+        if self.reasons or self._transport.is_closing():
+            return False
+        self._transport.resume_reading()
+        return True

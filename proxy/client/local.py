@@ -1,0 +1,281 @@
+"""Commands in which the sidecar has a hand: identity, database, protocol, the client's own connection, INFO.
+
+Each answer is made as Redis would make it. What is malformed is not judged here: `dispatch` sends it to Redis,
+whose error text is always right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+from proxy.client import listing
+from proxy.client.dispatch import link_protocol
+from proxy.resp import encode
+from proxy.resp.errors import UpstreamRefused
+from proxy.upstream.link import Identity, LinkKey
+from proxy.upstream.shared import LinkState, Question, SharedLink
+
+if TYPE_CHECKING:
+    from proxy.client.clients import Clients
+    from proxy.client.session import Session
+
+WITHOUT_AUTH = frozenset({"auth", "hello", "quit", "reset"})
+"""Commands that a client may send before it has authenticated."""
+
+FIRST_ID = 1 << 40
+"""Session ids begin here, so that they are never taken for ids of Redis' own."""
+
+_PLAIN_NAME = re.compile(rb"[!-~]*").fullmatch
+_INTEGER = re.compile(rb"-?[1-9][0-9]{0,18}|0").fullmatch
+
+Answer = bytes | Coroutine[None, None, bytes] | None
+
+
+def answer(session: Session, name: str, arguments: list[bytes]) -> Answer:
+    """The reply to a command, a coroutine that makes it, or None if the session has dealt with it.
+
+    The coroutine raises UpstreamError, whose reply then is the answer.
+    """
+    return _ANSWERS[name](session, arguments)
+
+
+# --- who the client is, where and how it speaks
+
+
+def _hello(session: Session, arguments: list[bytes]) -> Answer:
+    protocol = session.protocol
+    if len(arguments) > 1:
+        if not _INTEGER(arguments[1]):
+            return encode.error("ERR Protocol version is not an integer or out of range")
+        protocol = int(arguments[1])
+        if protocol not in (2, 3):
+            return encode.error("NOPROTO unsupported protocol version")
+    credentials: list[bytes] | None = None
+    name: bytes | None = None
+    rest = arguments[2:]
+    while rest:
+        option = rest[0].upper()
+        if option == b"AUTH" and len(rest) >= 3:
+            credentials, rest = rest[1:3], rest[3:]
+        elif option == b"SETNAME" and len(rest) >= 2:
+            name, rest = rest[1], rest[2:]
+            if not _PLAIN_NAME(name):
+                return encode.error("ERR Client names cannot contain spaces, newlines or special characters.")
+        else:
+            return encode.error(f"ERR Syntax error in HELLO option '{rest[0].decode('utf-8', 'surrogateescape')}'")
+    return _say_hello(session, protocol, credentials, name)
+
+
+async def _say_hello(
+    session: Session, protocol: int, credentials: list[bytes] | None, name: bytes | None
+) -> bytes:
+    identity = session.identity
+    if credentials is not None:
+        identity = await session.clients.links.login(credentials, protocol)
+    link = await _go_over(session, identity, session.database, protocol)
+    if name is not None:
+        session.name = name
+    hello: dict[Any, Any] = dict(link.wire.hello if link.wire is not None else {})
+    hello |= {b"proto": protocol, b"id": session.id}
+    return encode.value(hello, protocol)
+
+
+def _auth(session: Session, arguments: list[bytes]) -> Answer:
+    if len(arguments) > 3:
+        return encode.error("ERR syntax error")
+    return _log_in(session, arguments[1:])
+
+
+async def _log_in(session: Session, credentials: list[bytes]) -> bytes:
+    identity = await session.clients.links.login(credentials, session.protocol)
+    await _go_over(session, identity, session.database, session.protocol)
+    return encode.OK
+
+
+def _select(session: Session, arguments: list[bytes]) -> Answer:
+    number = arguments[1]
+    if not _INTEGER(number) or abs(int(number)) >= 2**31:
+        return Question().ask(session.link, encode.request(*arguments))  # Redis refuses it
+    return _select_database(session, int(number))
+
+
+async def _select_database(session: Session, database: int) -> bytes:
+    if database < 0:
+        return await Question().ask(session.link, encode.request("SELECT", database))
+    await _go_over(session, session.identity, database, session.protocol)
+    return encode.OK
+
+
+async def _go_over(session: Session, identity: Identity, database: int, protocol: int) -> SharedLink:
+    """Move the session to another shared link once that is known to work. Raises UpstreamError."""
+    links = session.clients.links
+    link = links.attach(LinkKey(identity, database, link_protocol(None, protocol)))
+    try:
+        await link.settled()
+        if link.state in (LinkState.DOWN, LinkState.CLOSED):
+            raise link.error
+        if link.wire is not None and link.wire.refusal:
+            raise UpstreamRefused(link.wire.refusal)
+    except BaseException:
+        links.detach(link)
+        raise
+    session.adopt(identity, database, protocol, link)
+    return link
+
+
+# --- the client's own connection
+
+
+def _client_id(session: Session, arguments: list[bytes]) -> Answer:
+    return encode.integer(session.id)
+
+
+def _client_getname(session: Session, arguments: list[bytes]) -> Answer:
+    return encode.bulk(session.name) if session.name else encode.null(session.protocol)
+
+
+def _client_setname(session: Session, arguments: list[bytes]) -> Answer:
+    if not _PLAIN_NAME(arguments[2]):
+        return encode.error("ERR Client names cannot contain spaces, newlines or special characters.")
+    session.name = arguments[2]
+    return encode.OK
+
+
+def _client_setinfo(session: Session, arguments: list[bytes]) -> Answer:
+    attribute = arguments[2].decode("utf-8", "surrogateescape")
+    if attribute.lower() not in ("lib-name", "lib-ver"):
+        return encode.error(f"ERR Unrecognized option '{attribute}'")
+    if not _PLAIN_NAME(arguments[3]):
+        return encode.error(f"ERR {attribute.lower()} cannot contain spaces, newlines or special characters.")
+    session.info = (session.info or {}) | {attribute.lower(): arguments[3]}
+    return encode.OK
+
+
+def _client_info(session: Session, arguments: list[bytes]) -> Answer:
+    return encode.text(listing.line(session) + "\n", session.protocol)
+
+
+def _client_list(session: Session, arguments: list[bytes]) -> Answer:
+    try:
+        chosen = listing.chosen(session.clients, arguments[2:])
+    except ValueError as error:
+        return encode.error(str(error))
+    return encode.text("".join(listing.line(other) + "\n" for other in chosen), session.protocol)
+
+
+def _client_kill(session: Session, arguments: list[bytes]) -> Answer:
+    if len(arguments) == 3:
+        address = arguments[2].decode("utf-8", "replace")
+        victims = [other for other in session.clients.sessions.values() if other.address == address]
+        if not victims:
+            return encode.error("ERR No such client")
+        reply = encode.OK
+    else:
+        if arguments[3::2] and arguments[2].upper() == b"ID" and not _ours(arguments[3]):
+            return Question().ask(session.link, encode.request(*arguments))
+        try:
+            victims = listing.victims(session, arguments[2:])
+        except ValueError as error:
+            return encode.error(str(error))
+        reply = encode.integer(len(victims))
+    for victim in victims:
+        if victim is not session:
+            victim.abort("killed by CLIENT KILL")
+    if session in victims:
+        session.write(reply)
+        session.finish()
+        return None
+    return reply
+
+
+def _client_unblock(session: Session, arguments: list[bytes]) -> Answer:
+    if len(arguments) > 4 or not _ours(arguments[2]):
+        return Question().ask(session.link, encode.request(*arguments))
+    target = session.clients.sessions.get(int(arguments[2]))
+    if target is None or target.pin is None or not target.pin.blocking or target.upstream_id is None:
+        return encode.integer(0)
+    request = encode.request("CLIENT", "UNBLOCK", target.upstream_id, *arguments[3:])
+    return Question().ask(session.link, request)
+
+
+def _ours(number: bytes) -> bool:
+    return bool(_INTEGER(number)) and int(number) >= FIRST_ID
+
+
+def redirect_target(clients: Clients, arguments: Sequence[bytes]) -> Session | None:
+    """The session that CLIENT TRACKING … REDIRECT names, if it is one of ours."""
+    place = _redirect_place(arguments)
+    return clients.sessions.get(int(arguments[place])) if place and _ours(arguments[place]) else None
+
+
+def redirected(clients: Clients, arguments: list[bytes], data: bytes) -> bytes:
+    """A CLIENT TRACKING request with the session's id in REDIRECT replaced by that of its link."""
+    target = redirect_target(clients, arguments)
+    if target is None or target.upstream_id is None:
+        return data
+    place = _redirect_place(arguments)
+    return encode.request(*arguments[:place], target.upstream_id, *arguments[place + 1 :])
+
+
+def _redirect_place(arguments: Sequence[bytes]) -> int:
+    if len(arguments) < 5 or arguments[0].upper() != b"CLIENT" or arguments[1].upper() != b"TRACKING":
+        return 0
+    for place, argument in enumerate(arguments[3:-1], 4):
+        if argument.upper() == b"REDIRECT":
+            return place
+    return 0
+
+
+# --- the rest
+
+
+def _info(session: Session, arguments: list[bytes]) -> Answer:
+    sections = {argument.lower() for argument in arguments[1:]}
+    if sections == {b"sidecar"}:
+        return encode.text(session.clients.info(), session.protocol)
+    ours = not sections or bool(sections & {b"all", b"default", b"everything", b"sidecar"})
+    if not ours:
+        return Question().ask(session.link, encode.request(*arguments))
+    return _info_with_ours(session, [argument for argument in arguments if argument.lower() != b"sidecar"])
+
+
+async def _info_with_ours(session: Session, arguments: list[bytes]) -> bytes:
+    reply = await Question().ask(session.link, encode.request(*arguments))
+    kind, _, rest = reply.partition(b"\r\n")
+    if kind[:1] not in (b"$", b"="):
+        return reply
+    theirs = rest[:-2].removeprefix(b"txt:") if kind[:1] == b"=" else rest[:-2]
+    whole = theirs.decode("utf-8", "surrogateescape") + "\r\n" + session.clients.info()
+    return encode.text(whole, session.protocol)
+
+
+def _reset(session: Session, arguments: list[bytes]) -> Answer:
+    session.reset()
+    return b"+RESET\r\n"
+
+
+def _quit(session: Session, arguments: list[bytes]) -> Answer:
+    session.write(encode.OK)
+    session.finish()
+    return None
+
+
+_ANSWERS: dict[str, Callable[[Session, list[bytes]], Answer]] = {
+    "auth": _auth,
+    "client|getname": _client_getname,
+    "client|id": _client_id,
+    "client|info": _client_info,
+    "client|kill": _client_kill,
+    "client|list": _client_list,
+    "client|setinfo": _client_setinfo,
+    "client|setname": _client_setname,
+    "client|unblock": _client_unblock,
+    "hello": _hello,
+    "info": _info,
+    "quit": _quit,
+    "reset": _reset,
+    "select": _select,
+}
+

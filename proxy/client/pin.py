@@ -1,0 +1,267 @@
+"""A session's time on a link of its own: transactions, blocking and large commands, lasting state.
+
+A `Pin` lives from the command that needs it to the moment its connection holds nothing of the client's any
+more (`RELEASE`), or to the client's end. It takes over the session's buffer for as long.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from proxy.client import local
+from proxy.client.dispatch import PING, Route
+from proxy.client.flow import Reason
+from proxy.client.states import Event, State
+from proxy.resp import encode
+from proxy.resp.errors import UpstreamError
+from proxy.resp.requests import LargeFrame, Request
+from proxy.upstream.pinned import Expect, Mode, PinnedLink
+
+if TYPE_CHECKING:
+    from proxy.client.session import Session
+
+log = logging.getLogger("pannier.client")
+
+_PLUS = 0x2B
+_LARGE = 256 * 1024
+
+
+class Pin:
+    """Implements `upstream.pinned.Owner` for a session."""
+
+    __slots__ = ("blocking", "clean", "ending", "large", "link", "multi", "session", "transaction", "watching")
+
+    def __init__(self, session: Session, link: PinnedLink) -> None:
+        self.session = session
+        self.link = link
+        link.owner = self
+        link.mode = Mode.COUNTED
+        self.transaction = False
+        """Whether MULTI or WATCH has been sent and not ended: commands follow each other on this link."""
+        self.multi = False
+        """Whether Redis is queueing commands."""
+        self.watching = False
+        """Whether Redis watches keys for this connection."""
+        self.blocking = False
+        """Whether the one command under way may block: a client that leaves does not want its reply."""
+        self.ending = False
+        """Whether RESET or QUIT is under way: nothing may follow on this link."""
+        self.clean = True
+        """Whether another client may use the connection afterwards."""
+        self.large: LargeFrame | None = None
+        """The command that is being relayed while it arrives."""
+
+    @property
+    def owes(self) -> bool:
+        """Whether a client that sends no more still wants replies from this link."""
+        return self.session.state is State.PINNED and not self.blocking and not self.link.idle
+
+    # --- from the client
+
+    def take(self, buf: bytes, pos: int) -> int:
+        """Take what can be taken at `pos`, as the session's state demands."""
+        if self.large is not None:
+            return self._take_large(buf, pos)
+        session = self.session
+        if self.ending or (session.state is State.PINNED and not self.transaction):
+            return pos  # one command only: the next ones wait for its reply
+        request = session.parser.parse(buf, pos)
+        if request is None:
+            return self._begin_large(buf, pos)
+        if not request.arguments:
+            return request.end
+        if session.state is State.BROKEN:
+            self._take_broken(request)
+            return request.end
+        if not self._forwardable(request.arguments):
+            return pos
+        session.commands += 1
+        data = buf[pos : request.end] if request.canonical else encode.request(*request.arguments)
+        if session.state is State.STREAM:
+            self._stream(request.arguments, data)
+        else:
+            self.forward(session.clients.dispatcher.route(request.arguments), request.arguments, data)
+        return request.end
+
+    def _forwardable(self, arguments: list[bytes]) -> bool:
+        """Whether a command may be sent now; one that changes the link's mode waits for earlier replies."""
+        session = self.session
+        if session.state is not State.PINNED or self.link.idle:
+            return True
+        dispatcher = session.clients.dispatcher
+        route = dispatcher.route(arguments)
+        changes = route in (Route.STATE, Route.TUNNEL) or dispatcher.changes_link(dispatcher.name(arguments))
+        return not changes
+
+    def forward(self, route: Route, arguments: list[bytes], data: bytes) -> None:
+        """Send a command over the counted link."""
+        dispatcher = self.session.clients.dispatcher
+        name = dispatcher.name(arguments)
+        if route in (Route.STATE, Route.TUNNEL) or (self.transaction and dispatcher.changes_link(name)):
+            self.session.move(Event.STREAM)
+            self.link.mode = Mode.STREAM
+            self._stream(arguments, data)
+            return
+        if route is Route.LOCAL and not self.transaction:
+            self.clean = False  # a malformed command of ours: Redis answers it, whatever it makes of it
+        if dispatcher.fenced(name) and not self.transaction:
+            self.link.expect(Expect.DISCARDED)
+            self.link.send(PING)
+        what = dispatcher.expect(name)
+        self.transaction = self.transaction or what in (Expect.MULTI, Expect.WATCH)
+        self.ending = what in (Expect.QUIT, Expect.RESET)
+        self.blocking = route is Route.ONCE and self.large is None
+        self.link.expect(what)
+        self.link.send(data)
+
+    def _stream(self, arguments: list[bytes], data: bytes) -> None:
+        """Send a command over a link whose replies are not counted."""
+        session = self.session
+        name = session.clients.dispatcher.name(arguments)
+        if name == "reset":
+            self.link.expect(Expect.RESET)
+            self.link.send(data)
+            session.move(Event.WAIT)
+            return
+        if session.clients.dispatcher.route(arguments) is Route.TUNNEL:
+            self.link.mode = Mode.TUNNEL
+            session.move(Event.TUNNEL)
+        if name == "client|tracking":
+            data = local.redirected(session.clients, arguments, data)
+        self.link.send(data)
+
+    def _begin_large(self, buf: bytes, pos: int) -> int:
+        if len(buf) - pos < _LARGE:
+            return pos
+        known = self.session.parser.large(buf, pos)
+        if known is None:
+            return pos
+        arguments, frame, end = known
+        if self.session.state is State.BROKEN or not self._forwardable(arguments):
+            return pos
+        self.session.commands += 1
+        self.large = frame
+        data = buf[pos:end]
+        if self.session.state is State.STREAM:
+            self._stream(arguments, data)
+        else:
+            self.forward(self.session.clients.dispatcher.route(arguments), arguments, data)
+        return end
+
+    def _take_large(self, buf: bytes, pos: int) -> int:
+        frame = self.large
+        if frame is None:
+            return pos
+        end = frame.advance(buf, pos)
+        if end > pos:
+            self.link.send(buf[pos:end])
+        if frame.done:
+            self.large = None
+        return end
+
+    def _take_broken(self, request: Request) -> None:
+        """Refuse commands until the client ends the transaction whose link was lost."""
+        session = self.session
+        name = session.clients.dispatcher.name(request.arguments)
+        if name == "exec":
+            session.write(
+                encode.error("EXECABORT Transaction discarded because the connection to upstream was lost.")
+            )
+        elif name in ("discard", "unwatch", "reset", "quit"):
+            session.write(b"+RESET\r\n" if name == "reset" else encode.OK)
+        else:
+            session.write(encode.error("ERR pannier: the connection to upstream was lost in this transaction"))
+            return
+        session.pin = None
+        session.move(Event.MEND)
+        if name == "reset":
+            session.reset()
+        elif name == "quit":
+            session.finish()
+
+    # --- from Redis: upstream.pinned.Owner
+
+    def relay(self, data: bytes) -> None:
+        """Take reply bytes for the client."""
+        self.session.write(data)
+
+    def answered(self, what: Expect, first: int) -> None:
+        """Follow the state of the connection by its replies."""
+        session = self.session
+        if what is Expect.QUIT:
+            session.finish()
+            return
+        if what is Expect.RESET:
+            self.streams_reset()
+            return
+        if what is Expect.MULTI:
+            self.multi = self.multi or first == _PLUS
+        elif what is Expect.END and self.multi:
+            self.multi = self.watching = False
+        elif what is Expect.WATCH and first == _PLUS and not self.multi:
+            self.watching = True
+        elif what is Expect.UNWATCH and first == _PLUS and not self.multi:
+            self.watching = False
+        if not self.link.idle or self.large is not None:
+            return
+        if session.state is State.PINNED and not (self.multi or self.watching):
+            self._release()
+        session.consume()
+        session.end_if_done()
+
+    def streams_reset(self) -> None:
+        """Answer RESET and go back to the shared link; the connection is not used again."""
+        session = self.session
+        self.clean = False
+        self._let_go()
+        if session.state is State.WAITING:
+            session.move(Event.RESUME)
+        else:
+            session.move(Event.RELEASE)
+        session.reset()
+        session.write(b"+RESET\r\n")
+        session.consume()
+
+    def pin_lost(self, why: str) -> None:
+        """Take the loss of the connection as mildly as what it held allows."""
+        session = self.session
+        error = self.link.connector.lost(why)
+        expected = list(self.link.expected)
+        if session.state is not State.PINNED or self.link.scanner.open or self.large is not None:
+            session.pin = None
+            log.info("client %s closed: %s", session.address, str(error).removeprefix("ERR pannier: "))
+            session.finish()
+            return
+        unknown = UpstreamError(f"{error}; outcome unknown: the command may or may not have been carried out")
+        session.write(b"".join(unknown.reply for what in expected if what is not Expect.DISCARDED))
+        if Expect.END not in expected and self.transaction:
+            session.move(Event.BREAK)
+        else:
+            session.pin = None
+            session.move(Event.RELEASE)
+        session.consume()
+
+    def pin_full(self, full: bool) -> None:
+        """Stop or go on taking the client's commands: Redis does not keep up, or does again."""
+        if full:
+            self.session.hold(Reason.PIN)
+        else:
+            self.session.release(Reason.PIN)
+
+    # --- ending
+
+    def drop(self) -> None:
+        """Give up the link with the client: Redis unblocks, discards and unsubscribes by itself."""
+        self.clean = False
+        self._let_go()
+
+    def _release(self) -> None:
+        self._let_go()
+        self.session.move(Event.RELEASE)
+
+    def _let_go(self) -> None:
+        session = self.session
+        session.pin = None
+        session.clients.links.unpin(self.link, self.clean)
+        session.flow.release(Reason.PIN)

@@ -1,0 +1,525 @@
+"""A client's session: its bytes in, its replies out, in order.
+
+The order of a client's replies is kept by three rules. On the shared link the FIFO keeps it. A command that
+takes another path waits until no reply is pending there (`WAITING`), and the shared link is used again only
+when nothing is owed on the other path. What the sidecar answers itself it writes only when nothing is owed.
+
+`data_received` is the hot path: a chunk of complete, canonical, stateless commands is recognised by two calls
+into the regular expression engine and submitted as it came. (The tables of the LRU tier will be asked there,
+before the patterns: what they answer never reaches the patterns, the parser or the link.) Everything else is
+buffered and taken command by command, by a method for each state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, cast
+
+from proxy.client import local
+from proxy.client.dispatch import Route, link_protocol
+from proxy.client.flow import Flow, Reason
+from proxy.client.pin import Pin
+from proxy.client.states import Event, State, move
+from proxy.resp import encode
+from proxy.resp.errors import ProtocolError, UpstreamError
+from proxy.resp.requests import LargeFrame, Request, RequestParser
+from proxy.upstream.link import Identity, LinkKey
+from proxy.upstream.pinned import PinnedLink
+from proxy.upstream.shared import LinkState, SharedLink
+from proxy.upstream.sockets import set_keepalive
+
+if TYPE_CHECKING:
+    from proxy.client.clients import Clients
+
+log = logging.getLogger("pannier.client")
+
+LARGE = 256 * 1024
+"""Bytes of an incomplete command after which it is relayed while it arrives, on a link of its own."""
+_WAITING_HIGH = 1024 * 1024
+"""Bytes that may wait behind a command under way before reading stops."""
+_LOCAL_LIMIT = 1024 * 1024
+"""Longest command, in bytes, that the sidecar answers itself."""
+_OUTPUT_HIGH = 1024 * 1024
+"""Unsent reply bytes above which no further commands are taken."""
+_PENDING_HIGH = 16384
+"""Commands in flight above which no further ones are taken."""
+_ATTACKS = frozenset({b"host:", b"post"})
+
+
+class Session(asyncio.Protocol):
+    """One client connection. Implements `upstream.shared.Caller`."""
+
+    __slots__ = (
+        "_frame", "_frames", "_prefix", "buffer", "clients", "commands", "created", "database",
+        "draining", "eof", "farewell", "flow", "id", "identity", "idle_mark", "idle_since", "info", "link",
+        "name", "parser", "pending", "pin", "protocol", "relaying", "reserved", "state", "task", "transport",
+        "write",
+    )  # fmt: skip
+
+    def __init__(self, clients: Clients, session_id: int) -> None:
+        # Whom it belongs to.
+        self.clients = clients
+        self.id = session_id
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.write: Callable[[bytes], object] = _discard
+        """Takes reply bytes; the transport's own method while there is one."""
+        # What it is doing.
+        self.state = State.RELAY
+        self.relaying = False
+        """Whether `data_received` may submit at once: nothing stands in the way."""
+        self.buffer = b""
+        """Bytes received and not taken yet."""
+        self.link: SharedLink = cast(SharedLink, None)
+        self.pending = 0
+        """Replies to come over the shared link."""
+        self.draining = False
+        self.farewell = b""
+        """What to write before closing, once nothing is pending."""
+        self.eof = False
+        """Whether the client has closed its sending side."""
+        self.pin: Pin | None = None
+        self.reserved: PinnedLink | None = None
+        """A pinned link whose id another client has been told; used at the next pin."""
+        self.task: asyncio.Task[None] | None = None
+        # What the client has said of itself.
+        self.identity = clients.identity
+        self.database = clients.database
+        self.protocol = 2
+        self.name = b""
+        self.info: dict[str, bytes] | None = None
+        """CLIENT SETINFO's lib-name and lib-ver."""
+        # What is counted.
+        self.commands = 0
+        self.created = time.monotonic()
+        self.idle_mark = 0
+        """`commands` when the sweeper last looked."""
+        self.idle_since = self.created
+        # Tools, bound once.
+        self.parser = RequestParser(clients.settings.proto_max_bulk_len)
+        patterns = clients.dispatcher.patterns
+        self._frame, self._frames, self._prefix = patterns.frame, patterns.frames, patterns.prefix
+
+    # --- asyncio callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; called once by the loop."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.flow = Flow(self.transport)
+        self.write = self.transport.write
+        self.transport.set_write_buffer_limits(high=_OUTPUT_HIGH)
+        set_keepalive(transport, self.clients.settings.tcp_keepalive)
+        if refusal := self.clients.admit(self):
+            self.write(refusal)
+            self.finish()
+            return
+        self.link = self.clients.links.attach(self.key)
+        self.refresh()
+
+    def data_received(self, data: bytes) -> None:
+        """Take a chunk of the client's bytes. The hot path."""
+        if self.relaying:
+            if self._frame(data) is not None:
+                self.commands += 1
+                self.pending += 1
+                self.link.submit(self, 1, data)
+                return
+            frames = self._frames(data)
+            if sum(map(len, frames)) == len(data):
+                self.submit(len(frames), data)
+                return
+        self._receive(data)
+
+    def pause_writing(self) -> None:
+        """Called by the loop: the client does not read."""
+        self.hold(Reason.OUTPUT)
+        self.clients.stalled[self] = time.monotonic()
+        if self.pin is not None:
+            self.pin.link.pause(True)
+
+    def resume_writing(self) -> None:
+        """Called by the loop: the client has read."""
+        self.clients.stalled.pop(self, None)
+        if self.pin is not None:
+            self.pin.link.pause(False)
+        self.release(Reason.OUTPUT)
+
+    def eof_received(self) -> bool:
+        """Take the end of the client's bytes: what it has asked is still answered, unless it blocks."""
+        self.eof = True
+        if self.state is State.CLOSED or not self._owes():
+            return False
+        self.draining = True
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Hear that the client is gone: its replies in flight are dropped where they arrive."""
+        self.write = _discard
+        self.relaying = False
+        self.buffer = b""
+        if self.state is not State.CLOSED:
+            self.state = move(self.state, Event.LOST)
+        if self.task is not None:
+            self.task.cancel()
+        if self.pin is not None:
+            self.pin.drop()
+        if self.reserved is not None:
+            self.clients.links.unpin(self.reserved, False)
+            self.reserved = None
+        if self.link is not None:
+            self.clients.links.detach(self.link)
+        self.clients.leave(self)
+
+    # --- upstream.shared.Caller
+
+    def drained(self) -> None:
+        """Hear that nothing is pending on the shared link."""
+        self.draining = self.eof
+        if self.farewell:
+            self.write(self.farewell)
+            self.finish()
+        elif self.state is State.WAITING and self.task is None:
+            self.move(Event.RESUME)
+            self.consume()
+        elif self.flow.reasons & Reason.PENDING:
+            self.release(Reason.PENDING)
+        self.end_if_done()
+
+    def cut(self) -> None:
+        """Hear that a reply broke off: only closing tells the client so."""
+        self.abort("upstream connection broke in the middle of a reply")
+
+    def hold_back(self, link: SharedLink) -> None:
+        """Hear that Redis does not keep up."""
+        self.hold(Reason.LINK)
+
+    def go_on(self) -> None:
+        """Hear that Redis keeps up again."""
+        self.release(Reason.LINK)
+
+    # --- for the other parts of the client room
+
+    @property
+    def key(self) -> LinkKey:
+        """Which links serve this session."""
+        return LinkKey(self.identity, self.database, link_protocol(None, self.protocol))
+
+    def move(self, event: Event) -> None:
+        """Change state. Raises IllegalEvent."""
+        self.state = move(self.state, event)
+        self.relaying = False
+
+    def refresh(self) -> None:
+        """Work out whether the hot path is open, after anything it depends on may have changed."""
+        self.parser.unauthenticated = self.link.auth_required
+        self.relaying = (
+            self.state is State.RELAY
+            and not self.buffer
+            and not self.flow.reasons
+            and self.link.state is not LinkState.CONNECTING
+            and not self.parser.unauthenticated
+        )
+
+    def hold(self, reason: Reason) -> None:
+        """Take no more commands while `reason` holds."""
+        self.flow.hold(reason)
+        self.relaying = False
+
+    def release(self, reason: Reason) -> None:
+        """Take commands again if nothing else holds them."""
+        if self.flow.release(reason):
+            self.consume()
+
+    def submit(self, n: int, data: bytes) -> None:
+        """Send `n` stateless commands over the shared link."""
+        self.commands += n
+        self.pending += n
+        self.link.submit(self, n, data)
+        if self.pending > _PENDING_HIGH:
+            self.draining = True
+            self.hold(Reason.PENDING)
+
+    def adopt(self, identity: Identity, database: int, protocol: int, link: SharedLink) -> None:
+        """Go over to another shared link, already attached."""
+        self.identity, self.database, self.protocol = identity, database, protocol
+        self.clients.links.detach(self.link)
+        self.link = link
+
+    def start(self, work: Coroutine[None, None, bytes]) -> None:
+        """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
+        self.move(Event.WAIT)
+        self.task = asyncio.get_running_loop().create_task(self._answer(work))
+
+    def reset(self) -> None:
+        """Set the session back to how it began (Redis docs: RESET)."""
+        self.name = b""
+        self.info = None
+        key = LinkKey(self.clients.identity, self.clients.database, 2)
+        if key != self.key:
+            self.adopt(*key, self.clients.links.attach(key))
+
+    def finish(self) -> None:
+        """Close once everything written has been sent."""
+        if self.state not in (State.CLOSING, State.CLOSED):
+            self.move(Event.CLOSE)
+        self.transport.close()
+
+    def abort(self, why: str) -> None:
+        """Close now."""
+        log.info("client %s closed: %s", self.address, why)
+        self.write = _discard
+        if self.state not in (State.CLOSING, State.CLOSED):
+            self.move(Event.CLOSE)
+        self.transport.abort()
+
+    def depart(self) -> None:
+        """Close as soon as what the client has asked is answered; at once if it blocks or listens."""
+        self.eof = self.draining = True
+        self.end_if_done()
+
+    @property
+    def unix(self) -> bool:
+        """Whether the client came over a unix socket."""
+        return not isinstance(self.transport.get_extra_info("peername"), tuple)
+
+    @property
+    def upstream_id(self) -> int | None:
+        """Redis' id of the link that is this session's own; None while it has none."""
+        link = self.pin.link if self.pin is not None else self.reserved
+        return link.client_id if link is not None else None
+
+    async def reserve(self) -> None:
+        """Give the session a link of its own, for its next need, so that its id can be told. Raises UpstreamError."""
+        if self.pin is None and self.reserved is None and self.state is not State.CLOSED:
+            link = await self.clients.links.pin(self.key)
+            if self.reserved is None and self.state is not State.CLOSED:
+                self.reserved = link
+            else:
+                self.clients.links.unpin(link, True)
+
+    @property
+    def address(self) -> str:
+        """The client's address as CLIENT LIST shows it."""
+        return self.clients.address(self.transport, "peername")
+
+    # --- taking commands
+
+    def _receive(self, data: bytes) -> None:
+        if self.state in (State.CLOSING, State.CLOSED):
+            return
+        if self.state is State.TUNNEL and self.pin is not None:
+            self.pin.link.send(data)
+            return
+        self.buffer = self.buffer + data if self.buffer else data
+        self.consume()
+        if len(self.buffer) > self.clients.settings.query_buffer_limit:
+            self.abort(f"query buffer over {self.clients.settings.query_buffer_limit} bytes")
+        elif len(self.buffer) > _WAITING_HIGH and self.state is State.WAITING:
+            self.hold(Reason.BUFFER)
+
+    def consume(self) -> None:
+        """Take what is buffered, as far as the state allows."""
+        if self.state is not State.WAITING:
+            self.flow.release(Reason.BUFFER)
+        try:
+            self._take_all()
+        except ProtocolError as error:
+            self._reject(error)
+        except Exception:
+            log.exception("client %s: internal error", self.address)
+            self.abort("internal error")
+        if self.state is not State.CLOSED:
+            self.refresh()
+
+    def _take_all(self) -> None:
+        buf, pos = self.buffer, 0
+        try:
+            while pos < len(buf) and not self.flow.reasons:
+                after = self._take(buf, pos)
+                if after == pos:
+                    return
+                pos = after
+        finally:
+            self.buffer = buf[pos:] if self.state not in (State.CLOSING, State.CLOSED) else b""
+
+    def _take(self, buf: bytes, pos: int) -> int:
+        """Take what can be taken at `pos`; the position after it, or `pos` if nothing can."""
+        state = self.state
+        if state is State.RELAY:
+            return self._take_relay(buf, pos)
+        if self.pin is not None and state in (State.PINNED, State.STREAM, State.BROKEN):
+            return self.pin.take(buf, pos)
+        if self.pin is not None and state is State.TUNNEL:
+            self.pin.link.send(buf[pos:])
+            return len(buf)
+        return pos
+
+    def _take_relay(self, buf: bytes, pos: int) -> int:
+        if not self.link.auth_required:
+            found = self._prefix(buf, pos)
+            if found is not None and (end := found.end()) > pos:
+                stretch = buf[pos:end]
+                self.submit(len(self._frames(stretch)), stretch)
+                return end
+        self.parser.unauthenticated = self.link.auth_required
+        request = self.parser.parse(buf, pos)
+        if request is None:
+            return self._take_large(buf, pos)
+        if not request.arguments:
+            return request.end
+        route = self._route(request.arguments)
+        if route is Route.SHARED:
+            self.submit(1, raw(request, buf))
+        elif not self.ready():
+            return pos
+        else:
+            self.commands += 1
+            self._special(route, request.arguments, raw(request, buf))
+        return request.end
+
+    def _route(self, arguments: Sequence[bytes]) -> Route:
+        dispatcher = self.clients.dispatcher
+        route = dispatcher.route(arguments)
+        if self.link.auth_required and dispatcher.name(arguments) not in local.WITHOUT_AUTH:
+            return Route.SHARED  # Redis answers NOAUTH
+        if arguments[0].lower() in _ATTACKS:
+            log.warning("client %s sent an HTTP request: possible attack from a browser, closed", self.address)
+            self.abort("HTTP request")
+        return route
+
+    def ready(self) -> bool:
+        """Whether nothing is pending on the shared link; otherwise the session waits for that."""
+        if not self.pending:
+            return True
+        self.draining = True
+        self.move(Event.WAIT)
+        return False
+
+    def _special(self, route: Route, arguments: list[bytes], data: bytes) -> None:
+        if self.state is State.CLOSING:
+            return
+        if route is Route.LOCAL:
+            answer = local.answer(self, self.clients.dispatcher.name(arguments), arguments)
+            if isinstance(answer, bytes):
+                self.write(answer)
+            elif answer is not None:
+                self.start(answer)
+            return
+        self.pinned(route, arguments, data, None)
+
+    def _take_large(self, buf: bytes, pos: int) -> int:
+        """Take the first part of a command that is too large to wait for."""
+        if len(buf) - pos < LARGE:
+            return pos
+        known = self.parser.large(buf, pos)
+        if known is None:
+            return pos
+        arguments, frame, end = known
+        route = self._route(arguments)
+        if route is Route.LOCAL:
+            if len(buf) - pos > _LOCAL_LIMIT:
+                raise ProtocolError("too big a request for a command that pannier answers")
+            return pos
+        if not self.ready():
+            return pos
+        self.commands += 1
+        self.pinned(Route.ONCE if route is Route.SHARED else route, arguments, buf[pos:end], frame)
+        return end
+
+    # --- links of its own
+
+    def pinned(self, route: Route, arguments: list[bytes], data: bytes, large: LargeFrame | None) -> None:
+        """Send a command over a link of the session's own, at once if one is at hand."""
+        target = local.redirect_target(self.clients, arguments)
+        if target is None or target.upstream_id is not None:
+            link, self.reserved = self.reserved, None
+            link = link or self.clients.links.idle(self.key)
+            if link is not None:
+                self._pin(link, route, arguments, data, large)
+                return
+        self.move(Event.WAIT)
+        self.task = asyncio.get_running_loop().create_task(self._open_pin(route, arguments, data, large))
+
+    def _pin(
+        self, link: PinnedLink, route: Route, arguments: list[bytes], data: bytes, large: LargeFrame | None
+    ) -> None:
+        self.move(Event.PIN)
+        self.pin = Pin(self, link)
+        self.pin.large = large
+        self.pin.forward(route, arguments, data)
+
+    async def _open_pin(
+        self, route: Route, arguments: list[bytes], data: bytes, large: LargeFrame | None
+    ) -> None:
+        try:
+            target = local.redirect_target(self.clients, arguments)
+            if target is not None:
+                await target.reserve()
+            link = await self.clients.links.pin(self.key)
+        except UpstreamError as error:
+            self.task = None
+            if large is not None:
+                self.write(error.reply)
+                self.finish()
+                return
+            self._resume(error.reply)
+            return
+        self.task = None
+        self._pin(link, route, arguments, data, large)
+        self.consume()
+
+    async def _answer(self, work: Coroutine[None, None, bytes]) -> None:
+        try:
+            reply = await work
+        except UpstreamError as error:
+            reply = error.reply
+        except Exception:
+            log.exception("client %s: internal error", self.address)
+            self.abort("internal error")
+            return
+        self.task = None
+        self._resume(reply)
+
+    def _resume(self, reply: bytes) -> None:
+        if self.state is State.WAITING:
+            self.write(reply)
+            self.move(Event.RESUME)
+            self.consume()
+            self.end_if_done()
+
+    # --- ending
+
+    def _reject(self, error: ProtocolError) -> None:
+        """Answer bytes that are no RESP, after what is pending, and close."""
+        log.info("client %s: protocol error: %s", self.address, error)
+        self.farewell = error.reply()
+        self.buffer = b""
+        if self.pending:
+            self.draining = True
+            if self.state is State.RELAY:
+                self.move(Event.WAIT)
+            return
+        self.write(self.farewell)
+        self.finish()
+
+    def _owes(self) -> bool:
+        """Whether replies are still to come for what the client has sent."""
+        if self.pin is not None:
+            return self.pin.owes
+        return self.state in (State.RELAY, State.WAITING) and bool(self.pending or self.task or self.flow.reasons)
+
+    def end_if_done(self) -> None:
+        """Close if the client has closed its side and nothing is owed any more."""
+        if self.eof and not self._owes() and self.state not in (State.CLOSING, State.CLOSED):
+            self.finish()
+
+
+def raw(request: Request, buf: bytes) -> bytes:
+    """A request's bytes for Redis: as they came if they are canonical."""
+    return buf[request.start : request.end] if request.canonical else encode.request(*request.arguments)
+
+
+def _discard(data: bytes) -> None:
+    """Take replies for a client that is gone."""

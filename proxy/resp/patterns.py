@@ -1,0 +1,98 @@
+"""Regular expressions that step over RESP frames at C speed.
+
+A bulk string says its own length, which a regular expression cannot read; but lengths up to `SHORT` are few
+enough to be spelled out as a trie of decimal digits, each leaf demanding exactly that many bytes::
+
+    \\$(?:1(?:\\r\\n.{1}\\r\\n|0\\r\\n.{10}\\r\\n|…)|3(?:\\r\\n.{3}\\r\\n|…)|…)
+
+The match is strict: what it accepts is a canonical frame, byte for byte, so the end of the match is the end
+of the frame. It costs 0.03 µs a reply and 0.05 µs a request, a third of an object-building parser, allocates
+nothing, and cannot be made to allocate by a length that merely *claims* to be large. Whatever it does not
+accept (longer strings, aggregates, odd but legal spellings, half a frame) goes to the parsers in
+`replies` and `requests`, which know everything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+SHORT = 255
+"""Longest bulk string, in bytes, that the patterns accept; each leaf costs 5 µs when the module loads."""
+
+RUN_SIZES = (64, 16, 4, 1)
+"""Frames matched by one call, largest first: any count is a short sum of these."""
+
+Match = Callable[[bytes, int], "re.Match[bytes] | None"]
+
+
+def _bulk() -> str:
+    """A pattern for one bulk string of 0 to `SHORT` bytes, type byte and both line ends included."""
+
+    def leaf(length: int) -> str:
+        return r"\r\n.{%d}\r\n" % length if length else r"\r\n\r\n"
+
+    def node(digits: str) -> str:
+        if digits == "0":
+            return leaf(0)
+        longer = [d + node(digits + d) for d in "0123456789" if int(digits + d) <= SHORT]
+        branches = [leaf(int(digits)), *longer]
+        return branches[0] if len(branches) == 1 else "(?:" + "|".join(branches) + ")"
+
+    return r"\$(?:" + "|".join(d + node(d) for d in "1234567890") + ")"
+
+
+def _words(words: Iterable[str]) -> str:
+    """A pattern for any of `words`, as a trie, so that the first letters decide quickly."""
+    root: dict[str, object] = {}
+    for word in words:
+        node = root
+        for letter in word:
+            node = node.setdefault(letter, {})  # type: ignore[assignment]
+        node[""] = {}
+
+    def spell(node: Mapping[str, object]) -> str:
+        branches = [re.escape(c) + spell(rest) if c else "" for c, rest in node.items()]  # type: ignore[arg-type]
+        return branches[0] if len(branches) == 1 else "(?:" + "|".join(branches) + ")"
+
+    return spell(root)
+
+
+_BULK = _bulk()
+_SCALAR = rf"(?:(?:{_BULK}|\$-1\r\n)|[+:_#,(-][^\r\n]*+\r\n)"
+
+
+def _runs(pattern: str) -> tuple[tuple[int, Match], ...]:
+    return tuple((size, re.compile(b"(?:%b){%d}+" % (pattern.encode(), size), re.S).match) for size in RUN_SIZES)
+
+
+SCALAR_RUNS = _runs(_SCALAR)
+"""(count, match) pairs, largest first: that many replies which are no aggregates and no long strings."""
+
+BULK_RUNS = _runs(_BULK)
+"""(count, match) pairs, largest first: that many short bulk strings, as arguments of a request."""
+
+
+class RequestPatterns:
+    """Recognise complete, canonical requests of known commands.
+
+    `commands` maps an argument count (command name included) to the names, in lower case, that may be sent
+    with it; each is recognised in all upper and all lower case. Other spellings take the parser. Names
+    come in the order in which they are tried: put the common ones first.
+    """
+
+    def __init__(self, commands: Mapping[int, Iterable[str]]) -> None:
+        counts = []
+        for count, names in commands.items():
+            words = [rf"{len(name)}\r\n{word}" for name in names for word in (name.upper(), name)]
+            trie = _words(word.replace(r"\r\n", "\r\n") for word in words)
+            arguments = _BULK * (count - 1) if count <= 3 else f"(?:{_BULK}){{{count - 1}}}+"
+            counts.append(rf"{count}\r\n\$(?:{trie})\r\n{arguments}")
+        one = rf"\*(?:{'|'.join(counts)})".encode()
+        frame = re.compile(one, re.S)
+        self.frame = frame.fullmatch
+        """Match a chunk that is exactly one request; None if it is anything else."""
+        self.frames = frame.findall
+        """All requests in a chunk. They are contiguous exactly if their lengths add up to the chunk's."""
+        self.prefix: Match = re.compile(b"(?:%b)*+" % one, re.S).match
+        """Match the longest stretch of complete requests from a position on; never None."""

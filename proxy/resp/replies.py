@@ -1,0 +1,124 @@
+"""Where replies end in the bytes that come from Redis; RESP2 and RESP3 (Redis docs: RESP protocol specification).
+
+A link relays bytes as they came and only has to know how many replies they hold and to whom each belongs.
+`ReplyScanner` counts without building objects: stretches of scalars by the patterns, aggregates by a count of
+the elements still missing, long strings by a count of the bytes still missing. It never needs more than the
+bytes at hand: a reply of 512 MB passes through in the pieces in which it arrives.
+"""
+
+from __future__ import annotations
+
+from proxy.resp.errors import UpstreamDesync
+from proxy.resp.patterns import SCALAR_RUNS
+
+_PUSH = 0x3E
+_ELEMENTS = {0x2A: 1, 0x7E: 1, _PUSH: 1, 0x25: 2, 0x7C: 2}  # * ~ > % |
+_STRINGS = b"$=!"
+_LINES = b"+-:_#,("
+_ATTRIBUTE = 0x7C
+_LINE_LIMIT = 1 << 20
+
+
+class ReplyScanner:
+    """Step over replies, keeping only what a chunk's end cut in two.
+
+    `need` elements of the reply under way are missing, after the `skip` bytes of the string under way.
+    """
+
+    __slots__ = ("need", "open", "skip")
+
+    def __init__(self) -> None:
+        self.need = 0
+        self.skip = 0
+        self.open = False
+        """Whether a reply has begun and not ended: some of its bytes have been stepped over."""
+
+    def advance(self, buf: bytes, pos: int, replies: int) -> tuple[int, int]:
+        """Step over at most `replies` replies from `pos`; returns (new position, replies that ended).
+
+        Stops early at the end of `buf`, at a header line that is not complete (call again with these bytes
+        and more), and before a push between two replies. Raises UpstreamDesync on bytes that are no RESP.
+        """
+        done = 0
+        size = len(buf)
+        while True:
+            if self.skip:
+                taken = min(self.skip, size - pos)
+                pos += taken
+                self.skip -= taken
+                if self.skip:
+                    return pos, done
+            if self.need:
+                pos, self.need = _scalars(buf, pos, self.need)
+            if not self.need:
+                if self.open:
+                    self.open = False
+                    done += 1
+                pos, missing = _scalars(buf, pos, replies - done)
+                done = replies - missing
+                if not missing or pos == size or buf[pos] == _PUSH:
+                    return pos, done
+                self.need = 1
+            elif pos == size:
+                return pos, done
+            after = self._header(buf, pos)
+            if after == pos:
+                if not self.open:
+                    self.need = 0
+                return pos, done
+            self.open = True
+            pos = after
+
+    def push(self, buf: bytes, pos: int) -> int:
+        """Begin or go on stepping over the push at `pos`; the position after it (or of what is missing).
+
+        `open` tells whether more of it is to come.
+        """
+        if not self.open:
+            self.need = 1
+            after = self._header(buf, pos)
+            if after == pos:
+                self.need = 0
+                return pos
+            self.open = True
+            pos = after
+        pos, _ = self.advance(buf, pos, 1) if self.need or self.skip else (pos, 1)
+        self.open = bool(self.need or self.skip)
+        return pos
+
+    def _header(self, buf: bytes, pos: int) -> int:
+        """Take in the header line at `pos`; the position after it, or `pos` if it is not complete."""
+        end = buf.find(b"\r\n", pos)
+        if end < 0:
+            if len(buf) - pos > _LINE_LIMIT:
+                raise UpstreamDesync("ERR pannier: upstream sent a line without an end")
+            return pos
+        kind = buf[pos]
+        if kind in _LINES:
+            self.need -= 1
+            return end + 2
+        try:
+            count = int(buf[pos + 1 : end])
+        except ValueError:
+            count = -2
+        if count < -1 or not (kind in _ELEMENTS or kind in _STRINGS):
+            line = bytes(buf[pos : min(end, pos + 40)])
+            raise UpstreamDesync(f"ERR pannier: upstream sent what is no RESP reply: {line!r}")
+        if kind in _STRINGS:
+            self.need -= 1
+            self.skip = count + 2 if count >= 0 else 0
+        else:
+            self.need += max(count, 0) * _ELEMENTS[kind] - (kind != _ATTRIBUTE)
+        return end + 2
+
+
+def _scalars(buf: bytes, pos: int, limit: int) -> tuple[int, int]:
+    """Step over up to `limit` scalars; returns (position, how many of `limit` are left)."""
+    for size, match in SCALAR_RUNS:
+        while limit >= size:
+            found = match(buf, pos)
+            if found is None:
+                break
+            pos = found.end()
+            limit -= size
+    return pos, limit

@@ -1,0 +1,277 @@
+"""Assembly and lifecycle: what is made in which order, and taken down in the reverse one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable
+
+import hiredis
+
+from proxy import __version__
+from proxy.client.clients import TICK, Clients
+from proxy.client.dispatch import Dispatcher
+from proxy.resp import encode
+from proxy.resp.commands import CommandTable
+from proxy.resp.errors import StartupError, UpstreamError
+from proxy.settings import Settings
+from proxy.upstream.address import Listen, Upstream, cannot_listen
+from proxy.upstream.embedded import EmbeddedRedis
+from proxy.upstream.link import Connector, Identity, LinkKey
+from proxy.upstream.pool import LinkPool
+from proxy.upstream.shared import LinkState, Question, SharedLink
+
+log = logging.getLogger("pannier")
+
+_BACKLOG = 1024
+_FILES_BESIDE_CLIENTS = 128
+"""File descriptors needed beside two for each client."""
+
+
+async def run(settings: Settings) -> int:
+    """Serve until SIGINT or SIGTERM; the exit status. Raises StartupError."""
+    _configure_logging(settings.log_level)
+    _raise_file_limit(settings.max_clients)
+    stop = asyncio.Event()
+    _on_signals(stop)
+    async with contextlib.AsyncExitStack() as stack:
+        upstream = settings.upstream
+        bundled = ""
+        if upstream is None:
+            embedded = await stack.enter_async_context(EmbeddedRedis())
+            upstream, bundled = embedded.upstream, embedded.version
+        sidecar = Sidecar(settings, upstream, bundled)
+        await stack.enter_async_context(sidecar.serving())
+        await sidecar.first_contact()
+        print(sidecar.banner(), flush=True)
+        _settle_garbage_collector()
+        await stop.wait()
+        log.info("stopping")
+    return 0
+
+
+class Sidecar:
+    """One running Pannier: listeners, clients, links."""
+
+    def __init__(self, settings: Settings, upstream: Upstream, bundled: str = "") -> None:
+        self.settings = settings
+        self.upstream = upstream
+        self.bundled = bundled
+        """Version of the bundled redis-server, if that is the upstream."""
+        self.table = CommandTable.load()
+        dispatcher = Dispatcher(self.table)
+        connector = Connector(upstream, settings.connect_timeout, settings.tcp_keepalive)
+        backoff = (settings.reconnect_min, settings.reconnect_max)
+        self.links = LinkPool(connector, dispatcher, settings.upstream_timeout, backoff)
+        identity = Identity(_bytes(upstream.username), _bytes(upstream.password))
+        self.clients = Clients(settings, self.links, dispatcher, identity, upstream.db, self.info)
+        self.addresses: list[str] = []
+        """Where clients are served, with the ports the system chose."""
+        self._started = time.monotonic()
+        self._main = LinkKey(identity, upstream.db, 2)
+        self._learnt = -1
+        """Reconnections of the main link when the command table was last overlaid."""
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Listen and serve while the context lasts. Raises StartupError if an address cannot be had."""
+        loop = asyncio.get_running_loop()
+        main = self.links.attach(self._main)
+        servers: list[asyncio.Server] = []
+        ticker: asyncio.Task[None] | None = None
+        try:
+            for listen in self.settings.listen:
+                servers.append(await self._listen(loop, listen))
+            ticker = loop.create_task(self._tick(main))
+            yield
+        finally:
+            for server in servers:
+                server.close()
+            if ticker is not None:
+                ticker.cancel()
+            await self.clients.close()
+            await self.links.close()
+            for listen in self.settings.listen[: len(servers)]:
+                if listen.path is not None:
+                    with contextlib.suppress(OSError):
+                        os.unlink(listen.path)
+
+    async def first_contact(self) -> None:
+        """Wait until it is known whether Redis can be reached."""
+        link = self.links.shared.get(self._main)
+        if link is not None:
+            await link.settled()
+
+    def banner(self) -> str:
+        """What listens where and what is behind it, for a person."""
+        link = self.links.shared.get(self._main)
+        listening = ", ".join(self.addresses)
+        lines = [f"pannier {__version__} serves {listening}", f"  upstream   {self._behind(link)}"]
+        if self.bundled:
+            lines.append("  note       the bundled redis-server keeps nothing: give --upstream for a real one")
+        lines.append("  stop       Ctrl-C")
+        return "\n".join(lines)
+
+    def info(self) -> str:
+        """The section `# Sidecar` of INFO."""
+        link = self.links.shared.get(self._main)
+        clients, links = self.clients, self.links
+        fields: dict[str, object] = {
+            "pannier_version": __version__,
+            "pannier_pid": os.getpid(),
+            "pannier_uptime_in_seconds": int(time.monotonic() - self._started),
+            "pannier_listening": ",".join(self.addresses),
+            "pannier_upstream": self.upstream.redacted,
+            "pannier_upstream_version": self._version(link),
+            "pannier_upstream_status": _status(link),
+            "pannier_upstream_reconnects": sum(shared.reconnects for shared in links.shared.values()),
+            "pannier_connected_clients": len(clients.sessions),
+            "pannier_max_clients": self.settings.max_clients,
+            "pannier_total_connections_received": clients.received,
+            "pannier_rejected_connections": clients.rejected,
+            "pannier_killed_connections": clients.killed,
+            "pannier_total_commands_processed": clients.commands,
+            "pannier_shared_links": len(links.shared),
+            "pannier_pinned_links": len(links.pinned),
+            "pannier_commands_in_flight": sum(len(shared.fifo) for shared in links.shared.values()),
+        }
+        return "# Sidecar\r\n" + "".join(f"{name}:{value}\r\n" for name, value in fields.items())
+
+    # --- listening
+
+    async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen) -> asyncio.Server:
+        try:
+            if listen.path is not None:
+                _remove_stale_socket(listen.path)
+                server = await loop.create_unix_server(self.clients.session, listen.path, backlog=_BACKLOG)
+                os.chmod(listen.path, listen.mode)
+                self.addresses.append(str(listen))
+            else:
+                server = await loop.create_server(
+                    self.clients.session, listen.host, listen.port, backlog=_BACKLOG, reuse_address=True
+                )
+                self.addresses += [_address(sock.getsockname()) for sock in server.sockets]
+        except OSError as error:
+            raise cannot_listen(listen, error) from None
+        return server
+
+    # --- what goes on beside the clients
+
+    async def _tick(self, main: SharedLink) -> None:
+        while True:
+            if main.state is LinkState.READY and main.reconnects != self._learnt:
+                self._learnt = main.reconnects
+                await self._learn_commands(main)
+            await asyncio.sleep(TICK)
+            try:
+                self.clients.tick()
+            except Exception:
+                log.exception("internal error in the periodic round")
+
+    async def _learn_commands(self, link: SharedLink) -> None:
+        """Overlay the command table with what this very server reports."""
+        reader = hiredis.Reader()
+        try:
+            reader.feed(await Question().ask(link, encode.request("COMMAND")))
+            added = self.table.overlay(reader.gets())
+        except (UpstreamError, hiredis.ProtocolError) as error:
+            log.warning("the server's own command table could not be had: %s", error)
+            return
+        log.debug("command table: %d commands more from the server", added)
+
+    def _behind(self, link: SharedLink | None) -> str:
+        if link is None or link.state is not LinkState.READY:
+            return f"{self.upstream.redacted}: not reachable yet, trying again"
+        what = "bundled redis-server" if self.bundled else "redis-server"
+        needs = " (clients have to authenticate)" if link.auth_required else ""
+        return f"{what} {self._version(link)} at {self.upstream.redacted}{needs}"
+
+    def _version(self, link: SharedLink | None) -> str:
+        version = link.wire.hello.get(b"version", b"") if link is not None and link.wire is not None else b""
+        return str(version.decode("ascii", "replace")) or self.bundled or "unknown"
+
+
+def _status(link: SharedLink | None) -> str:
+    if link is None:
+        return "closed"
+    return {LinkState.READY: "up", LinkState.FULL: "up"}.get(link.state, link.state.name.lower())
+
+
+def _address(name: tuple[str, int]) -> str:
+    return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()
+
+
+def _remove_stale_socket(path: str) -> None:
+    """Remove what a killed predecessor left; a live socket or another file stays and fails the bind."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except OSError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            return
+        else:
+            raise StartupError(f"unix://{path}: another process serves this socket already")
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+    )
+
+
+def _raise_file_limit(clients: int) -> None:
+    """Ask for as many file descriptors as `clients` may need, as far as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * clients + _FILES_BESIDE_CLIENTS
+    if soft >= needed or soft == resource.RLIM_INFINITY:
+        return
+    granted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    if granted < clients + _FILES_BESIDE_CLIENTS:
+        log.warning("only %d file descriptors allowed: fewer clients than max_clients can be served", granted)
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    """Stop on the first signal; end at once on the second."""
+    loop = asyncio.get_running_loop()
+
+    def handle(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    wanted: Iterable[int] = (signal.SIGINT, signal.SIGTERM)
+    for number in wanted:
+        loop.add_signal_handler(number, handle, number)
+
+
+def _settle_garbage_collector() -> None:
+    """Leave what start-up made out of all later collections, and collect the young ones less often.
+
+    The hot path makes no cycles; a collection every 700 allocations would cost it for nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)

@@ -1,0 +1,1 @@
+"""Programs for maintaining the proxy itself. The proxy imports none of them."""

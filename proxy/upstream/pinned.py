@@ -1,0 +1,197 @@
+"""Pinned links: a connection of its own for a client whose state lives in the connection.
+
+A pinned link works in one of three modes. COUNTED: each request is noted with what it means, each reply is
+matched to it, and the owner hears of each (transactions, blocking commands). STREAM: replies no longer
+correspond to requests (subscriptions, MONITOR, CLIENT REPLY), so bytes pass both ways and the owner only hears
+of the `+RESET` that ends it. TUNNEL: not even frames can be told apart (replication), bytes pass until one
+side closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+from typing import Protocol
+
+from proxy.resp.errors import UpstreamDesync
+from proxy.resp.replies import ReplyScanner
+from proxy.upstream.link import Connector, Link, LinkKey
+
+_PUSH = 0x3E
+_RESET = b"+RESET\r\n"
+_WRITE_HIGH = 1024 * 1024
+
+
+class Expect(enum.Enum):
+    """What a request sent on a counted link means for the state of its connection."""
+
+    NOTHING = enum.auto()
+    DISCARDED = enum.auto()
+    """Sent by the sidecar itself: the reply does not go downstream."""
+    MULTI = enum.auto()
+    END = enum.auto()
+    """EXEC or DISCARD."""
+    WATCH = enum.auto()
+    UNWATCH = enum.auto()
+    QUIT = enum.auto()
+    RESET = enum.auto()
+
+
+class Mode(enum.Enum):
+    """See the module's docstring."""
+
+    COUNTED = enum.auto()
+    STREAM = enum.auto()
+    TUNNEL = enum.auto()
+
+
+class Owner(Protocol):
+    """The client's side of a pinned link."""
+
+    def relay(self, data: bytes) -> None:
+        """Take reply bytes for the client."""
+
+    def answered(self, what: Expect, first: int) -> None:
+        """Hear that the reply to a request is complete; `first` is its first byte."""
+
+    def streams_reset(self) -> None:
+        """Hear that Redis has carried out the RESET that ends a stream."""
+
+    def pin_lost(self, why: str) -> None:
+        """Hear that the connection ended."""
+
+    def pin_full(self, full: bool) -> None:
+        """Hear that Redis takes no more bytes for now, or takes them again."""
+
+
+class PinnedLink(Link):
+    """A connection that serves one client at a time."""
+
+    def __init__(self, connector: Connector, key: LinkKey) -> None:
+        super().__init__(connector, key)
+        self.owner: Owner | None = None
+        self.mode = Mode.COUNTED
+        self.expected: deque[Expect] = deque()
+        """What the replies to come answer, in order; COUNTED only."""
+        self.scanner = ReplyScanner()
+        self.ended = asyncio.Event()
+        self._first = 0
+        self._pushing = False
+        self._tail = b""
+
+    @property
+    def client_id(self) -> int | None:
+        """Redis' id of this connection; None if it did not tell."""
+        found = self.hello.get(b"id")
+        return found if isinstance(found, int) else None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is owed: between two requests."""
+        return not (self.expected or self.scanner.open or self._tail)
+
+    def send(self, data: bytes) -> None:
+        """Send bytes to Redis; for a counted link, `expect` first."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def expect(self, what: Expect) -> None:
+        """Note that a request is being sent."""
+        self.expected.append(what)
+
+    def pause(self, paused: bool) -> None:
+        """Stop or go on reading: the client does not keep up, and nobody else shares this link."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if paused:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    def watch_buffer(self) -> None:
+        """Tell the owner when Redis does not keep up."""
+        self.writer(_WRITE_HIGH)
+
+    # --- what comes from Redis
+
+    def received(self, data: bytes) -> None:
+        """Hand on what came, frame by frame as the mode demands."""
+        owner = self.owner
+        if owner is None:
+            self.close()  # a pooled link owes nothing: what comes then cannot be trusted
+            return
+        if self.mode is Mode.TUNNEL:
+            owner.relay(data)
+            return
+        if self._tail:
+            data, self._tail = self._tail + data, b""
+        try:
+            self._frames(data, owner)
+        except UpstreamDesync as error:
+            self.fail(str(error).partition("upstream ")[2])
+
+    def _frames(self, data: bytes, owner: Owner) -> None:
+        scanner = self.scanner
+        pos, size = 0, len(data)
+        while pos < size:
+            start = pos
+            if not scanner.open:
+                self._first = data[pos]
+                self._pushing = self._first == _PUSH
+            pos, ended = self._step(data, pos)
+            if pos == start:
+                self._tail = data[pos:]
+                return
+            if self.mode is Mode.TUNNEL:
+                owner.relay(data[start:])
+                return
+            if self._pushing or self.mode is Mode.STREAM:
+                if ended and data[start:pos] == _RESET and self.expected:
+                    self.expected.clear()
+                    owner.streams_reset()
+                    return
+                owner.relay(data[start:pos])
+                continue
+            what = self.expected[0] if self.expected else Expect.NOTHING
+            if what is not Expect.DISCARDED and not (ended and what is Expect.RESET):
+                owner.relay(data[start:pos])
+            if ended:
+                if self.expected:
+                    self.expected.popleft()
+                owner.answered(what, self._first)
+                if self.owner is not owner:
+                    return
+
+    def _step(self, data: bytes, pos: int) -> tuple[int, bool]:
+        """Step over one frame or a part of it: (position, whether it ended)."""
+        if self._pushing:
+            pos = self.scanner.push(data, pos)
+            return pos, not self.scanner.open
+        pos, ended = self.scanner.advance(data, pos, 1)
+        return pos, bool(ended)
+
+    def pause_writing(self) -> None:
+        """Called by the loop: Redis does not keep up."""
+        if self.owner is not None:
+            self.owner.pin_full(True)
+
+    def resume_writing(self) -> None:
+        """Called by the loop: Redis has caught up."""
+        if self.owner is not None:
+            self.owner.pin_full(False)
+
+    def fail(self, why: str) -> None:
+        """Close the connection and tell the owner at once."""
+        self.close()
+        self._end(why)
+
+    def lost(self, exc: Exception | None) -> None:
+        """Tell the owner that the connection ended."""
+        self._end(f"broke: {exc}" if exc else "closed the connection")
+
+    def _end(self, why: str) -> None:
+        self.ended.set()
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.pin_lost(why)

@@ -1,0 +1,119 @@
+"""All links to one Redis: the shared ones by key, the pinned ones lent and taken back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+
+from proxy.upstream.link import Connector, Identity, LinkKey, open_link
+from proxy.upstream.pinned import Mode, PinnedLink
+from proxy.upstream.shared import Classifier, LinkState, SharedLink
+
+_IDLE_PINNED = 16
+"""Clean pinned links kept for the next client, for each key."""
+_IDLE_SHARED = 60.0
+"""Seconds after which a shared link that no session uses is closed."""
+
+
+class LinkPool:
+    """Makes links, lends them, closes what is no longer used.
+
+    `timeout` (seconds) is how long a shared link may owe replies in silence; `backoff` the shortest and
+    longest wait between attempts to reconnect, in seconds.
+    """
+
+    def __init__(
+        self, connector: Connector, classifier: Classifier, timeout: float, backoff: tuple[float, float]
+    ) -> None:
+        self.connector = connector
+        self.shared: dict[LinkKey, SharedLink] = {}
+        self.pinned: set[PinnedLink] = set()
+        """Every pinned link, lent or idle."""
+        self._classifier = classifier
+        self._timeout = timeout
+        self._backoff = backoff
+        self._idle: dict[LinkKey, deque[PinnedLink]] = {}
+        self._unused_since: dict[LinkKey, float] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def attach(self, key: LinkKey) -> SharedLink:
+        """The shared link for `key`, made if need be; give it back with `detach`."""
+        link = self.shared.get(key)
+        if link is None or link.state is LinkState.CLOSED:
+            link = self.shared[key] = SharedLink(self.connector, key, self._classifier, self._backoff)
+        link.users += 1
+        return link
+
+    def detach(self, link: SharedLink) -> None:
+        """Give a shared link back; one that never worked is closed at once, others when long unused."""
+        link.users -= 1
+        if not link.users and link.state is LinkState.DOWN:
+            self._close(link)
+
+    def idle(self, key: LinkKey) -> PinnedLink | None:
+        """A clean connection at hand, if there is one."""
+        idle = self._idle.get(key)
+        while idle:
+            link = idle.pop()
+            if not link.ended.is_set():
+                return link
+        return None
+
+    async def pin(self, key: LinkKey) -> PinnedLink:
+        """A fresh connection for one client. Raises UpstreamError."""
+        link = await open_link(lambda: PinnedLink(self.connector, key), self.connector)
+        link.watch_buffer()
+        self.pinned.add(link)
+        return link
+
+    async def login(self, credentials: list[bytes], protocol: int) -> Identity:
+        """Have Redis check the arguments of an AUTH on a fresh connection. Raises UpstreamError.
+
+        The connection is kept for whoever needs a pinned link of that identity next.
+        """
+        user = credentials[0] if len(credentials) > 1 else None
+        key = LinkKey(Identity(user, credentials[-1]), 0, protocol)
+        link = await open_link(lambda: PinnedLink(self.connector, key), self.connector, credentials)
+        link.watch_buffer()
+        self.pinned.add(link)
+        self.unpin(link, True)
+        return key.identity
+
+    def unpin(self, link: PinnedLink, clean: bool) -> None:
+        """Take a pinned link back; `clean` if nothing of the client's is left in its connection."""
+        link.owner = None
+        idle = self._idle.setdefault(link.key, deque())
+        whole = clean and link.mode is Mode.COUNTED and link.idle and not link.ended.is_set()
+        if whole and len(idle) < _IDLE_PINNED:
+            link.pause(False)
+            idle.append(link)
+            return
+        self.pinned.discard(link)
+        link.close()
+
+    def tick(self, now: float) -> None:
+        """Break silent links, close unused ones; called a few times a second."""
+        self.pinned = {link for link in self.pinned if not link.ended.is_set()}
+        for key, link in list(self.shared.items()):
+            link.tick(now, self._timeout)
+            if link.users or link.fifo:
+                self._unused_since.pop(key, None)
+            elif now - self._unused_since.setdefault(key, now) > _IDLE_SHARED:
+                self._close(link)
+
+    async def close(self) -> None:
+        """Close every link."""
+        for link in list(self.shared.values()):
+            self._close(link)
+        for pinned in list(self.pinned):
+            pinned.close()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*self._closing)
+
+    def _close(self, link: SharedLink) -> None:
+        self.shared.pop(link.key, None)
+        self._unused_since.pop(link.key, None)
+        task = asyncio.get_running_loop().create_task(link.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

@@ -1,0 +1,433 @@
+"""The shared link: one pipelined connection to Redis that carries the stateless commands of many clients.
+
+Requests go out in one FIFO and replies come back in it, so a reply's place tells whom it belongs to; nothing
+is tagged and nothing parsed into objects. An entry of the FIFO is a *run*: `n` requests of one caller, sent as
+the one slice of bytes that came from it, answered with `n` replies in as few slices as their arrival allows.
+
+A `SharedLink` outlives its connections. What `submit` does follows its state, with no test on the way::
+
+    CONNECTING ──up──▶ READY ◀──writable── FULL        submit: hold / send / refuse / send and pause
+        │  ▲             │  └──── full ────▶ │
+      failed └── lost ───┴───────────────────┘          (the first attempt after a loss holds what comes)
+        ▼
+      DOWN ──up──▶ READY                                 (later attempts refuse it at once)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from proxy.resp.errors import UpstreamDesync, UpstreamError
+from proxy.resp.patterns import SCALAR_RUNS
+from proxy.resp.replies import ReplyScanner
+from proxy.upstream.link import Connector, Link, LinkKey, open_link
+
+log = logging.getLogger("pannier.upstream")
+
+_PUSH = 0x3E
+_RUNS = dict(SCALAR_RUNS)
+_HOLD_LIMIT = 16 * 1024 * 1024
+"""Bytes of requests held while connecting; what comes beyond is refused."""
+_WRITE_HIGH = 4 * 1024 * 1024
+"""Bytes waiting to be sent to Redis above which callers are paused."""
+_STEADY = 1.0
+"""Seconds a connection must last for the next back-off to start afresh."""
+
+
+class Caller(Protocol):
+    """Who submits runs: a client's session, or a `Question` of the sidecar's own."""
+
+    write: Callable[[bytes], object]
+    """Takes reply bytes, in order."""
+    pending: int
+    """Replies still to come."""
+    draining: bool
+    """Whether `drained` is to be called when `pending` falls to 0."""
+
+    def drained(self) -> None:
+        """Hear that no reply is pending any more."""
+
+    def cut(self) -> None:
+        """Hear that a reply ended in the middle: what was written cannot be completed."""
+
+    def hold_back(self, link: SharedLink) -> None:
+        """Hear that Redis takes no more bytes for now; submit nothing until `go_on`."""
+
+    def go_on(self) -> None:
+        """Hear that Redis takes bytes again."""
+
+
+class Run(bytes):
+    """The requests of a run that is being sent for the second time; a third would be one too many."""
+
+
+class Classifier(Protocol):
+    """What the link must know about requests, once, when a connection is lost."""
+
+    def reads(self, requests: bytes) -> list[tuple[bytes, bool]]:
+        """Split a run into its requests, each with whether repeating it changes nothing."""
+
+
+class LinkState(enum.Enum):
+    """See the picture in the module's docstring."""
+
+    CONNECTING = enum.auto()
+    READY = enum.auto()
+    FULL = enum.auto()
+    DOWN = enum.auto()
+    CLOSED = enum.auto()
+
+
+class SharedLink:
+    """One identity's, database's and protocol's commands on one connection, over reconnections."""
+
+    def __init__(
+        self, connector: Connector, key: LinkKey, classifier: Classifier, backoff: tuple[float, float]
+    ) -> None:
+        self.connector = connector
+        self.key = key
+        self.users = 0
+        """Sessions attached; kept by them."""
+        self.reconnects = 0
+        self.error: UpstreamError = connector.lost("is not connected yet")
+        """Why the link is down, while it is."""
+        self.submit: Callable[[Caller, int, bytes], None] = self._hold
+        """Send `n` requests, given as one slice of bytes, for a caller; its replies come by `write`."""
+        self.fifo: deque[tuple[Caller, int, bytes]] = deque()
+        self.wire: _Wire | None = None
+        self._write: Callable[[bytes], None] = _unconnected
+        self._classifier = classifier
+        self._backoff = backoff
+        self._held = 0
+        self._paused: set[Caller] = set()
+        self._settled = asyncio.Event()
+        self._stalled_since: tuple[int, float] = (0, 0.0)
+        self.state = LinkState.CONNECTING
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    @property
+    def auth_required(self) -> bool:
+        """Whether Redis wants credentials this link does not have."""
+        return self.wire is not None and self.wire.refusal != ""
+
+    async def settled(self) -> None:
+        """Wait until the link is ready or known to be down."""
+        await self._settled.wait()
+
+    async def close(self) -> None:
+        """Drop the connection, answer what is pending, stop reconnecting."""
+        self._enter(LinkState.CLOSED)
+        self.error = self.connector.lost("was closed by the sidecar")
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if self.wire is not None:
+            self.wire.drop("was closed by the sidecar")
+        self._fail_all()
+
+    def tick(self, now: float, timeout: float) -> None:
+        """Break a connection that owes replies and has been silent for `timeout` seconds."""
+        if self.wire is None:
+            return
+        if not self.fifo or self._stalled_since[0] != self.wire.chunks:
+            self._stalled_since = (self.wire.chunks, now)
+        elif now - self._stalled_since[1] > timeout:
+            self.wire.drop(f"did not answer within {timeout:g} s")
+
+    # --- what submit does, by state
+
+    def _send(self, caller: Caller, n: int, requests: bytes) -> None:
+        self.fifo.append((caller, n, requests))
+        try:
+            self._write(requests)
+        except RuntimeError:
+            pass  # uvloop has closed the transport and is about to say so: `wire_lost` takes care of the entry
+
+    def _send_full(self, caller: Caller, n: int, requests: bytes) -> None:
+        self._send(caller, n, requests)
+        self._paused.add(caller)
+        caller.hold_back(self)
+
+    def _hold(self, caller: Caller, n: int, requests: bytes) -> None:
+        self._held += len(requests)
+        if self._held > _HOLD_LIMIT and caller.pending == n:
+            _answer(caller, n, self.error.reply * n)
+        else:
+            self.fifo.append((caller, n, requests))
+
+    def _refuse(self, caller: Caller, n: int, requests: bytes) -> None:
+        _answer(caller, n, self.error.reply * n)
+
+    def _enter(self, state: LinkState) -> None:
+        if self.state is not LinkState.CLOSED:
+            self.state = state
+        self.submit = _SUBMIT[self.state].__get__(self)
+        if self.state is LinkState.CONNECTING:
+            self._settled.clear()
+        else:
+            self._settled.set()
+
+    # --- the life of the connection
+
+    async def _run(self) -> None:
+        shortest, longest = self._backoff
+        delay = shortest
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                wire = await open_link(lambda: _Wire(self), self.connector)
+            except UpstreamError as error:
+                self._down(error)
+            else:
+                began = loop.time()
+                self._up(wire)
+                await wire.ended.wait()
+                if loop.time() - began > _STEADY:
+                    delay = shortest
+                    continue
+                if delay == shortest:
+                    delay *= 2
+                    continue
+            await asyncio.sleep(random.uniform(delay / 2, delay))
+            delay = min(delay * 2, longest)
+
+    def _up(self, wire: _Wire) -> None:
+        if wire.ended.is_set():
+            return
+        if self.state is LinkState.DOWN:
+            log.info("upstream %s is back (%s)", self.connector.upstream.redacted, _describe(self.key))
+        self.wire = wire
+        self._write = wire.writer(_WRITE_HIGH)
+        self._enter(LinkState.READY)
+        self._held = 0
+        for _, _, requests in self.fifo:
+            self._write(requests)
+
+    def _down(self, error: UpstreamError) -> None:
+        if self.state is not LinkState.DOWN or str(error) != str(self.error):
+            log.warning("%s (%s); trying again", _plain(error), _describe(self.key))
+        self.error = error
+        self._enter(LinkState.DOWN)
+        self._fail_all()
+
+    def wire_lost(self, wire: _Wire, why: str) -> None:
+        """Take the end of a connection: answer or keep what it owed, let go of whom it held back."""
+        if self.wire is not wire:
+            return
+        self.wire = None
+        self._write = _unconnected
+        self.reconnects += 1
+        self.error = self.connector.lost(why)
+        log.warning("%s (%s); reconnecting", _plain(self.error), _describe(self.key))
+        self._enter(LinkState.CONNECTING)
+        if wire.scanner.open and not wire.pushing and self.fifo:
+            cut, _, _ = self.fifo[0]
+            cut.cut()
+            self.fifo = deque(entry for entry in self.fifo if entry[0] is not cut)
+        self._sort_out()
+        self.release_paused()
+
+    def _sort_out(self) -> None:
+        """Keep the runs of callers who only wait for reads, to be sent again; answer the others."""
+        kept: deque[tuple[Caller, int, bytes]] = deque()
+        owed: dict[Caller, list[tuple[int, bytes, list[tuple[bytes, bool]]]]] = {}
+        for caller, n, requests in self.fifo:
+            parts = self._classifier.reads(requests)[-n:]
+            owed.setdefault(caller, []).append((n, requests, parts))
+        self.fifo = kept
+        for caller, runs in owed.items():
+            again = any(isinstance(requests, Run) for _, requests, _ in runs)
+            if not again and all(read for _, _, parts in runs for _, read in parts):
+                kept.extend((caller, n, Run(b"".join(part for part, _ in parts))) for n, _, parts in runs)
+                continue
+            lost, unknown = self.error.reply, self._unknown().reply
+            for n, _, parts in runs:
+                _answer(caller, n, b"".join(lost if read else unknown for _, read in parts))
+
+    def _unknown(self) -> UpstreamError:
+        return UpstreamError(f"{self.error}; outcome unknown: the command may or may not have been carried out")
+
+    def _fail_all(self) -> None:
+        entries, self.fifo = self.fifo, deque()
+        self._held = 0
+        for caller, n, _ in entries:
+            _answer(caller, n, self.error.reply * n)
+
+    # --- called by the connection
+
+    def wire_full(self) -> None:
+        """Hear that Redis does not keep up."""
+        if self.state is LinkState.READY:
+            self._enter(LinkState.FULL)
+
+    def wire_writable(self) -> None:
+        """Hear that Redis has caught up."""
+        if self.state is LinkState.FULL:
+            self._enter(LinkState.READY)
+        self.release_paused()
+
+    def release_paused(self) -> None:
+        """Let callers that were held back go on."""
+        paused, self._paused = self._paused, set()
+        for caller in paused:
+            caller.go_on()
+
+
+_SUBMIT = {
+    LinkState.CONNECTING: SharedLink._hold,
+    LinkState.READY: SharedLink._send,
+    LinkState.FULL: SharedLink._send_full,
+    LinkState.DOWN: SharedLink._refuse,
+    LinkState.CLOSED: SharedLink._refuse,
+}
+
+
+class _Wire(Link):
+    """One connection of a shared link."""
+
+    def __init__(self, link: SharedLink) -> None:
+        super().__init__(link.connector, link.key)
+        self.link = link
+        self.scanner = ReplyScanner()
+        self.pushing = False
+        """Whether the frame under way is a push."""
+        self.chunks = 0
+        """Chunks received: a silent connection is one where this stands still."""
+        self.ended = asyncio.Event()
+        self._tail = b""
+
+    def received(self, data: bytes) -> None:
+        """Hand each reply to whom it belongs."""
+        self.chunks += 1
+        if self._tail:
+            data, self._tail = self._tail + data, b""
+        try:
+            self._deliver(data)
+        except UpstreamDesync as error:
+            self.drop(str(error).partition("upstream ")[2])
+
+    def _deliver(self, data: bytes) -> None:
+        fifo = self.link.fifo
+        scanner = self.scanner
+        size = len(data)
+        pos = 0
+        while pos < size:
+            if self.pushing or not fifo:
+                pos = self._push(data, pos)
+                if pos < 0:
+                    return
+                continue
+            start = pos
+            caller, n, requests = fifo[0]
+            match = _RUNS.get(n)
+            if match is not None and not scanner.open and (found := match(data, pos)) is not None:
+                pos = found.end()
+                done = n
+            else:
+                pos, done = scanner.advance(data, pos, n)
+                if pos == start:
+                    if data[pos] == _PUSH and not scanner.open:
+                        self.pushing = True
+                        continue
+                    self._tail = data[pos:]
+                    return
+            if done == n:
+                fifo.popleft()
+            elif done:
+                fifo[0] = (caller, n - done, requests)
+            try:
+                caller.write(data[start:pos])
+            except RuntimeError:
+                pass  # uvloop has closed the client's transport and is about to say so
+            caller.pending -= done
+            if caller.draining and not caller.pending:
+                caller.drained()
+
+    def _push(self, data: bytes, pos: int) -> int:
+        """Step over a push; -1 if the rest of it is still to come."""
+        if not self.pushing and data[pos] != _PUSH:
+            raise UpstreamDesync(f"ERR pannier: upstream sent a reply that nobody asked for: {data[pos:pos+40]!r}")
+        after = self.scanner.push(data, pos)
+        self.pushing = self.scanner.open
+        if after == pos or self.scanner.open:
+            self._tail = data[after:]
+            self.pushing = True
+            return -1
+        return after
+
+    def pause_writing(self) -> None:
+        """Called by the loop: more than the high-water mark waits to be sent."""
+        self.link.wire_full()
+
+    def resume_writing(self) -> None:
+        """Called by the loop: what waited has been sent."""
+        self.link.wire_writable()
+
+    def drop(self, why: str) -> None:
+        """Close the connection and take its end at once: nothing may be submitted to a closed transport."""
+        self.close()
+        self.ended.set()
+        self.link.wire_lost(self, why)
+
+    def lost(self, exc: Exception | None) -> None:
+        """Tell the shared link why the connection ended."""
+        self.ended.set()
+        self.link.wire_lost(self, f"broke: {exc}" if exc else "closed the connection")
+
+
+class Question:
+    """One request of the sidecar's own on a shared link, answered with the raw bytes of its reply."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.write: Callable[[bytes], object] = self._parts.append
+        self.pending = 0
+        self.draining = True
+
+    async def ask(self, link: SharedLink, request: bytes) -> bytes:
+        """Send `request`; the reply's bytes, or the error frame a client would get. Raises UpstreamError if cut."""
+        self.pending += 1
+        link.submit(self, 1, request)
+        return await self._answer
+
+    def drained(self) -> None:
+        """Take the end of the reply."""
+        if not self._answer.done():
+            self._answer.set_result(b"".join(self._parts))
+
+    def cut(self) -> None:
+        """Take the loss of the connection in the middle of the reply."""
+        if not self._answer.done():
+            self._answer.set_exception(UpstreamError("ERR pannier: the connection to upstream broke in mid-reply"))
+
+    def hold_back(self, link: SharedLink) -> None:
+        """Nothing more to submit."""
+
+    def go_on(self) -> None:
+        """Nothing waits."""
+
+
+def _unconnected(requests: bytes) -> None:
+    """Stand in for a transport's write while there is none; the state keeps it from being called."""
+
+
+def _answer(caller: Caller, n: int, replies: bytes) -> None:
+    caller.write(replies)
+    caller.pending -= n
+    if caller.draining and not caller.pending:
+        caller.drained()
+
+
+def _describe(key: LinkKey) -> str:
+    user = f"user {key.identity.user.decode(errors='replace')}, " if key.identity.user else ""
+    return f"{user}database {key.database}, RESP{key.protocol}"
+
+
+def _plain(error: UpstreamError) -> str:
+    return str(error).removeprefix("ERR pannier: ")

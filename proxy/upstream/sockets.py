@@ -1,0 +1,37 @@
+"""Socket options and TLS contexts shared by both sides."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+
+from proxy.upstream.address import Upstream
+
+
+def set_keepalive(transport: asyncio.BaseTransport, seconds: float) -> None:
+    """Send TCP keep-alives after `seconds` of silence, then every third of it; 0 turns them off.
+
+    Redis does the same with its tcp-keepalive (redis.conf), so a vanished peer is noticed after about twice
+    that time. Does nothing on a unix socket.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family == socket.AF_UNIX or seconds <= 0:
+        return
+    idle = max(1, int(seconds))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 3))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
+def tls_context(upstream: Upstream) -> ssl.SSLContext:
+    """The context for a `rediss://` upstream: certificates are verified unless the URL says otherwise."""
+    context = ssl.create_default_context(cafile=upstream.ssl_ca_certs)
+    context.check_hostname = upstream.ssl_check_hostname and upstream.ssl_cert_reqs != "none"
+    if upstream.ssl_cert_reqs == "none":
+        context.verify_mode = ssl.CERT_NONE
+    if upstream.ssl_certfile:
+        context.load_cert_chain(upstream.ssl_certfile, upstream.ssl_keyfile)
+    return context

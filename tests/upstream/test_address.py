@@ -1,0 +1,222 @@
+"""Addresses as people write them; no test here opens a socket but the one that fails to bind."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.upstream.address import AddressError, Listen, Upstream, cannot_listen, mask
+
+SECRET = "s3cr3t"
+
+
+class TestUpstreamUrlsAreReadAsRedisPyReadsThem:
+    @pytest.mark.parametrize(
+        ("url", "expected"),
+        [
+            ("redis://h", Upstream("h")),
+            ("redis://", Upstream("localhost")),
+            ("REDIS://h:1234", Upstream("h", 1234)),
+            ("redis://h/3", Upstream("h", db=3)),
+            ("redis://h/", Upstream("h")),
+            ("redis://h?db=4", Upstream("h", db=4)),
+            ("redis://h/3?db=4", Upstream("h", db=4)),
+            ("redis://u:p@h:1/2", Upstream("h", 1, db=2, username="u", password="p")),
+            ("redis://:p@h", Upstream("h", password="p")),
+            ("redis://u@h", Upstream("h", username="u", password="")),
+            ("redis://:@h", Upstream("h")),
+            ("redis://u%3A:p%40%2F%3F%23%25@h", Upstream("h", username="u:", password="p@/?#%")),
+            ("redis://h?username=u&password=p%40", Upstream("h", username="u", password="p@")),
+            ("redis://[::1]:7/1", Upstream("::1", 7, db=1)),
+            ("redis://u:p@[fe80::1%25eth0]", Upstream("fe80::1%eth0", username="u", password="p")),
+            ("rediss://h", Upstream("h", tls=True)),
+            (
+                "rediss://h?ssl_cert_reqs=none&ssl_ca_certs=/ca.pem&ssl_certfile=/c.pem&ssl_keyfile=/k.pem",
+                Upstream(
+                    "h",
+                    tls=True,
+                    ssl_cert_reqs="none",
+                    ssl_ca_certs="/ca.pem",
+                    ssl_certfile="/c.pem",
+                    ssl_keyfile="/k.pem",
+                ),
+            ),
+            ("rediss://h?ssl_check_hostname=False", Upstream("h", tls=True, ssl_check_hostname=False)),
+            ("unix:///run/r.sock", Upstream(path="/run/r.sock")),
+            ("unix:///run/r.sock?db=2&password=p", Upstream(path="/run/r.sock", db=2, password="p")),
+            ("unix://u:p@/r.sock", Upstream(path="/r.sock", username="u", password="p")),
+            ("unix:///run/a%20b@c.sock", Upstream(path="/run/a b@c.sock")),
+            ("redis://h/0?decode_responses=True&socket_timeout=5&protocol=3", Upstream("h")),
+            ("  redis://h \n", Upstream("h")),
+        ],
+    )
+    def test_good(self, url: str, expected: Upstream) -> None:
+        assert Upstream.parse(url) == expected
+
+    @pytest.mark.parametrize(
+        ("url", "part"),
+        [
+            ("h:6379", "is not a Redis URL; give a URL such as redis://host:6379/0"),
+            ("http://h", "is not a Redis URL"),
+            ("redis://h:port", "a number from 1 to 65535"),
+            ("redis://h:0", "a number from 1 to 65535"),
+            ("redis://h:65536", "a number from 1 to 65535"),
+            ("redis://::1:6379", "in brackets, as in [::1]:6380"),
+            ("redis://[::1", "write it as in [::1]:6380"),
+            ("redis://[::1]6379", "write it as in [::1]:6380"),
+            ("redis://[h]:1", "no IPv6 address between its brackets"),
+            ("redis://h h:1", "give a name or an IP address"),
+            ("redis://h/a", "database that is no whole number"),
+            ("redis://h/1/2", "database that is no whole number"),
+            ("redis://h?db=-1", "database that is no whole number"),
+            ("redis://h?dbb=1", "did you mean db?"),
+            ("redis://h?zzz=1", "known are db, username"),
+            ("redis://h?ssl_ca_certs=/ca", "write rediss://"),
+            ("rediss://h?ssl_cert_reqs=maybe", "give none or required"),
+            ("rediss://h?ssl_check_hostname=maybe", "give true or false"),
+            ("unix://relative.sock", "no absolute socket path"),
+            ("unix://", "no absolute socket path"),
+            ("unix:///" + "x" * 107, "at most 107 bytes"),
+        ],
+    )
+    def test_bad(self, url: str, part: str) -> None:
+        with pytest.raises(AddressError) as caught:
+            Upstream.parse(url)
+        assert part in str(caught.value)
+
+
+class TestPasswordsAreNeverShown:
+    @pytest.mark.parametrize(
+        ("url", "redacted"),
+        [
+            (f"redis://u:{SECRET}@h", "redis://u:***@h:6379/0"),
+            (f"redis://:{SECRET}@h:1/2", "redis://:***@h:1/2"),
+            (f"redis://{SECRET}@h", "redis://***@h:6379/0"),
+            (f"unix:///r.sock?db=1&password={SECRET}", "unix://:***@/r.sock?db=1"),
+            (
+                f"rediss://u:{SECRET}@[::1]?ssl_cert_reqs=none",
+                "rediss://u:***@[::1]:6379/0?ssl_cert_reqs=none",
+            ),
+            (
+                "rediss://h?ssl_check_hostname=no&ssl_ca_certs=/c",
+                "rediss://h:6379/0?ssl_ca_certs=/c&ssl_check_hostname=false",
+            ),
+        ],
+    )
+    def test_of_a_good_url(self, url: str, redacted: str) -> None:
+        upstream = Upstream.parse(url)
+        assert upstream.redacted == str(upstream) == redacted
+        assert SECRET not in repr(upstream)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            f"redis://u:{SECRET}@h:x",
+            f"redis://u:{SECRET}/{SECRET}@h",
+            f"redis://u:a?{SECRET}@h",
+            f"redis://u:a@{SECRET}?{SECRET}@h",
+            f"redis://u:a#{SECRET}@h",
+            f"unix://u:{SECRET}/{SECRET}@/r.sock",
+            f"redis://:{SECRET}",
+            f"redis://u:{SECRET}",
+            f"redis://h:1/x?password={SECRET}",
+            f"redis://h:1/x?PASSWORD={SECRET}&b@{SECRET}",
+            f"u:{SECRET}@h:1",
+            f"http://{SECRET}@h",
+        ],
+    )
+    def test_of_a_bad_url(self, url: str) -> None:
+        with pytest.raises(AddressError) as caught:
+            Upstream.parse(url)
+        assert SECRET not in str(caught.value)
+        assert "***" in str(caught.value)
+
+    @given(st.text(), st.text(), st.text())
+    def test_of_any_text(self, user: str, password: str, rest: str) -> None:
+        masked = mask(f"redis://{user.replace(':', '')}:<{password}>@{rest.replace('@', '')}")
+        assert f"<{password}>" not in masked
+
+    @given(st.text())
+    def test_any_text_parses_or_is_an_address_error(self, text: str) -> None:
+        for candidate in (text, "redis://" + text, "rediss://[" + text, "unix:///" + text):
+            for parse in (Upstream.parse, Listen.parse):
+                try:
+                    parse(candidate)
+                except AddressError as error:
+                    assert ";" in str(error)  # what is wrong; what would be right
+
+
+class TestListenAddresses:
+    @pytest.mark.parametrize(
+        ("text", "expected", "shown"),
+        [
+            ("127.0.0.1:6380", Listen(), "127.0.0.1:6380"),
+            ("6381", Listen("127.0.0.1", 6381), "127.0.0.1:6381"),
+            (":6380", Listen(None, 6380), "*:6380"),
+            ("*:6380", Listen(None, 6380), "*:6380"),
+            ("localhost:0", Listen("localhost", 0), "localhost:0"),
+            ("[::1]:6380", Listen("::1", 6380), "[::1]:6380"),
+            ("tcp://[::]:1", Listen("::", 1), "[::]:1"),
+            ("TCP://h:1/", Listen("h", 1), "h:1"),
+            ("unix:///run/p.sock", Listen(None, 0, "/run/p.sock", 0o600), "unix:///run/p.sock"),
+            ("unix:///p.sock?mode=660", Listen(None, 0, "/p.sock", 0o660), "unix:///p.sock?mode=660"),
+            ("unix:///p%2Cq?mode=0777", Listen(None, 0, "/p,q", 0o777), "unix:///p%2Cq?mode=777"),
+        ],
+    )
+    def test_good(self, text: str, expected: Listen, shown: str) -> None:
+        assert Listen.parse(text) == expected
+        assert str(expected) == shown
+        assert Listen.parse(shown) == expected
+
+    @pytest.mark.parametrize(
+        ("text", "part"),
+        [
+            ("localhost", "has no port"),
+            ("", "has no port"),
+            ("[::1]", "has no port"),
+            ("h:", "a number from 0 to 65535"),
+            ("h:65536", "a number from 0 to 65535"),
+            ("99999", "a number from 0 to 65535"),
+            ("::1:6380", "in brackets, as in [::1]:6380"),
+            ("http://h:1", "is no address to listen on"),
+            ("unix://p.sock", "no absolute socket path"),
+            ("unix:///p.sock?mode=999", "octal permission"),
+            ("unix:///p.sock?perm=660", "known is mode"),
+            ("unix:///" + "x" * 107, "at most 107 bytes"),
+        ],
+    )
+    def test_bad(self, text: str, part: str) -> None:
+        with pytest.raises(AddressError) as caught:
+            Listen.parse(text)
+        assert part in str(caught.value)
+        assert repr(text)[:20] in str(caught.value)
+
+
+class TestWhyAnAddressCannotBeBound:
+    def test_in_use(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            listen = Listen("127.0.0.1", taken.getsockname()[1])
+            with pytest.raises(OSError) as caught, socket.socket() as second:
+                second.bind((listen.host, listen.port))
+        assert str(cannot_listen(listen, caught.value)) == (
+            f"cannot listen on {listen}: it is in use already; "
+            "stop the program that has it or choose another with --listen"
+        )
+
+    @pytest.mark.parametrize(
+        ("text", "number", "part"),
+        [
+            ("h:80", errno.EACCES, "ports below 1024 need privileges"),
+            ("unix:///r/p.sock", errno.EACCES, "Permission denied"),
+            ("10.9.8.7:1", errno.EADDRNOTAVAIL, "no interface of this machine has that address"),
+            ("unix:///r/p.sock", errno.ENOENT, "there is no directory /r"),
+            ("h:1", socket.EAI_NONAME, "Name or service not known"),
+        ],
+    )
+    def test_others(self, text: str, number: int, part: str) -> None:
+        words = "Name or service not known" if number < 0 else "Permission denied"
+        assert part in str(cannot_listen(Listen.parse(text), OSError(number, words)))
