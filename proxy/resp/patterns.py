@@ -30,7 +30,7 @@ def _bulk() -> str:
     """A pattern for one bulk string of 0 to `SHORT` bytes, type byte and both line ends included."""
 
     def leaf(length: int) -> str:
-        return r"\r\n.{%d}\r\n" % length if length else r"\r\n\r\n"
+        return rf"\r\n.{{{length}}}\r\n" if length else r"\r\n\r\n"
 
     def node(digits: str) -> str:
         if digits == "0":
@@ -63,7 +63,7 @@ _SCALAR = rf"(?:(?:{_BULK}|\$-1\r\n)|[+:_#,(-][^\r\n]*+\r\n)"
 
 
 def _runs(pattern: str) -> tuple[tuple[int, Match], ...]:
-    return tuple((size, re.compile(b"(?:%b){%d}+" % (pattern.encode(), size), re.S).match) for size in RUN_SIZES)
+    return tuple((size, re.compile(f"(?:{pattern}){{{size}}}+".encode(), re.S).match) for size in RUN_SIZES)
 
 
 SCALAR_RUNS = _runs(_SCALAR)
@@ -88,11 +88,31 @@ class RequestPatterns:
             trie = _words(word.replace(r"\r\n", "\r\n") for word in words)
             arguments = _BULK * (count - 1) if count <= 3 else f"(?:{_BULK}){{{count - 1}}}+"
             counts.append(rf"{count}\r\n\$(?:{trie})\r\n{arguments}")
-        one = rf"\*(?:{'|'.join(counts)})".encode()
-        frame = re.compile(one, re.S)
-        self.frame = frame.fullmatch
-        """Match a chunk that is exactly one request; None if it is anything else."""
-        self.frames = frame.findall
-        """All requests in a chunk. They are contiguous exactly if their lengths add up to the chunk's."""
-        self.prefix: Match = re.compile(b"(?:%b)*+" % one, re.S).match
-        """Match the longest stretch of complete requests from a position on; never None."""
+        one = rf"\*(?:{'|'.join(counts)})"
+        self.first = re.compile(one.encode(), re.S).match
+        """Match the request that a chunk begins with; None if it is not a complete one of these."""
+        self._runs = _runs(one)
+
+    def count(self, chunk: bytes, first: int) -> int:
+        """How many requests `chunk` consists of; 0 if it is not made of nothing but complete ones.
+
+        `first` is the length of the first, which tells what to expect: pipelines are mostly uniform.
+        """
+        pos, left = self._step(chunk, 0, len(chunk) // first)
+        if pos == len(chunk):
+            return len(chunk) // first - left
+        more, rest = self._step(chunk, pos, len(chunk))
+        return len(chunk) // first - left + len(chunk) - rest if more == len(chunk) else 0
+
+    def prefix(self, buf: bytes, pos: int) -> tuple[int, int]:
+        """Step over the requests at `pos` as far as there are: (position after them, how many)."""
+        end, left = self._step(buf, pos, len(buf))
+        return end, len(buf) - left
+
+    def _step(self, buf: bytes, pos: int, limit: int) -> tuple[int, int]:
+        """Step over up to `limit` requests: (position, how many of `limit` are left)."""
+        for size, match in self._runs:
+            while limit >= size and (found := match(buf, pos)) is not None:
+                pos = found.end()
+                limit -= size
+        return pos, limit

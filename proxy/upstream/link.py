@@ -110,12 +110,15 @@ class Link(asyncio.Protocol):
     def lost(self, exc: Exception | None) -> None:
         """Hear that the connection ended, in the handshake or later."""
 
-    def writer(self, high: int) -> Callable[[bytes], None]:
-        """The transport's write, set to call `pause_writing` above `high` unsent bytes."""
-        if self.transport is None:
-            raise self.connector.lost("is not connected")
-        self.transport.set_write_buffer_limits(high=high)
-        return self.transport.write
+    def limit(self, high: int) -> None:
+        """Have `pause_writing` called above `high` unsent bytes."""
+        if self.transport is not None:
+            self.transport.set_write_buffer_limits(high=high)
+
+    def send(self, data: bytes) -> None:
+        """Send bytes, unless the connection is being closed: `lost` then takes care of what was asked."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
 
     def close(self) -> None:
         """Drop the connection now."""

@@ -91,11 +91,6 @@ class PinnedLink(Link):
         """Whether nothing is owed: between two requests."""
         return not (self.expected or self.scanner.open or self._tail)
 
-    def send(self, data: bytes) -> None:
-        """Send bytes to Redis; for a counted link, `expect` first."""
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(data)
-
     def expect(self, what: Expect) -> None:
         """Note that a request is being sent."""
         self.expected.append(what)
@@ -111,7 +106,7 @@ class PinnedLink(Link):
 
     def watch_buffer(self) -> None:
         """Tell the owner when Redis does not keep up."""
-        self.writer(_WRITE_HIGH)
+        self.limit(_WRITE_HIGH)
 
     # --- what comes from Redis
 

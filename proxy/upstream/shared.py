@@ -101,7 +101,9 @@ class SharedLink:
         """Send `n` requests, given as one slice of bytes, for a caller; its replies come by `write`."""
         self.fifo: deque[tuple[Caller, int, bytes]] = deque()
         self.wire: _Wire | None = None
-        self._write: Callable[[bytes], None] = _unconnected
+        self._out: list[bytes] = []
+        """Requests of this turn of the loop."""
+        self._call_soon = asyncio.get_running_loop().call_soon
         self._classifier = classifier
         self._backoff = backoff
         self._held = 0
@@ -141,12 +143,17 @@ class SharedLink:
 
     # --- what submit does, by state
 
+    def _flush(self) -> None:
+        """Send what one turn of the loop has brought, in one system call."""
+        out, self._out = self._out, []
+        if self.wire is not None and out:
+            self.wire.send(b"".join(out))
+
     def _send(self, caller: Caller, n: int, requests: bytes) -> None:
         self.fifo.append((caller, n, requests))
-        try:
-            self._write(requests)
-        except RuntimeError:
-            pass  # uvloop has closed the transport and is about to say so: `wire_lost` takes care of the entry
+        self._out.append(requests)
+        if len(self._out) == 1:
+            self._call_soon(self._flush)
 
     def _send_full(self, caller: Caller, n: int, requests: bytes) -> None:
         self._send(caller, n, requests)
@@ -202,11 +209,11 @@ class SharedLink:
         if self.state is LinkState.DOWN:
             log.info("upstream %s is back (%s)", self.connector.upstream.redacted, _describe(self.key))
         self.wire = wire
-        self._write = wire.writer(_WRITE_HIGH)
+        wire.limit(_WRITE_HIGH)
         self._enter(LinkState.READY)
         self._held = 0
-        for _, _, requests in self.fifo:
-            self._write(requests)
+        self._out = [requests for _, _, requests in self.fifo]
+        self._flush()
 
     def _down(self, error: UpstreamError) -> None:
         if self.state is not LinkState.DOWN or str(error) != str(self.error):
@@ -220,7 +227,7 @@ class SharedLink:
         if self.wire is not wire:
             return
         self.wire = None
-        self._write = _unconnected
+        self._out = []
         self.reconnects += 1
         self.error = self.connector.lost(why)
         log.warning("%s (%s); reconnecting", _plain(self.error), _describe(self.key))
@@ -411,10 +418,6 @@ class Question:
 
     def go_on(self) -> None:
         """Nothing waits."""
-
-
-def _unconnected(requests: bytes) -> None:
-    """Stand in for a transport's write while there is none; the state keeps it from being called."""
 
 
 def _answer(caller: Caller, n: int, replies: bytes) -> None:
