@@ -117,7 +117,9 @@ class Sidecar:
         listening = ", ".join(self.addresses)
         lines = [f"pannier {__version__} serves {listening}", f"  upstream   {self._behind(link)}"]
         if self.bundled:
-            lines.append("  note       the bundled redis-server keeps nothing: give --upstream for a real one")
+            lines.append(
+                "  note       the bundled redis-server keeps nothing: give --upstream for a real one"
+            )
         lines.append("  stop       Ctrl-C")
         return "\n".join(lines)
 

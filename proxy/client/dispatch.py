@@ -52,7 +52,25 @@ LOCAL = {
 
 _TRANSACTION = frozenset({"multi", "watch"})
 _STATE = frozenset(
-    ["subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "monitor", "readonly", "readwrite", "asking", "client|tracking", "client|caching", "client|reply", "client|no-evict", "client|no-touch", "client|capa", "script|debug"]
+    [
+        "subscribe",
+        "psubscribe",
+        "ssubscribe",
+        "unsubscribe",
+        "punsubscribe",
+        "sunsubscribe",
+        "monitor",
+        "readonly",
+        "readwrite",
+        "asking",
+        "client|tracking",
+        "client|caching",
+        "client|reply",
+        "client|no-evict",
+        "client|no-touch",
+        "client|capa",
+        "script|debug",
+    ]
 )
 _ONCE = frozenset(["client|trackinginfo", "client|getredir", "shutdown", "debug", "failover"])
 _TUNNEL = frozenset(["sync", "psync", "replconf"])
@@ -68,7 +86,26 @@ _EXPECT = {
     "quit": Expect.QUIT,
     "reset": Expect.RESET,
 }
-_COMMON = ["get", "set", "incr", "hget", "hset", "mget", "exists", "del", "expire", "setex", "lpush", "rpush", "lpop", "rpop", "sadd", "spop", "zadd", "ping"]
+_COMMON = [
+    "get",
+    "set",
+    "incr",
+    "hget",
+    "hset",
+    "mget",
+    "exists",
+    "del",
+    "expire",
+    "setex",
+    "lpush",
+    "rpush",
+    "lpop",
+    "rpop",
+    "sadd",
+    "spop",
+    "zadd",
+    "ping",
+]
 _COUNTS = (2, 3, 1, 4, 5, 6)
 
 
@@ -91,7 +128,8 @@ class Dispatcher:
             and self._by_name(command) is Route.SHARED
             and (command.arity == count or 0 < -command.arity <= count)
         ]
-        return sorted(names, key=lambda name: (_COMMON.index(name) if name in _COMMON else len(_COMMON), name))
+        rank = {name: place for place, name in enumerate(_COMMON)}
+        return sorted(names, key=lambda name: (rank.get(name, len(_COMMON)), name))
 
     def find(self, arguments: Sequence[bytes]) -> Command | None:
         """The command that `arguments` name, sub-command included."""

@@ -1,6 +1,6 @@
-"""Commands in which the sidecar has a hand: identity, database, protocol, the client's own connection, INFO.
+"""Commands in which the sidecar has a hand: identity, database, protocol, the client's connection, INFO.
 
-Each answer is made as Redis would make it. What is malformed is not judged here: `dispatch` sends it to Redis,
+Each answer is made as Redis would make it. What is malformed is not judged here: it goes to Redis,
 whose error text is always right.
 """
 
@@ -29,6 +29,8 @@ FIRST_ID = 1 << 40
 
 _PLAIN_NAME = re.compile(rb"[!-~]*").fullmatch
 _INTEGER = re.compile(rb"-?[1-9][0-9]{0,18}|0").fullmatch
+
+_BAD_NAME = encode.error("ERR Client names cannot contain spaces, newlines or special characters.")
 
 Answer = bytes | Coroutine[None, None, bytes] | None
 
@@ -62,9 +64,10 @@ def _hello(session: Session, arguments: list[bytes]) -> Answer:
         elif option == b"SETNAME" and len(rest) >= 2:
             name, rest = rest[1], rest[2:]
             if not _PLAIN_NAME(name):
-                return encode.error("ERR Client names cannot contain spaces, newlines or special characters.")
+                return _BAD_NAME
         else:
-            return encode.error(f"ERR Syntax error in HELLO option '{rest[0].decode('utf-8', 'surrogateescape')}'")
+            option_text = rest[0].decode("utf-8", "surrogateescape")
+            return encode.error(f"ERR Syntax error in HELLO option '{option_text}'")
     return _say_hello(session, protocol, credentials, name)
 
 
@@ -138,7 +141,7 @@ def _client_getname(session: Session, arguments: list[bytes]) -> Answer:
 
 def _client_setname(session: Session, arguments: list[bytes]) -> Answer:
     if not _PLAIN_NAME(arguments[2]):
-        return encode.error("ERR Client names cannot contain spaces, newlines or special characters.")
+        return _BAD_NAME
     session.name = arguments[2]
     return encode.OK
 
@@ -278,4 +281,3 @@ _ANSWERS: dict[str, Callable[[Session, list[bytes]], Answer]] = {
     "reset": _reset,
     "select": _select,
 }
-

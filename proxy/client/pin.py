@@ -30,7 +30,9 @@ _LARGE = 256 * 1024
 class Pin:
     """Implements `upstream.pinned.Owner` for a session."""
 
-    __slots__ = ("blocking", "clean", "ending", "large", "link", "multi", "session", "transaction", "watching")
+    __slots__ = (
+        "blocking", "clean", "ending", "large", "link", "multi", "session", "transaction", "watching",
+    )  # fmt: skip
 
     def __init__(self, session: Session, link: PinnedLink) -> None:
         self.session = session
@@ -166,12 +168,14 @@ class Pin:
         name = session.clients.dispatcher.name(request.arguments)
         if name == "exec":
             session.write(
-                encode.error("EXECABORT Transaction discarded because the connection to upstream was lost.")
+                encode.error("EXECABORT Transaction discarded: the connection to upstream was lost")
             )
         elif name in ("discard", "unwatch", "reset", "quit"):
             session.write(b"+RESET\r\n" if name == "reset" else encode.OK)
         else:
-            session.write(encode.error("ERR pannier: the connection to upstream was lost in this transaction"))
+            session.write(
+                encode.error("ERR pannier: the connection to upstream was lost in this transaction")
+            )
             return
         session.pin = None
         session.move(Event.MEND)

@@ -294,13 +294,17 @@ class Session(asyncio.Protocol):
         return link.client_id if link is not None else None
 
     async def reserve(self) -> None:
-        """Give the session a link of its own, for its next need, so that its id can be told. Raises UpstreamError."""
-        if self.pin is None and self.reserved is None and self.state is not State.CLOSED:
-            link = await self.clients.links.pin(self.key)
-            if self.reserved is None and self.state is not State.CLOSED:
-                self.reserved = link
-            else:
-                self.clients.links.unpin(link, True)
+        """Give the session a link of its own, for its next need, so that its id can be told.
+
+        Raises UpstreamError.
+        """
+        if self.upstream_id is not None:
+            return
+        link = await self.clients.links.pin(self.key)
+        if self.pin is None and self.reserved is None and self.write is not _discard:
+            self.reserved = link
+        else:
+            self.clients.links.unpin(link, True)
 
     @property
     def address(self) -> str:
@@ -387,7 +391,7 @@ class Session(asyncio.Protocol):
         if self.link.auth_required and dispatcher.name(arguments) not in local.WITHOUT_AUTH:
             return Route.SHARED  # Redis answers NOAUTH
         if arguments[0].lower() in _ATTACKS:
-            log.warning("client %s sent an HTTP request: possible attack from a browser, closed", self.address)
+            log.warning("client %s sent an HTTP request (an attack by a browser?): closed", self.address)
             self.abort("HTTP request")
         return route
 
@@ -510,7 +514,8 @@ class Session(asyncio.Protocol):
         """Whether replies are still to come for what the client has sent."""
         if self.pin is not None:
             return self.pin.owes
-        return self.state in (State.RELAY, State.WAITING) and bool(self.pending or self.task or self.flow.reasons)
+        relaying = self.state in (State.RELAY, State.WAITING)
+        return relaying and bool(self.pending or self.task or self.flow.reasons)
 
     def end_if_done(self) -> None:
         """Close if the client has closed its side and nothing is owed any more."""

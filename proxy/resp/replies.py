@@ -1,4 +1,4 @@
-"""Where replies end in the bytes that come from Redis; RESP2 and RESP3 (Redis docs: RESP protocol specification).
+"""Where replies end in the bytes that come from Redis (Redis docs: RESP protocol specification, 2 and 3).
 
 A link relays bytes as they came and only has to know how many replies they hold and to whom each belongs.
 `ReplyScanner` counts without building objects: stretches of scalars by the patterns, aggregates by a count of

@@ -144,7 +144,9 @@ class Link(asyncio.Protocol):
         if isinstance(answer, _ErrorReply):
             await self._without_hello(answer)
         else:
-            self.hello = answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))
+            self.hello = (
+                answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))
+            )
         if database:
             answer = await self._ask("SELECT", database)
             if isinstance(answer, _ErrorReply) and answer.code != "NOAUTH":
@@ -194,7 +196,10 @@ AnyLink = TypeVar("AnyLink", bound=Link)
 async def open_link(
     make: Callable[[], AnyLink], connector: Connector, credentials: list[bytes] | None = None
 ) -> AnyLink:
-    """Connect a link and run its handshake (see there for `credentials`). Raises UpstreamRefused or UpstreamLost; leaves nothing open then."""
+    """Connect a link and run its handshake (see there for `credentials`).
+
+    Raises UpstreamRefused or UpstreamLost, and leaves nothing open then.
+    """
     link = make()
     try:
         async with asyncio.timeout(connector.timeout):

@@ -2,7 +2,7 @@
 
 A pinned link works in one of three modes. COUNTED: each request is noted with what it means, each reply is
 matched to it, and the owner hears of each (transactions, blocking commands). STREAM: replies no longer
-correspond to requests (subscriptions, MONITOR, CLIENT REPLY), so bytes pass both ways and the owner only hears
+correspond to requests (subscriptions, MONITOR, CLIENT REPLY): bytes pass both ways and the owner only hears
 of the `+RESET` that ends it. TUNNEL: not even frames can be told apart (replication), bytes pass until one
 side closes.
 """

@@ -1,0 +1,1 @@
+"""Downstream: clients' bytes in, ordered replies out."""

@@ -1,0 +1,1 @@
+"""The protocol, without I/O: frames, requests, replies, the command table."""
