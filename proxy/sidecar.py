@@ -69,7 +69,8 @@ class Sidecar:
         """Version of the bundled redis-server, if that is the upstream."""
         self.table = CommandTable.load()
         dispatcher = Dispatcher(self.table)
-        connector = Connector(upstream, settings.connect_timeout, settings.tcp_keepalive)
+        patience = min(settings.connect_timeout, settings.upstream_timeout)
+        connector = Connector(upstream, patience, settings.tcp_keepalive)
         backoff = (settings.reconnect_min, settings.reconnect_max)
         self.links = LinkPool(connector, dispatcher, settings.upstream_timeout, backoff)
         identity = Identity(_bytes(upstream.username), _bytes(upstream.password))
@@ -78,6 +79,7 @@ class Sidecar:
         """Where clients are served, with the ports the system chose."""
         self._started = time.monotonic()
         self._main = LinkKey(identity, upstream.db, 2)
+        self._learning: asyncio.Task[None] | None = None
         self._learnt = -1
         """Reconnections of the main link when the command table was last overlaid."""
 
@@ -96,8 +98,9 @@ class Sidecar:
         finally:
             for server in servers:
                 server.close()
-            if ticker is not None:
-                ticker.cancel()
+            for task in (ticker, self._learning):
+                if task is not None:
+                    task.cancel()
             await self.clients.close()
             await self.links.close()
             for listen in self.settings.listen[: len(servers)]:
@@ -172,7 +175,7 @@ class Sidecar:
         while True:
             if main.state is LinkState.READY and main.reconnects != self._learnt:
                 self._learnt = main.reconnects
-                await self._learn_commands(main)
+                self._learning = asyncio.get_running_loop().create_task(self._learn_commands(main))
             await asyncio.sleep(TICK)
             try:
                 self.clients.tick()

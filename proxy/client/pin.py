@@ -114,6 +114,7 @@ class Pin:
         self.transaction = self.transaction or what in (Expect.MULTI, Expect.WATCH)
         self.ending = what in (Expect.QUIT, Expect.RESET)
         self.blocking = route is Route.ONCE and self.large is None
+        self.link.patient = self.blocking or self.large is not None
         self.link.expect(what)
         self.link.send(data)
 
@@ -208,6 +209,9 @@ class Pin:
         elif what is Expect.UNWATCH and first == _PLUS and not self.multi:
             self.watching = False
         if not self.link.idle or self.large is not None:
+            return
+        if session.farewell:
+            session.drained()
             return
         if session.state is State.PINNED and not (self.multi or self.watching):
             self._release()

@@ -53,7 +53,7 @@ class Session(asyncio.Protocol):
     """One client connection. Implements `upstream.shared.Caller`."""
 
     __slots__ = (
-        "_count", "_first", "_prefix", "buffer", "clients", "commands", "created", "database",
+        "_depth", "_patterns", "_run", "buffer", "clients", "commands", "created", "database",
         "draining", "eof", "farewell", "flow", "id", "identity", "idle_mark", "idle_since", "info", "link",
         "name", "parser", "pending", "pin", "protocol", "relaying", "reserved", "state", "task", "transport",
         "write",
@@ -99,8 +99,9 @@ class Session(asyncio.Protocol):
         self.idle_since = self.created
         # Tools, bound once.
         self.parser = RequestParser(clients.settings.proto_max_bulk_len)
-        patterns = clients.dispatcher.patterns
-        self._first, self._count, self._prefix = patterns.first, patterns.count, patterns.prefix
+        self._patterns = clients.dispatcher.patterns
+        self._depth, self._run = self._patterns.runs[-1]
+        """What the next chunk is expected to be: as many requests as the last one, if that is a run's size."""
 
     # --- asyncio callbacks
 
@@ -121,18 +122,13 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take a chunk of the client's bytes. The hot path."""
         if self.relaying:
-            found = self._first(data)
-            if found is not None:
-                end = found.end()
-                if end == len(data):
-                    self.commands += 1
-                    self.pending += 1
-                    self.link.submit(self, 1, data)
-                    return
-                n = self._count(data, end)
-                if n:
-                    self.submit(n, data)
-                    return
+            found = self._run(data, 0)
+            n = self._recount(data) if found is None or found.end() != len(data) else self._depth
+            if n:
+                self.commands += n
+                self.pending += n
+                self.link.submit(self, n, data)
+                return
         self._receive(data)
 
     def pause_writing(self) -> None:
@@ -188,7 +184,9 @@ class Session(asyncio.Protocol):
             self.consume()
         elif self.flow.reasons & Reason.PENDING:
             self.release(Reason.PENDING)
-        self.end_if_done()
+        if self.eof:
+            # Not at once: this may be called while commands are being taken.
+            asyncio.get_running_loop().call_soon(self.end_if_done)
 
     def cut(self) -> None:
         """Hear that a reply broke off: only closing tells the client so."""
@@ -313,6 +311,14 @@ class Session(asyncio.Protocol):
 
     # --- taking commands
 
+    def _recount(self, data: bytes) -> int:
+        """Count the requests of a chunk that is not what was expected; 0 if it needs the parser."""
+        n = self._patterns.count(data)
+        for size, match in self._patterns.runs:
+            if n == size:
+                self._depth, self._run = size, match
+        return n
+
     def _receive(self, data: bytes) -> None:
         if self.state in (State.CLOSING, State.CLOSED):
             return
@@ -323,7 +329,7 @@ class Session(asyncio.Protocol):
         self.consume()
         if len(self.buffer) > self.clients.settings.query_buffer_limit:
             self.abort(f"query buffer over {self.clients.settings.query_buffer_limit} bytes")
-        elif len(self.buffer) > _WAITING_HIGH and self.state is State.WAITING:
+        elif len(self.buffer) > _WAITING_HIGH and self.state in (State.WAITING, State.PINNED):
             self.hold(Reason.BUFFER)
 
     def consume(self) -> None:
@@ -365,7 +371,7 @@ class Session(asyncio.Protocol):
 
     def _take_relay(self, buf: bytes, pos: int) -> int:
         if not self.link.auth_required:
-            end, n = self._prefix(buf, pos)
+            end, n = self._patterns.prefix(buf, pos)
             if n:
                 self.submit(n, buf[pos:end])
                 return end
@@ -502,6 +508,9 @@ class Session(asyncio.Protocol):
         log.info("client %s: protocol error: %s", self.address, error)
         self.farewell = error.reply()
         self.buffer = b""
+        if self.pin is not None and not self.pin.link.idle:
+            self.pin.ending = True
+            return
         if self.pending:
             self.draining = True
             if self.state is State.RELAY:

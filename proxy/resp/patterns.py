@@ -89,20 +89,21 @@ class RequestPatterns:
             arguments = _BULK * (count - 1) if count <= 3 else f"(?:{_BULK}){{{count - 1}}}+"
             counts.append(rf"{count}\r\n\$(?:{trie})\r\n{arguments}")
         one = rf"\*(?:{'|'.join(counts)})"
-        self.first = re.compile(one.encode(), re.S).match
-        """Match the request that a chunk begins with; None if it is not a complete one of these."""
-        self._runs = _runs(one)
+        self.runs = _runs(one)
+        """(count, match) pairs, largest first: that many requests, one after the other."""
 
-    def count(self, chunk: bytes, first: int) -> int:
-        """How many requests `chunk` consists of; 0 if it is not made of nothing but complete ones.
-
-        `first` is the length of the first, which tells what to expect: pipelines are mostly uniform.
-        """
-        pos, left = self._step(chunk, 0, len(chunk) // first)
-        if pos == len(chunk):
-            return len(chunk) // first - left
-        more, rest = self._step(chunk, pos, len(chunk))
-        return len(chunk) // first - left + len(chunk) - rest if more == len(chunk) else 0
+    def count(self, chunk: bytes) -> int:
+        """How many requests `chunk` consists of; 0 if it is not made of nothing but complete ones."""
+        first = self.runs[-1][1](chunk, 0)
+        if first is None:
+            return 0
+        # Pipelines are mostly uniform: the first request tells how many to expect.
+        expected = len(chunk) // first.end()
+        pos, left = self._step(chunk, 0, expected)
+        if pos < len(chunk):
+            pos, rest = self._step(chunk, pos, len(chunk))
+            left -= len(chunk) - rest
+        return expected - left if pos == len(chunk) else 0
 
     def prefix(self, buf: bytes, pos: int) -> tuple[int, int]:
         """Step over the requests at `pos` as far as there are: (position after them, how many)."""
@@ -111,7 +112,7 @@ class RequestPatterns:
 
     def _step(self, buf: bytes, pos: int, limit: int) -> tuple[int, int]:
         """Step over up to `limit` requests: (position, how many of `limit` are left)."""
-        for size, match in self._runs:
+        for size, match in self.runs:
             while limit >= size and (found := match(buf, pos)) is not None:
                 pos = found.end()
                 limit -= size

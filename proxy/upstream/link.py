@@ -144,9 +144,7 @@ class Link(asyncio.Protocol):
         if isinstance(answer, _ErrorReply):
             await self._without_hello(answer)
         else:
-            self.hello = (
-                answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=True))
-            )
+            self.hello = self._as_map(answer)
         if database:
             answer = await self._ask("SELECT", database)
             if isinstance(answer, _ErrorReply) and answer.code != "NOAUTH":
@@ -168,6 +166,13 @@ class Link(asyncio.Protocol):
         answer = await self._ask("PING")
         if isinstance(answer, _ErrorReply) and answer.code == "NOAUTH":
             self.refusal = str(answer)
+
+    def _as_map(self, answer: object) -> dict[bytes, Any]:
+        if isinstance(answer, list) and len(answer) % 2 == 0:
+            return dict(zip(answer[::2], answer[1::2], strict=True))
+        if isinstance(answer, dict):
+            return answer
+        raise self.connector.lost(f"answers HELLO with {str(answer)[:40]!r}: that is no Redis")
 
     async def _ask(self, *arguments: bytes | str | int) -> Any:
         if self.transport is None or self.transport.is_closing():

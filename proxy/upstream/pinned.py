@@ -75,7 +75,11 @@ class PinnedLink(Link):
         self.expected: deque[Expect] = deque()
         """What the replies to come answer, in order; COUNTED only."""
         self.scanner = ReplyScanner()
+        self.patient = False
+        """Whether what is owed may take as long as it likes: a blocking command."""
         self.ended = asyncio.Event()
+        self._chunks = 0
+        self._silent_since: tuple[int, float] = (0, 0.0)
         self._first = 0
         self._pushing = False
         self._tail = b""
@@ -108,10 +112,19 @@ class PinnedLink(Link):
         """Tell the owner when Redis does not keep up."""
         self.limit(_WRITE_HIGH)
 
+    def tick(self, now: float, timeout: float) -> None:
+        """Give up a counted link that owes a reply and has been silent for `timeout` seconds."""
+        owes = self.mode is Mode.COUNTED and bool(self.expected) and not self.patient
+        if not owes or self._silent_since[0] != self._chunks:
+            self._silent_since = (self._chunks, now)
+        elif now - self._silent_since[1] > timeout:
+            self.fail(f"did not answer within {timeout:g} s")
+
     # --- what comes from Redis
 
     def received(self, data: bytes) -> None:
         """Hand on what came, frame by frame as the mode demands."""
+        self._chunks += 1
         owner = self.owner
         if owner is None:
             self.close()  # a pooled link owes nothing: what comes then cannot be trusted

@@ -94,7 +94,9 @@ class LinkPool:
 
     def tick(self, now: float) -> None:
         """Break silent links, close unused ones; called a few times a second."""
-        self.pinned = {link for link in self.pinned if not link.ended.is_set()}
+        for pinned in list(self.pinned):
+            pinned.tick(now, self._timeout)
+        self.pinned = {pinned for pinned in self.pinned if not pinned.ended.is_set()}
         for key, link in list(self.shared.items()):
             link.tick(now, self._timeout)
             if link.users or link.fifo:

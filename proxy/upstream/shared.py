@@ -2,7 +2,7 @@
 
 Requests go out in one FIFO and replies come back in it, so a reply's place tells whom it belongs to; nothing
 is tagged and nothing parsed into objects. An entry of the FIFO is a *run*: `n` requests of one caller, sent
-as the one slice of bytes that came from it, answered with `n` replies in as few slices as their arrival allows.
+as the one slice of bytes that came from it, answered with `n` replies in few slices, as they arrive.
 
 A `SharedLink` outlives its connections. What `submit` does follows its state, with no test on the way::
 
@@ -33,7 +33,7 @@ log = logging.getLogger("pannier.upstream")
 _PUSH = 0x3E
 _RUNS = dict(SCALAR_RUNS)
 _HOLD_LIMIT = 16 * 1024 * 1024
-"""Bytes of requests held while connecting; what comes beyond is refused."""
+"""Bytes of requests held while connecting above which callers are paused."""
 _WRITE_HIGH = 4 * 1024 * 1024
 """Bytes waiting to be sent to Redis above which callers are paused."""
 _STEADY = 1.0
@@ -142,7 +142,7 @@ class SharedLink:
         if not self.fifo or self._stalled_since[0] != self.wire.chunks:
             self._stalled_since = (self.wire.chunks, now)
         elif now - self._stalled_since[1] > timeout:
-            self.wire.drop(f"did not answer within {timeout:g} s")
+            self.wire.drop(f"did not answer within {timeout:g} s", again=False)
 
     # --- what submit does, by state
 
@@ -164,11 +164,11 @@ class SharedLink:
         caller.hold_back(self)
 
     def _hold(self, caller: Caller, n: int, requests: bytes) -> None:
+        self.fifo.append((caller, n, requests))
         self._held += len(requests)
-        if self._held > _HOLD_LIMIT and caller.pending == n:
-            _answer(caller, n, self.error.reply * n)
-        else:
-            self.fifo.append((caller, n, requests))
+        if self._held > _HOLD_LIMIT:
+            self._paused.add(caller)
+            caller.hold_back(self)
 
     def _refuse(self, caller: Caller, n: int, requests: bytes) -> None:
         _answer(caller, n, self.error.reply * n)
@@ -193,6 +193,9 @@ class SharedLink:
                 wire = await open_link(lambda: _Wire(self), self.connector)
             except UpstreamError as error:
                 self._down(error)
+            except Exception:
+                log.exception("internal error while connecting to %s", self.connector.upstream.redacted)
+                self._down(self.connector.lost("cannot be used: internal error, see the log"))
             else:
                 began = loop.time()
                 self._up(wire)
@@ -217,6 +220,7 @@ class SharedLink:
         self._held = 0
         self._out = [requests for _, _, requests in self.fifo]
         self._flush()
+        self.release_paused()
 
     def _down(self, error: UpstreamError) -> None:
         if self.state is not LinkState.DOWN or str(error) != str(self.error):
@@ -224,9 +228,10 @@ class SharedLink:
         self.error = error
         self._enter(LinkState.DOWN)
         self._fail_all()
+        self.release_paused()
 
-    def wire_lost(self, wire: _Wire, why: str) -> None:
-        """Take the end of a connection: answer or keep what it owed, let go of whom it held back."""
+    def wire_lost(self, wire: _Wire, why: str, again: bool) -> None:
+        """Take the end of a connection: answer what it owed or, if `again`, keep it to be sent once more."""
         if self.wire is not wire:
             return
         self.wire = None
@@ -239,10 +244,10 @@ class SharedLink:
             cut, _, _ = self.fifo[0]
             cut.cut()
             self.fifo = deque(entry for entry in self.fifo if entry[0] is not cut)
-        self._sort_out()
+        self._sort_out(again)
         self.release_paused()
 
-    def _sort_out(self) -> None:
+    def _sort_out(self, again: bool) -> None:
         """Keep the runs of callers who only wait for reads, to be sent again; answer the others."""
         kept: deque[tuple[Caller, int, bytes]] = deque()
         owed: dict[Caller, list[tuple[int, bytes, list[tuple[bytes, bool]]]]] = {}
@@ -251,8 +256,8 @@ class SharedLink:
             owed.setdefault(caller, []).append((n, requests, parts))
         self.fifo = kept
         for caller, runs in owed.items():
-            again = any(isinstance(requests, Run) for _, requests, _ in runs)
-            if not again and all(read for _, _, parts in runs for _, read in parts):
+            fresh = again and not any(isinstance(requests, Run) for _, requests, _ in runs)
+            if fresh and all(read for _, _, parts in runs for _, read in parts):
                 kept.extend((caller, n, Run(b"".join(part for part, _ in parts))) for n, _, parts in runs)
                 continue
             lost, unknown = self.error.reply, self._unknown().reply
@@ -381,16 +386,16 @@ class _Wire(Link):
         """Called by the loop: what waited has been sent."""
         self.link.wire_writable()
 
-    def drop(self, why: str) -> None:
+    def drop(self, why: str, again: bool = True) -> None:
         """Close the connection and take its end at once: nothing may be submitted to a closed transport."""
         self.close()
         self.ended.set()
-        self.link.wire_lost(self, why)
+        self.link.wire_lost(self, why, again)
 
     def lost(self, exc: Exception | None) -> None:
         """Tell the shared link why the connection ended."""
         self.ended.set()
-        self.link.wire_lost(self, f"broke: {exc}" if exc else "closed the connection")
+        self.link.wire_lost(self, f"broke: {exc}" if exc else "closed the connection", True)
 
 
 class Question:
