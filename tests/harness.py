@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,23 @@ class Process:
     @property
     def output(self) -> str:
         return self.log.read_text(errors="replace")
+
+    @property
+    def rss(self) -> int:
+        """Bytes of memory it has now."""
+        return self._memory("VmRSS")
+
+    @property
+    def peak_rss(self) -> int:
+        """The most bytes of memory it ever had."""
+        return self._memory("VmHWM")
+
+    def _memory(self, field: str) -> int:
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == field:
+                return int(value.split()[0]) << 10
+        raise KeyError(field)
 
     def connect(self, timeout: float = 10.0) -> socket.socket:
         """A plain socket to it."""
@@ -147,6 +164,14 @@ def pannier(upstream: str, directory: Path, *options: str, port: int | None = No
     ]
     with running(command, port, directory) as process:
         yield process
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Poll until `condition` holds; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited more than {seconds:g} s"
+        time.sleep(0.01)
 
 
 def read_until_quiet(sock: socket.socket, quiet: float = 0.25) -> bytes:

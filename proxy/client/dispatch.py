@@ -28,6 +28,8 @@ class Route(enum.Enum):
     """Opens a transaction: a link of its own until EXEC, DISCARD or UNWATCH."""
     STATE = enum.auto()
     """Leaves state in its connection: a link of its own until RESET or the end."""
+    PROBE = enum.auto()
+    """Unknown, may leave state: a link of its own until an error as the reply, otherwise as STATE."""
     TUNNEL = enum.auto()
     """Replication: a link of its own whose bytes are no longer read."""
 
@@ -72,15 +74,16 @@ _STATE = frozenset(
         "script|debug",
     ]
 )
-_ONCE = frozenset(["client|trackinginfo", "client|getredir", "shutdown", "debug", "failover"])
-_TUNNEL = frozenset(["sync", "psync", "replconf"])
 _FENCED = frozenset({"wait", "waitaof"})
+"""Redis 7.0 does not flag WAIT as blocking."""
+_ONCE = _FENCED | {"client|trackinginfo", "client|getredir", "shutdown", "debug", "failover"}
+_TUNNEL = frozenset(["sync", "psync", "replconf"])
 _BLOCK_OPTION = frozenset({"xread", "xreadgroup"})
 _CHANGES_LINK = frozenset(["select", "auth", "hello", "client|setname", "client|setinfo"])
 _EXPECT = {
     "multi": Expect.MULTI,
     "exec": Expect.END,
-    "discard": Expect.END,
+    "discard": Expect.DISCARD,
     "watch": Expect.WATCH,
     "unwatch": Expect.UNWATCH,
     "quit": Expect.QUIT,
@@ -161,17 +164,19 @@ class Dispatcher:
         """A command in no table: if Redis told us all it knows, it refuses this one; else expect anything."""
         container = self.table.find(arguments[0])
         if container is not None:
-            return Route.STATE if container.name == "client" and len(arguments) > 1 else Route.SHARED
-        return Route.SHARED if self.table.server_reported else Route.STATE
+            return Route.PROBE if container.name == "client" and len(arguments) > 1 else Route.SHARED
+        return Route.SHARED if self.table.server_reported else Route.PROBE
 
     def name(self, arguments: Sequence[bytes]) -> str:
         """The command's name in lower case, `container|sub` for sub-commands; as sent if unknown."""
         command = self.find(arguments)
         return command.name if command else arguments[0].decode("latin-1").lower()
 
-    def expect(self, name: str) -> Expect:
+    def expect(self, arguments: Sequence[bytes]) -> Expect:
         """What a command means for the state of a counted link."""
-        return _EXPECT.get(name, Expect.NOTHING)
+        what = _EXPECT.get(self.name(arguments), Expect.NOTHING)
+        refused = what is Expect.RESET and len(arguments) > 1
+        return Expect.NOTHING if refused else what
 
     def fenced(self, name: str) -> bool:
         """Whether the command asks about writes that this connection must have seen (WAIT).

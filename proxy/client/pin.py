@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pannier.client")
 
-_PLUS = 0x2B
+_PLUS, _MINUS = b"+-"
 _LARGE = 256 * 1024
 
 
@@ -92,15 +92,13 @@ class Pin:
         if session.state is not State.PINNED or self.link.idle:
             return True
         dispatcher = session.clients.dispatcher
-        route = dispatcher.route(arguments)
-        changes = route in (Route.STATE, Route.TUNNEL) or dispatcher.changes_link(dispatcher.name(arguments))
-        return not changes
+        return not self._leaves_state(dispatcher.route(arguments), dispatcher.name(arguments))
 
     def forward(self, route: Route, arguments: list[bytes], data: bytes) -> None:
         """Send a command over the counted link."""
         dispatcher = self.session.clients.dispatcher
         name = dispatcher.name(arguments)
-        if route in (Route.STATE, Route.TUNNEL) or (self.transaction and dispatcher.changes_link(name)):
+        if self._leaves_state(route, name):
             self.session.move(Event.STREAM)
             self.link.mode = Mode.STREAM
             self._stream(arguments, data)
@@ -110,7 +108,7 @@ class Pin:
         if dispatcher.fenced(name) and not self.transaction:
             self.link.expect(Expect.DISCARDED)
             self.link.send(PING)
-        what = dispatcher.expect(name)
+        what = Expect.PROBE if route is Route.PROBE else dispatcher.expect(arguments)
         self.transaction = self.transaction or what in (Expect.MULTI, Expect.WATCH)
         self.ending = what in (Expect.QUIT, Expect.RESET)
         self.blocking = route is Route.ONCE and self.large is None
@@ -118,11 +116,18 @@ class Pin:
         self.link.expect(what)
         self.link.send(data)
 
+    def _leaves_state(self, route: Route, name: str) -> bool:
+        """Whether a command makes the link one that is no longer counted."""
+        if route in (Route.STATE, Route.TUNNEL):
+            return True
+        changes = route is Route.PROBE or self.session.clients.dispatcher.changes_link(name)
+        return self.transaction and changes
+
     def _stream(self, arguments: list[bytes], data: bytes) -> None:
         """Send a command over a link whose replies are not counted."""
         session = self.session
         name = session.clients.dispatcher.name(arguments)
-        if name == "reset":
+        if session.clients.dispatcher.expect(arguments) is Expect.RESET:
             self.link.expect(Expect.RESET)
             self.link.send(data)
             session.move(Event.WAIT)
@@ -202,7 +207,10 @@ class Pin:
             return
         if what is Expect.MULTI:
             self.multi = self.multi or first == _PLUS
-        elif what is Expect.END and self.multi:
+        elif what is Expect.PROBE and first != _MINUS:
+            session.move(Event.STREAM)
+            self.link.mode = Mode.STREAM
+        elif self.multi and (what is Expect.END or (what is Expect.DISCARD and first == _PLUS)):
             self.multi = self.watching = False
         elif what is Expect.WATCH and first == _PLUS and not self.multi:
             self.watching = True
@@ -211,7 +219,7 @@ class Pin:
         if not self.link.idle or self.large is not None:
             return
         if session.farewell:
-            session.drained()
+            session.dismiss()
             return
         if session.state is State.PINNED and not (self.multi or self.watching):
             self._release()
@@ -223,6 +231,9 @@ class Pin:
         session = self.session
         self.clean = False
         self._let_go()
+        if session.farewell:
+            session.dismiss()
+            return
         if session.state is State.WAITING:
             session.move(Event.RESUME)
         else:
@@ -236,6 +247,10 @@ class Pin:
         session = self.session
         error = self.link.connector.lost(why)
         expected = list(self.link.expected)
+        if session.farewell:
+            session.pin = None
+            session.dismiss()
+            return
         if session.state is not State.PINNED or self.link.scanner.open or self.large is not None:
             session.pin = None
             log.info("client %s closed: %s", session.address, str(error).removeprefix("ERR pannier: "))
@@ -243,7 +258,12 @@ class Pin:
             return
         unknown = UpstreamError(f"{error}; outcome unknown: the command may or may not have been carried out")
         session.write(b"".join(unknown.reply for what in expected if what is not Expect.DISCARDED))
-        if Expect.END not in expected and self.transaction:
+        self.ending = False
+        session.flow.release(Reason.PIN)
+        if Expect.QUIT in expected:
+            session.finish()
+            return
+        if self.transaction and not {Expect.END, Expect.DISCARD}.intersection(expected):
             session.move(Event.BREAK)
         else:
             session.pin = None
@@ -258,6 +278,24 @@ class Pin:
             self.session.release(Reason.PIN)
 
     # --- ending
+
+    def last_replies(self) -> bool:
+        """Whether all replies are here; if not, `Session.dismiss` is called as soon as they are.
+
+        Called once the client has sent bytes that are no RESP. Where replies are not counted, the one to a
+        RESET comes after them all.
+        """
+        if self.session.state is State.STREAM and self.large is None:
+            self.link.expect(Expect.RESET)
+            self.link.send(encode.request("RESET"))
+            return False
+        if self.session.state is not State.PINNED:
+            return True
+        self.clean = False
+        if self.large is not None:
+            self.large = None
+            self.link.expected.pop()
+        return self.link.idle
 
     def drop(self) -> None:
         """Give up the link with the client: Redis unblocks, discards and unsubscribes by itself."""

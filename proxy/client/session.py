@@ -13,6 +13,7 @@ buffered and taken command by command, by a method for each state.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -46,6 +47,7 @@ _OUTPUT_HIGH = 1024 * 1024
 """Unsent reply bytes above which no further commands are taken."""
 _PENDING_HIGH = 16384
 """Commands in flight above which no further ones are taken."""
+_STAR = 0x2A
 _ATTACKS = frozenset({b"host:", b"post"})
 
 
@@ -77,7 +79,7 @@ class Session(asyncio.Protocol):
         """Replies to come over the shared link."""
         self.draining = False
         self.farewell = b""
-        """What to write before closing, once nothing is pending."""
+        """What to write before closing, once nothing is pending; what the client still sends is ignored."""
         self.eof = False
         """Whether the client has closed its sending side."""
         self.pin: Pin | None = None
@@ -101,7 +103,7 @@ class Session(asyncio.Protocol):
         self.parser = RequestParser(clients.settings.proto_max_bulk_len)
         self._patterns = clients.dispatcher.patterns
         self._depth, self._run = self._patterns.runs[-1]
-        """What the next chunk is expected to be: as many requests as the last one, if that is a run's size."""
+        """The next chunk is expected to hold as many requests as the last one, if that is a run's size."""
 
     # --- asyncio callbacks
 
@@ -177,8 +179,7 @@ class Session(asyncio.Protocol):
         """Hear that nothing is pending on the shared link."""
         self.draining = self.eof
         if self.farewell:
-            self.write(self.farewell)
-            self.finish()
+            self.dismiss()
         elif self.state is State.WAITING and self.task is None:
             self.move(Event.RESUME)
             self.consume()
@@ -320,7 +321,7 @@ class Session(asyncio.Protocol):
         return n
 
     def _receive(self, data: bytes) -> None:
-        if self.state in (State.CLOSING, State.CLOSED):
+        if self.farewell or self.state in (State.CLOSING, State.CLOSED):
             return
         if self.state is State.TUNNEL and self.pin is not None:
             self.pin.link.send(data)
@@ -345,6 +346,7 @@ class Session(asyncio.Protocol):
             self.abort("internal error")
         if self.state is not State.CLOSED:
             self.refresh()
+            self.end_if_done()
 
     def _take_all(self) -> None:
         buf, pos = self.buffer, 0
@@ -383,7 +385,9 @@ class Session(asyncio.Protocol):
             return request.end
         route = self._route(request.arguments)
         if route is Route.SHARED:
-            self.submit(1, raw(request, buf))
+            # As multibulk an inline request could break the tighter limits that hold for this link as well.
+            unchanged = self.link.auth_required and buf[pos] != _STAR
+            self.submit(1, buf[pos : request.end] if unchanged else raw(request, buf))
         elif not self.ready():
             return pos
         else:
@@ -395,10 +399,12 @@ class Session(asyncio.Protocol):
         dispatcher = self.clients.dispatcher
         route = dispatcher.route(arguments)
         if self.link.auth_required and dispatcher.name(arguments) not in local.WITHOUT_AUTH:
-            return Route.SHARED  # Redis answers NOAUTH
+            # Redis answers NOAUTH; should it just have ceased to, no state may get into the shared link.
+            return Route.SHARED if route is Route.SHARED else Route.PROBE
         if arguments[0].lower() in _ATTACKS:
             log.warning("client %s sent an HTTP request (an attack by a browser?): closed", self.address)
             self.abort("HTTP request")
+            return Route.LOCAL  # nothing of it goes to Redis, which would close the link
         return route
 
     def ready(self) -> bool:
@@ -508,15 +514,17 @@ class Session(asyncio.Protocol):
         log.info("client %s: protocol error: %s", self.address, error)
         self.farewell = error.reply()
         self.buffer = b""
-        if self.pin is not None and not self.pin.link.idle:
-            self.pin.ending = True
-            return
         if self.pending:
             self.draining = True
             if self.state is State.RELAY:
                 self.move(Event.WAIT)
-            return
-        self.write(self.farewell)
+        elif self.pin is None or self.pin.last_replies():
+            self.dismiss()
+
+    def dismiss(self) -> None:
+        """Say farewell and close."""
+        with contextlib.suppress(RuntimeError):  # see `upstream.shared.Caller.write`
+            self.write(self.farewell)
         self.finish()
 
     def _owes(self) -> bool:

@@ -36,7 +36,8 @@ class ProtocolError(PannierError):
 
     def reply(self) -> bytes:
         """The error frame to send before closing."""
-        return b"-ERR Protocol error: %b\r\n" % str(self).encode("latin-1", "replace")
+        line = str(self).replace("\r", " ").replace("\n", " ").encode("latin-1", "replace")
+        return b"-ERR Protocol error: " + line + b"\r\n"
 
 
 class UpstreamError(PannierError):

@@ -145,7 +145,8 @@ class RequestParser:
             return None
         count = _integer(buf[pos + 1 : end])
         if count is None or count > _COUNT_LIMIT:
-            raise ProtocolError("invalid multibulk length")
+            _wrong_header(buf, pos, end, "too big mbulk count string", "invalid multibulk length")
+            return None
         if count > _UNAUTHENTICATED_ARGUMENTS and self.unauthenticated:
             raise ProtocolError("unauthenticated multibulk length")
         return end + 2, count
@@ -154,9 +155,10 @@ class RequestParser:
         """Read an inline request (Redis docs: RESP protocol specification, inline commands)."""
         end = buf.find(b"\n", pos)
         # Redis looks for the line end with strchr, which a NUL byte stops.
-        if end < 0 or buf.find(b"\0", pos, end) >= 0:
-            if len(buf) - pos > LINE_LIMIT:
-                raise ProtocolError("too big inline request")
+        open_ended = end < 0 or buf.find(b"\0", pos, end) >= 0
+        if (len(buf) if open_ended else end) - pos > LINE_LIMIT:
+            raise ProtocolError("too big inline request")
+        if open_ended:
             return None
         line = buf[pos:end]
         return Request(split_inline(line.removesuffix(b"\r")), pos, end + 1, False)
@@ -180,17 +182,34 @@ def _bulk_header(buf: bytes, pos: int, limit: int, unauthenticated: bool) -> tup
     if end + 2 > len(buf):
         return None
     if buf[pos] != 0x24:
-        raise ProtocolError(f"expected '$', got '{chr(buf[pos])}'")
+        wrong = f"expected '$', got '{chr(buf[pos])}'"
+        _wrong_header(buf, pos, end, "too big bulk count string", wrong)
+        return None
     length = _integer(buf[pos + 1 : end])
     if length is None or not 0 <= length <= limit:
-        raise ProtocolError("invalid bulk length")
+        _wrong_header(buf, pos, end, "too big bulk count string", "invalid bulk length")
+        return None
     if length > _UNAUTHENTICATED_BULK and unauthenticated:
         raise ProtocolError("unauthenticated bulk length")
     return end + 2, length
 
 
+def _wrong_header(buf: bytes, pos: int, end: int, too_long: str, wrong: str) -> None:
+    """Judge the header from `pos` to `end`, which cannot be right, in the order in which Redis does.
+
+    Redis looks for the line end with strchr, which a NUL byte stops: it then waits for more, up to the limit.
+    """
+    stopped = buf.find(b"\0", pos, end) >= 0
+    if (len(buf) if stopped else end) - pos > LINE_LIMIT:
+        raise ProtocolError(too_long)
+    if not stopped:
+        raise ProtocolError(wrong)
+
+
 _ESCAPES = {0x6E: b"\n", 0x72: b"\r", 0x74: b"\t", 0x62: b"\b", 0x61: b"\a"}
 _SPACES = frozenset(b" \t\n\v\f\r")
+_WORD_ENDS = frozenset(b" \t\n\r")
+"""What ends a word: sdssplitargs skips a vertical tab or form feed before a word, but not after one."""
 
 
 def split_inline(line: bytes) -> list[bytes]:
@@ -211,7 +230,7 @@ def split_inline(line: bytes) -> list[bytes]:
 
 def _inline_argument(line: bytes, pos: int) -> tuple[bytes, int]:
     out = bytearray()
-    while pos < len(line) and line[pos] not in _SPACES:
+    while pos < len(line) and line[pos] not in _WORD_ENDS:
         byte = line[pos]
         if byte in b"\"'":
             read = _double_quoted if byte == 0x22 else _single_quoted

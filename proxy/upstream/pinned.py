@@ -18,7 +18,7 @@ from proxy.resp.errors import UpstreamDesync
 from proxy.resp.replies import ReplyScanner
 from proxy.upstream.link import Connector, Link, LinkKey
 
-_PUSH = 0x3E
+_PLUS, _PUSH = b"+>"
 _RESET = b"+RESET\r\n"
 _WRITE_HIGH = 1024 * 1024
 
@@ -31,9 +31,13 @@ class Expect(enum.Enum):
     """Sent by the sidecar itself: the reply does not go downstream."""
     MULTI = enum.auto()
     END = enum.auto()
-    """EXEC or DISCARD."""
+    """EXEC: the transaction is over, whatever it answers."""
+    DISCARD = enum.auto()
+    """The transaction is over unless Redis refuses the command."""
     WATCH = enum.auto()
     UNWATCH = enum.auto()
+    PROBE = enum.auto()
+    """A command that leaves state in the connection unless Redis refuses it."""
     QUIT = enum.auto()
     RESET = enum.auto()
 
@@ -127,13 +131,13 @@ class PinnedLink(Link):
         self._chunks += 1
         owner = self.owner
         if owner is None:
-            self.close()  # a pooled link owes nothing: what comes then cannot be trusted
-            return
-        if self.mode is Mode.TUNNEL:
-            owner.relay(data)
+            self.fail("sent a reply that nobody asked for")  # a pooled link owes nothing
             return
         if self._tail:
             data, self._tail = self._tail + data, b""
+        if self.mode is Mode.TUNNEL:
+            owner.relay(data)
+            return
         try:
             self._frames(data, owner)
         except UpstreamDesync as error:
@@ -155,7 +159,8 @@ class PinnedLink(Link):
                 owner.relay(data[start:])
                 return
             if self._pushing or self.mode is Mode.STREAM:
-                if ended and data[start:pos] == _RESET and self.expected:
+                # A line is never cut in two, so what began with `+` is not the end of something longer.
+                if self._first == _PLUS and self.expected and data[start:pos] == _RESET:
                     self.expected.clear()
                     owner.streams_reset()
                     return

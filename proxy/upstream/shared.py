@@ -16,6 +16,7 @@ A `SharedLink` outlives its connections. What `submit` does follows its state, w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 import random
@@ -27,6 +28,7 @@ from proxy.resp.errors import UpstreamDesync, UpstreamError
 from proxy.resp.patterns import SCALAR_RUNS
 from proxy.resp.replies import ReplyScanner
 from proxy.upstream.link import Connector, Link, LinkKey, open_link
+from proxy.upstream.pacing import Pacer
 
 log = logging.getLogger("pannier.upstream")
 
@@ -36,6 +38,8 @@ _HOLD_LIMIT = 16 * 1024 * 1024
 """Bytes of requests held while connecting above which callers are paused."""
 _WRITE_HIGH = 4 * 1024 * 1024
 """Bytes waiting to be sent to Redis above which callers are paused."""
+_NOT_STALLED = (-1, 0.0)
+"""Chunks a connection has received, and since when it has been no more: not looked at yet."""
 _STEADY = 1.0
 """Seconds a connection must last for the next back-off to start afresh."""
 
@@ -106,13 +110,14 @@ class SharedLink:
         self.wire: _Wire | None = None
         self._out: list[bytes] = []
         """Requests of this turn of the loop."""
-        self._call_soon = asyncio.get_running_loop().call_soon
+        self._loop = asyncio.get_running_loop()
+        self._pacer = Pacer(self._loop, self._flush)
         self._classifier = classifier
         self._backoff = backoff
         self._held = 0
         self._paused: set[Caller] = set()
         self._settled = asyncio.Event()
-        self._stalled_since: tuple[int, float] = (0, 0.0)
+        self._stalled_since = _NOT_STALLED
         self.state = LinkState.CONNECTING
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -131,6 +136,7 @@ class SharedLink:
         self.error = self.connector.lost("was closed by the sidecar")
         self._task.cancel()
         await asyncio.wait([self._task])
+        self._pacer.close()
         if self.wire is not None:
             self.wire.drop("was closed by the sidecar")
         self._fail_all()
@@ -150,13 +156,17 @@ class SharedLink:
         """Send what one turn of the loop has brought, in one system call."""
         out, self._out = self._out, []
         if self.wire is not None and out:
+            self._pacer.sent(len(out))
             self.wire.send(b"".join(out))
 
     def _send(self, caller: Caller, n: int, requests: bytes) -> None:
         self.fifo.append((caller, n, requests))
         self._out.append(requests)
         if len(self._out) == 1:
-            self._call_soon(self._flush)
+            if self._pacer.active:
+                self._pacer.arm()
+            else:
+                self._loop.call_soon(self._flush)
 
     def _send_full(self, caller: Caller, n: int, requests: bytes) -> None:
         self._send(caller, n, requests)
@@ -215,6 +225,7 @@ class SharedLink:
         if self.state is LinkState.DOWN:
             log.info("upstream %s is back (%s)", self.connector.upstream.redacted, _describe(self.key))
         self.wire = wire
+        self._stalled_since = _NOT_STALLED
         wire.limit(_WRITE_HIGH)
         self._enter(LinkState.READY)
         self._held = 0
@@ -435,7 +446,8 @@ class Question:
 
 
 def _answer(caller: Caller, n: int, replies: bytes) -> None:
-    caller.write(replies)
+    with contextlib.suppress(RuntimeError):  # see `Caller.write`
+        caller.write(replies)
     caller.pending -= n
     if caller.draining and not caller.pending:
         caller.drained()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Process, pannier, read_exactly, redis_server
+from tests.harness import Process, pannier, read_exactly, redis_server, wait_until
 
 QUIET = 0.3
 """Seconds without a byte on any connection after which nothing more is expected."""
@@ -51,6 +51,10 @@ CASES: dict[str, bytes] = {
     **{f"multibulk length: {name}": b"*%b\r\n$4\r\nPING\r\n" % text for name, text in LENGTHS.items()},
     **{f"bulk length: {name}": b"*1\r\n$%b\r\nPING\r\n" % text for name, text in LENGTHS.items()},
     **{f"second bulk length: {name}": b"*2\r\n$4\r\nECHO\r\n$%b\r\nx\r\n" % text for name, text in LENGTHS.items()},
+    "bulk length: 512 MB": b"*1\r\n$536870912\r\n",
+    "bulk length: 512 MB and one": b"*1\r\n$536870913\r\n",
+    "multibulk length: a million": b"*1048576\r\n",
+    "multibulk length: a billion": b"*1000000000\r\n",
     # What Redis skips without an answer.
     "*0": b"*0\r\n",
     "*-1": b"*-1\r\n",
@@ -174,8 +178,38 @@ CASES: dict[str, bytes] = {
     "mixed inline and multibulk": b"PING\r\n*1\r\n$4\r\nPING\r\nECHO hi\r\n*2\r\n$4\r\necho\r\n$1\r\nx\r\n",
 }  # fmt: skip
 
-DIFFERENT: dict[str, tuple[str, bytes, bool]] = {}
-"""By name: why the sidecar answers otherwise on purpose, what it answers, whether it closes."""
+DIFFERENT: dict[str, tuple[str, tuple[bytes, bool]]] = {
+    "multibulk length: a billion": ("Redis 6.2 allows 1,048,576 arguments, Redis 7 2,147,483,647: as Redis 7", (b"", False)),
+}
+"""By name: why the sidecar may answer otherwise than its Redis, and what: the bytes, whether it closes."""
+
+LOCKED: dict[str, bytes] = {
+    "a command": b"GET x\r\n",
+    "a multibulk command": b"*2\r\n$3\r\nGET\r\n$1\r\nx\r\n",
+    "an unknown command": b"NOSUCH\r\n",
+    "a local command": b"CLIENT ID\r\nCLIENT LIST\r\nINFO\r\nSELECT 1\r\n",
+    "a stateful command": b"MULTI\r\nSUBSCRIBE c\r\nBLPOP l 0\r\nEXEC\r\n",
+    "10 elements": b"*10\r\n" + b"$1\r\nx\r\n" * 10,
+    "11 elements": b"*11\r\n" + b"$1\r\nx\r\n" * 11,
+    "11 elements claimed": b"*11\r\n",
+    "a billion elements claimed": b"*1000000000\r\n",
+    "11 elements inline": b"x " * 11 + b"\r\n",
+    "an argument of 16 KB": b"*2\r\n$4\r\nAUTH\r\n$16384\r\n" + b"x" * 16384 + b"\r\n",
+    "an argument over 16 KB": b"*2\r\n$4\r\nAUTH\r\n$16385\r\n" + b"x" * 16385 + b"\r\n",
+    "an argument over 16 KB claimed": b"*1\r\n$16385\r\n",
+    "an argument of 512 MB claimed": b"*2\r\n$4\r\nAUTH\r\n$536870912\r\n",
+    "11 elements after a command": b"PING\r\n*11\r\n",
+    "11 elements after a wrong password": b"AUTH wrong\r\n*11\r\n",
+    "11 elements after the right password": b"AUTH secret\r\n*12\r\n$3\r\nDEL\r\n" + b"$1\r\nx\r\n" * 11,
+    "over 16 KB after the right password": b"AUTH secret\r\n*2\r\n$4\r\nECHO\r\n$20000\r\n" + b"x" * 20000 + b"\r\n",
+    "in one pipeline with AUTH": b"GET x\r\nAUTH secret\r\nGET x\r\nRESET\r\nGET x\r\n*11\r\n",
+    "wrong passwords": b"AUTH wrong\r\nAUTH default wrong\r\nAUTH nobody secret\r\nAUTH\r\nAUTH a b c\r\nGET x\r\n",
+    "HELLO without AUTH": b"HELLO 3\r\nGET x\r\n",
+    "HELLO with a wrong password": b"HELLO 3 AUTH default wrong\r\nGET x\r\n",
+    "QUIT": b"QUIT\r\n",
+    "a protocol error": b"*1\r\n$x\r\n",
+}  # fmt: skip
+"""Sent without having authenticated to a server that wants the password `secret`."""
 
 
 @dataclass
@@ -191,8 +225,11 @@ class Talk:
         return bytes(self.heard), self.closed
 
 
-def talk(ports: Mapping[str, int], cases: Mapping[str, bytes]) -> dict[str, dict[str, tuple[bytes, bool]]]:
-    """Send every case to every port at once; what each answered and whether it closed, by case and port.
+Outcomes = dict[str, dict[str, tuple[bytes, bool]]]
+
+
+def talk(ports: Mapping[str, int], cases: Mapping[str, bytes], piece: int = 1 << 20) -> Outcomes:
+    """Send every case to every port at once, in pieces; what each answered and whether it closed.
 
     Ends when all has been quiet; if answers differ by then, the slower side gets the whole `LIMIT`.
     """
@@ -200,8 +237,11 @@ def talk(ports: Mapping[str, int], cases: Mapping[str, bytes]) -> dict[str, dict
     with selectors.DefaultSelector() as selector:
         for (case, _), one in talks.items():
             selector.register(one.sock, selectors.EVENT_READ, one)
-            with contextlib.suppress(ConnectionError):
-                one.sock.sendall(cases[case])
+            one.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, max(map(len, cases.values())), piece):
+            for (case, _), one in talks.items():
+                with contextlib.suppress(ConnectionError):
+                    one.sock.sendall(cases[case][at : at + piece])
         end = time.monotonic() + LIMIT
         while time.monotonic() < end and selector.get_map():
             ready = selector.select(QUIET)
@@ -227,15 +267,75 @@ def _hear(selector: selectors.BaseSelector, one: Talk) -> None:
         selector.unregister(one.sock)
 
 
-Outcomes = dict[str, dict[str, tuple[bytes, bool]]]
-
-
 @pytest.fixture(scope="module")
 def outcomes(shared_redis: Process, shared_proxy: Process) -> Outcomes:
     return talk({"redis": shared_redis.port, "pannier": shared_proxy.port}, CASES)
+
+
+@pytest.fixture(scope="module")
+def outcomes_in_pieces(shared_redis: Process, shared_proxy: Process) -> Outcomes:
+    short = {case: data for case, data in CASES.items() if len(data) < 300}
+    return talk({"redis": shared_redis.port, "pannier": shared_proxy.port}, short, piece=1)
+
+
+@pytest.fixture(scope="module")
+def locked_outcomes(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
+    home = tmp_path_factory.mktemp("locked")
+    with (
+        redis_server(redis_binary, home, "--requirepass", "secret") as redis,
+        pannier(f"redis://127.0.0.1:{redis.port}", home) as proxy,
+    ):
+        yield talk({"redis": redis.port, "pannier": proxy.port}, LOCKED)
 
 
 class TestProtocolErrorsAreRedisOwn:
     @pytest.mark.parametrize("case", [case for case in CASES if case not in DIFFERENT])
     def test_same_bytes_same_close(self, outcomes: Outcomes, case: str) -> None:
         assert outcomes[case]["pannier"] == outcomes[case]["redis"]
+
+    @pytest.mark.parametrize("case", DIFFERENT)
+    def test_differs_on_purpose(self, outcomes: Outcomes, case: str) -> None:
+        assert outcomes[case]["pannier"] == DIFFERENT[case][1]
+
+    def test_same_byte_by_byte(self, outcomes_in_pieces: Outcomes) -> None:
+        wrong = {case: both for case, both in outcomes_in_pieces.items() if both["pannier"] != both["redis"] and case not in DIFFERENT}
+        assert wrong == {}
+
+
+class TestWhoHasNotAuthenticatedHasTighterLimits:
+    @pytest.mark.parametrize("case", LOCKED)
+    def test_same_bytes_same_close(self, locked_outcomes: Outcomes, case: str) -> None:
+        assert locked_outcomes[case]["pannier"] == locked_outcomes[case]["redis"]
+
+
+class TestALengthThatOnlyClaimsCostsNothing:
+    @pytest.mark.parametrize(
+        "claim",
+        [
+            b"*1000000000\r\n",
+            b"*1\r\n$536870912\r\n",
+            b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$536870912\r\n",
+            b"*1000000000\r\n$4\r\nMGET\r\n",
+        ],
+    )
+    def test_memory_stays(self, any_redis_binary: str, directory: Path, claim: bytes) -> None:
+        with (
+            redis_server(any_redis_binary, directory) as redis,
+            pannier(f"redis://127.0.0.1:{redis.port}", directory) as proxy,
+            contextlib.ExitStack() as stack,
+        ):
+            socks = [stack.enter_context(proxy.connect()) for _ in range(200)]
+            for sock in socks:
+                sock.sendall(b"PING\r\n")
+                assert read_exactly(sock, 7) == b"+PONG\r\n"
+            before = proxy.rss
+            for sock in socks:
+                sock.sendall(claim)
+            wait_until(lambda: client_list(proxy).count(b" qbuf=%d " % len(claim)) == len(socks))
+            assert proxy.rss - before < 3 << 20
+
+
+def client_list(proxy: Process) -> bytes:
+    with proxy.connect() as sock:
+        sock.sendall(b"CLIENT LIST\r\nQUIT\r\n")
+        return b"".join(iter(lambda: sock.recv(1 << 16), b""))

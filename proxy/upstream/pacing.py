@@ -1,0 +1,118 @@
+"""Gathering writes under load: a microsecond timer between a request and its sending.
+
+When many clients send one command at a time and Redis runs on another core, it answers each so quickly that
+nothing gathers: every request costs a system call here, a wake-up and a context switch there, and three times
+the CPU of the same load in batches (measured: 10.5 + 4.7 µs an operation instead of 7.2 + 1.3). Network cards
+meet this with interrupt moderation; a `Pacer` is the same for a link: while requests come fast and leave in
+ones and twos, they wait `DELAY` for company. At lower rates, and where requests gather by themselves, nothing
+waits; and where waiting lowers the rate, it ends at once.
+
+Event loops count in milliseconds, so the delay comes from a timerfd (Linux; man 2 timerfd_create). Without
+one the link simply does not pace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+
+DELAY = 200
+"""Microseconds a request may wait for others."""
+WINDOW = 512
+"""Sends between two decisions."""
+BEGIN_RATE = 50_000
+"""Runs a second from which pacing begins, if they leave in batches below `SMALL`."""
+END_RATE = 40_000
+"""Runs a second below which pacing ends."""
+SMALL = 4.0
+LOSS = 0.8
+"""Share of the rate before pacing below which it did harm: too few clients to gather anything from."""
+REST = 2.0
+"""Seconds before pacing is tried again after it did harm."""
+
+_CLOCK_MONOTONIC = 1
+_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class _Spec(ctypes.Structure):
+    """struct itimerspec."""
+
+    _fields_ = (
+        ("interval_s", ctypes.c_long),
+        ("interval_ns", ctypes.c_long),
+        ("value_s", ctypes.c_long),
+        ("value_ns", ctypes.c_long),
+    )
+
+
+class Pacer:
+    """Decides whether a link's sends are paced, and times them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, send: Callable[[], None]) -> None:
+        self._loop = loop
+        self._send = send
+        self.active = False
+        self._fd = -1
+        self._libc: ctypes.CDLL | None = None
+        self._spec = _Spec(0, 0, 0, DELAY * 1000)
+        # The window under way.
+        self._sends = 0
+        self._runs = 0
+        self._since = loop.time()
+        # When it began.
+        self._rate_before = 0.0
+        self._not_before = 0.0
+
+    def sent(self, runs: int) -> None:
+        """Take note of a send of so many runs; now and then decide anew."""
+        self._sends += 1
+        self._runs += runs
+        if self._sends == WINDOW:
+            now = self._loop.time()
+            self._decide(now, self._runs / max(now - self._since, 1e-6), self._runs / WINDOW)
+            self._sends = self._runs = 0
+            self._since = now
+
+    def _decide(self, now: float, rate: float, batch: float) -> None:
+        if self.active:
+            self.active = rate > END_RATE and rate > LOSS * self._rate_before
+            if not self.active:
+                self._not_before = now + REST
+        elif rate > BEGIN_RATE and batch < SMALL and now > self._not_before:
+            self._rate_before = rate
+            self.active = self._fd >= 0 or self._open()
+
+    def arm(self) -> None:
+        """Have `send` called in `DELAY` microseconds."""
+        if self._libc is None or self._libc.timerfd_settime(self._fd, 0, ctypes.byref(self._spec), None):
+            self._loop.call_soon(self._send)
+
+    def close(self) -> None:
+        """Give the timer back."""
+        self.active = False
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            self._libc = None
+
+    def _open(self) -> bool:
+        if not sys.platform.startswith("linux"):
+            return False
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd = libc.timerfd_create(_CLOCK_MONOTONIC, _FLAGS)
+        if fd < 0:
+            return False
+        self._fd, self._libc = fd, libc
+        self._loop.add_reader(fd, self._fired)
+        return True
+
+    def _fired(self) -> None:
+        try:
+            os.read(self._fd, 8)
+        except BlockingIOError:
+            return
+        self._send()
