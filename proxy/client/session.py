@@ -384,15 +384,16 @@ class Session(asyncio.Protocol):
         if not request.arguments:
             return request.end
         route = self._route(request.arguments)
+        # As multibulk, an inline request could break the tighter limits that hold for such a link as well.
+        unchanged = self.link.auth_required and buf[pos] != _STAR
+        data = buf[pos : request.end] if unchanged else raw(request, buf)
         if route is Route.SHARED:
-            # As multibulk an inline request could break the tighter limits that hold for this link as well.
-            unchanged = self.link.auth_required and buf[pos] != _STAR
-            self.submit(1, buf[pos : request.end] if unchanged else raw(request, buf))
+            self.submit(1, data)
         elif not self.ready():
             return pos
         else:
             self.commands += 1
-            self._special(route, request.arguments, raw(request, buf))
+            self._special(route, request.arguments, data)
         return request.end
 
     def _route(self, arguments: Sequence[bytes]) -> Route:

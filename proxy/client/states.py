@@ -9,7 +9,7 @@
           ├────RELEASE────────────────────────┘  │
           └────MEND──────────── BROKEN ◀──BREAK──┘       any ──CLOSE──▶ CLOSING ──LOST──▶ CLOSED
 
-An event a state does not know changes nothing and raises `IllegalEvent`.
+PIN leads from RELAY to PINNED too, if a link is at hand. An event a state does not know changes nothing and raises `IllegalEvent`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _END = {Event.CLOSE: State.CLOSING, Event.LOST: State.CLOSED}
 
 TRANSITIONS: dict[State, dict[Event, State]] = {
     State.RELAY: {Event.WAIT: State.WAITING, Event.PIN: State.PINNED, **_END},
-    State.WAITING: {Event.RESUME: State.RELAY, Event.PIN: State.PINNED, Event.STREAM: State.STREAM, **_END},
+    State.WAITING: {Event.RESUME: State.RELAY, Event.PIN: State.PINNED, **_END},
     State.PINNED: {Event.RELEASE: State.RELAY, Event.STREAM: State.STREAM, Event.BREAK: State.BROKEN, **_END},
     State.STREAM: {Event.WAIT: State.WAITING, Event.TUNNEL: State.TUNNEL, **_END},
     State.TUNNEL: {**_END},

@@ -108,6 +108,8 @@ class SharedLink:
         """Send `n` requests, given as one slice of bytes, for a caller; its replies come by `write`."""
         self.fifo: deque[tuple[Caller, int, bytes]] = deque()
         self.wire: _Wire | None = None
+        self.auth_required = False
+        """Whether Redis wanted credentials this link does not have, when it was last connected."""
         self._out: list[bytes] = []
         """Requests of this turn of the loop."""
         self._loop = asyncio.get_running_loop()
@@ -120,11 +122,6 @@ class SharedLink:
         self._stalled_since = _NOT_STALLED
         self.state = LinkState.CONNECTING
         self._task = asyncio.get_running_loop().create_task(self._run())
-
-    @property
-    def auth_required(self) -> bool:
-        """Whether Redis wants credentials this link does not have."""
-        return self.wire is not None and self.wire.refusal != ""
 
     async def settled(self) -> None:
         """Wait until the link is ready or known to be down."""
@@ -225,6 +222,7 @@ class SharedLink:
         if self.state is LinkState.DOWN:
             log.info("upstream %s is back (%s)", self.connector.upstream.redacted, _describe(self.key))
         self.wire = wire
+        self.auth_required = wire.refusal != ""
         self._stalled_since = _NOT_STALLED
         wire.limit(_WRITE_HIGH)
         self._enter(LinkState.READY)
