@@ -76,7 +76,9 @@ _STATE = frozenset(
 )
 _FENCED = frozenset({"wait", "waitaof"})
 """Redis 7.0 does not flag WAIT as blocking."""
-_ONCE = _FENCED | {"client|trackinginfo", "client|getredir", "shutdown", "debug", "failover"}
+_FREEING = frozenset({"script|kill", "function|kill", "client|unpause"})
+"""They end what may be holding up the shared link itself: they must not wait in its queue."""
+_ONCE = _FENCED | _FREEING | {"client|trackinginfo", "client|getredir", "shutdown", "debug", "failover"}
 _TUNNEL = frozenset(["sync", "psync", "replconf"])
 _BLOCK_OPTION = frozenset({"xread", "xreadgroup"})
 _CHANGES_LINK = frozenset(["select", "auth", "hello", "client|setname", "client|setinfo"])

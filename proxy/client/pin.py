@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from proxy.client import local
-from proxy.client.dispatch import PING, Route
+from proxy.client.dispatch import LOCAL, PING, Route
 from proxy.client.flow import Reason
 from proxy.client.states import Event, State
 from proxy.resp import encode
@@ -31,7 +31,8 @@ class Pin:
     """Implements `upstream.pinned.Owner` for a session."""
 
     __slots__ = (
-        "blocking", "clean", "ending", "large", "link", "multi", "session", "transaction", "watching",
+        "blocking", "clean", "ending", "large", "link", "multi", "off", "session", "skip", "transaction",
+        "watching",
     )  # fmt: skip
 
     def __init__(self, session: Session, link: PinnedLink) -> None:
@@ -49,6 +50,10 @@ class Pin:
         """Whether the one command under way may block: a client that leaves does not want its reply."""
         self.ending = False
         """Whether RESET or QUIT is under way: nothing may follow on this link."""
+        self.off = False
+        """Whether CLIENT REPLY OFF has been sent."""
+        self.skip = False
+        """Whether Redis does not answer the next command, after CLIENT REPLY SKIP."""
         self.clean = True
         """Whether another client may use the connection afterwards."""
         self.large: LargeFrame | None = None
@@ -57,7 +62,9 @@ class Pin:
     @property
     def owes(self) -> bool:
         """Whether a client that sends no more still wants replies from this link."""
-        return self.session.state is State.PINNED and not self.blocking and not self.link.idle
+        if self.blocking or self.large is not None:
+            return False
+        return self.session.state is State.PINNED and not self.link.idle
 
     # --- from the client
 
@@ -92,18 +99,21 @@ class Pin:
         if session.state is not State.PINNED or self.link.idle:
             return True
         dispatcher = session.clients.dispatcher
-        return not self._leaves_state(dispatcher.route(arguments), dispatcher.name(arguments))
+        route = dispatcher.route(arguments)  # a LOCAL one is answered here, once EXEC's reply has come
+        return route is not Route.LOCAL and not self._leaves_state(route, dispatcher.name(arguments))
 
     def forward(self, route: Route, arguments: list[bytes], data: bytes) -> None:
         """Send a command over the counted link."""
         dispatcher = self.session.clients.dispatcher
         name = dispatcher.name(arguments)
+        if not self.transaction and route not in (Route.ONCE, Route.TUNNEL):
+            self._introduce()
         if self._leaves_state(route, name):
             self.session.move(Event.STREAM)
             self.link.mode = Mode.STREAM
             self._stream(arguments, data)
             return
-        if route is Route.LOCAL and not self.transaction:
+        if name in LOCAL and not self.transaction:
             self.clean = False  # a malformed command of ours: Redis answers it, whatever it makes of it
         if dispatcher.fenced(name) and not self.transaction:
             self.link.expect(Expect.DISCARDED)
@@ -115,6 +125,14 @@ class Pin:
         self.link.patient = self.blocking or self.large is not None
         self.link.expect(what)
         self.link.send(data)
+
+    def _introduce(self) -> None:
+        """Give the link the client's name, which Redis tells by CLIENT GETNAME and CLIENT LIST from now on."""
+        name = self.session.name
+        if self.link.name != name:
+            self.link.name = name
+            self.link.expect(Expect.DISCARDED)
+            self.link.send(encode.request("CLIENT", "SETNAME", name))
 
     def _leaves_state(self, route: Route, name: str) -> bool:
         """Whether a command makes the link one that is no longer counted."""
@@ -129,15 +147,24 @@ class Pin:
         name = session.clients.dispatcher.name(arguments)
         if session.clients.dispatcher.expect(arguments) is Expect.RESET:
             self.link.expect(Expect.RESET)
-            self.link.send(data)
+            self.link.send(data * 2 if self.skip else data)  # the first one is not answered then
             session.move(Event.WAIT)
             return
+        self.skip = False
+        if name == "client|reply" and len(arguments) == 3:
+            self._switch_replies(arguments[2].upper())
         if session.clients.dispatcher.route(arguments) is Route.TUNNEL:
             self.link.mode = Mode.TUNNEL
             session.move(Event.TUNNEL)
         if name == "client|tracking":
             data = local.redirected(session.clients, arguments, data)
         self.link.send(data)
+
+    def _switch_replies(self, how: bytes) -> None:
+        """Note a CLIENT REPLY (Redis docs: CLIENT REPLY)."""
+        self.skip = how == b"SKIP" and not self.off
+        if how in (b"ON", b"OFF"):
+            self.off = how == b"OFF"
 
     def _begin_large(self, buf: bytes, pos: int) -> int:
         if len(buf) - pos < _LARGE:
@@ -239,7 +266,8 @@ class Pin:
         else:
             session.move(Event.RELEASE)
         session.reset()
-        session.write(b"+RESET\r\n")
+        if not self.skip:
+            session.write(b"+RESET\r\n")
         session.consume()
 
     def pin_lost(self, why: str) -> None:
@@ -263,12 +291,22 @@ class Pin:
         if Expect.QUIT in expected:
             session.finish()
             return
-        if self.transaction and not {Expect.END, Expect.DISCARD}.intersection(expected):
+        if self._in_transaction_after(expected):
             session.move(Event.BREAK)
         else:
             session.pin = None
             session.move(Event.RELEASE)
         session.consume()
+
+    def _in_transaction_after(self, expected: list[Expect]) -> bool:
+        """Whether the client is still in a transaction once it has sent what `expected` stands for."""
+        inside = self.multi or self.watching
+        for what in expected:
+            if what in (Expect.MULTI, Expect.WATCH):
+                inside = True
+            elif what in (Expect.END, Expect.DISCARD):
+                inside = False
+        return inside
 
     def pin_full(self, full: bool) -> None:
         """Stop or go on taking the client's commands: Redis does not keep up, or does again."""

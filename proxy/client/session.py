@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, cast
 
 from proxy.client import local
-from proxy.client.dispatch import Route, link_protocol
+from proxy.client.dispatch import LOCAL, Route, link_protocol
 from proxy.client.flow import Flow, Reason
 from proxy.client.pin import Pin
 from proxy.client.states import Event, State, move
@@ -39,8 +39,9 @@ log = logging.getLogger("pannier.client")
 
 LARGE = 256 * 1024
 """Bytes of an incomplete command after which it is relayed while it arrives, on a link of its own."""
-_WAITING_HIGH = 1024 * 1024
-"""Bytes that may wait behind a command under way before reading stops."""
+_WAITING_HIGH = 512 * 1024
+"""Bytes that may wait behind a command under way before reading stops; with the chunk that exceeds it, less than
+the least `query_buffer_limit`."""
 _LOCAL_LIMIT = 1024 * 1024
 """Longest command, in bytes, that the sidecar answers itself."""
 _OUTPUT_HIGH = 1024 * 1024
@@ -130,6 +131,8 @@ class Session(asyncio.Protocol):
                 self.commands += n
                 self.pending += n
                 self.link.submit(self, n, data)
+                if self.pending > _PENDING_HIGH:
+                    self._brake()
                 return
         self._receive(data)
 
@@ -240,8 +243,7 @@ class Session(asyncio.Protocol):
         self.pending += n
         self.link.submit(self, n, data)
         if self.pending > _PENDING_HIGH:
-            self.draining = True
-            self.hold(Reason.PENDING)
+            self._brake()
 
     def adopt(self, identity: Identity, database: int, protocol: int, link: SharedLink) -> None:
         """Go over to another shared link, already attached."""
@@ -319,6 +321,11 @@ class Session(asyncio.Protocol):
             if n == size:
                 self._depth, self._run = size, match
         return n
+
+    def _brake(self) -> None:
+        """Take no more commands until those in flight are answered."""
+        self.draining = True
+        self.hold(Reason.PENDING)
 
     def _receive(self, data: bytes) -> None:
         if self.farewell or self.state in (State.CLOSING, State.CLOSED):
@@ -437,7 +444,7 @@ class Session(asyncio.Protocol):
             return pos
         arguments, frame, end = known
         route = self._route(arguments)
-        if route is Route.LOCAL:
+        if route is Route.LOCAL or self.clients.dispatcher.name(arguments) in LOCAL:
             if len(buf) - pos > _LOCAL_LIMIT:
                 raise ProtocolError("too big a request for a command that pannier answers")
             return pos
@@ -482,11 +489,21 @@ class Session(asyncio.Protocol):
             if large is not None:
                 self.write(error.reply)
                 self.finish()
-                return
-            self._resume(error.reply)
+            elif route is Route.TRANSACTION and self.buffer and self.state is State.WAITING:
+                self._refuse_transaction(error)
+            else:
+                self._resume(error.reply)
             return
         self.task = None
         self._pin(link, route, arguments, data, large)
+        self.consume()
+
+    def _refuse_transaction(self, error: UpstreamError) -> None:
+        """Refuse what the client has sent behind a MULTI or WATCH that failed: it must not run by itself."""
+        self.write(error.reply)
+        self.move(Event.PIN)
+        self.pin = Pin(self, PinnedLink(self.clients.links.connector, self.key))
+        self.move(Event.BREAK)
         self.consume()
 
     async def _answer(self, work: Coroutine[None, None, bytes]) -> None:

@@ -9,7 +9,8 @@
           ├────RELEASE────────────────────────┘  │
           └────MEND──────────── BROKEN ◀──BREAK──┘       any ──CLOSE──▶ CLOSING ──LOST──▶ CLOSED
 
-PIN leads from RELAY to PINNED too, if a link is at hand. An event a state does not know changes nothing and raises `IllegalEvent`.
+PIN leads from RELAY to PINNED too, if a link is at hand. An event a state does not know changes nothing and
+raises `IllegalEvent`.
 """
 
 from __future__ import annotations

@@ -97,10 +97,8 @@ class ReplyScanner:
         if kind in _LINES:
             self.need -= 1
             return end + 2
-        try:
-            count = int(buf[pos + 1 : end])
-        except ValueError:
-            count = -2
+        digits = buf[pos + 1 : end]
+        count = int(digits) if digits.isdigit() else -1 if digits == b"-1" else -2
         if count < -1 or not (kind in _ELEMENTS or kind in _STRINGS):
             line = bytes(buf[pos : min(end, pos + 40)])
             raise UpstreamDesync(f"ERR pannier: upstream sent what is no RESP reply: {line!r}")

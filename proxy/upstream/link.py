@@ -18,7 +18,7 @@ from proxy.resp.errors import UpstreamLost, UpstreamRefused
 from proxy.upstream.address import Upstream
 from proxy.upstream.sockets import set_keepalive, tls_context
 
-LINK_NAME = "pannier"
+LINK_NAME = b"pannier"
 
 
 class Identity(NamedTuple):
@@ -60,6 +60,9 @@ class Link(asyncio.Protocol):
 
     Subclasses take the bytes from then on in `received`, and hear of the end in `lost`.
     """
+
+    name = LINK_NAME
+    """What Redis calls the connection in CLIENT LIST."""
 
     def __init__(self, connector: Connector, key: LinkKey) -> None:
         self.connector = connector
@@ -140,7 +143,9 @@ class Link(asyncio.Protocol):
         hello: list[bytes | str | int] = ["HELLO", protocol]
         if identity.password is not None and credentials is None:
             hello += ["AUTH", identity.user or b"default", identity.password]
-        answer = await self._ask(*hello, "SETNAME", LINK_NAME)
+        if self.name:
+            hello += ["SETNAME", self.name]
+        answer = await self._ask(*hello)
         if isinstance(answer, _ErrorReply):
             await self._without_hello(answer)
         else:

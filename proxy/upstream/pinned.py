@@ -70,7 +70,9 @@ class Owner(Protocol):
 
 
 class PinnedLink(Link):
-    """A connection that serves one client at a time."""
+    """A connection that serves one client at a time, and bears that client's name."""
+
+    name = b""
 
     def __init__(self, connector: Connector, key: LinkKey) -> None:
         super().__init__(connector, key)
@@ -83,7 +85,7 @@ class PinnedLink(Link):
         """Whether what is owed may take as long as it likes: a blocking command."""
         self.ended = asyncio.Event()
         self._chunks = 0
-        self._silent_since: tuple[int, float] = (0, 0.0)
+        self._silent_since: tuple[int, float] = (-1, 0.0)
         self._first = 0
         self._pushing = False
         self._tail = b""
@@ -148,6 +150,9 @@ class PinnedLink(Link):
         pos, size = 0, len(data)
         while pos < size:
             start = pos
+            if self.mode is Mode.TUNNEL:
+                owner.relay(data[start:])
+                return
             if not scanner.open:
                 self._first = data[pos]
                 self._pushing = self._first == _PUSH
@@ -155,10 +160,7 @@ class PinnedLink(Link):
             if pos == start:
                 self._tail = data[pos:]
                 return
-            if self.mode is Mode.TUNNEL:
-                owner.relay(data[start:])
-                return
-            if self._pushing or self.mode is Mode.STREAM:
+            if self._pushing or (self.mode is Mode.STREAM and self._next is not Expect.DISCARDED):
                 # A line is never cut in two, so what began with `+` is not the end of something longer.
                 if self._first == _PLUS and self.expected and data[start:pos] == _RESET:
                     self.expected.clear()
@@ -166,7 +168,7 @@ class PinnedLink(Link):
                     return
                 owner.relay(data[start:pos])
                 continue
-            what = self.expected[0] if self.expected else Expect.NOTHING
+            what = self._next
             if what is not Expect.DISCARDED and not (ended and what is Expect.RESET):
                 owner.relay(data[start:pos])
             if ended:
@@ -175,6 +177,11 @@ class PinnedLink(Link):
                 owner.answered(what, self._first)
                 if self.owner is not owner:
                     return
+
+    @property
+    def _next(self) -> Expect:
+        """What the next reply answers."""
+        return self.expected[0] if self.expected else Expect.NOTHING
 
     def _step(self, data: bytes, pos: int) -> tuple[int, bool]:
         """Step over one frame or a part of it: (position, whether it ended)."""

@@ -247,7 +247,8 @@ class SharedLink:
         self._out = []
         self.reconnects += 1
         self.error = self.connector.lost(why)
-        log.warning("%s (%s); reconnecting", _plain(self.error), _describe(self.key))
+        if self.state is not LinkState.CLOSED:
+            log.warning("%s (%s); reconnecting", _plain(self.error), _describe(self.key))
         self._enter(LinkState.CONNECTING)
         if wire.scanner.open and not wire.pushing and self.fifo:
             cut, _, _ = self.fifo[0]

@@ -23,6 +23,7 @@ from proxy.settings import Settings
 from proxy.upstream import link as link_module
 from proxy.upstream.address import Upstream
 from proxy.upstream.link import Connector, Identity, Link
+from proxy.upstream.pacing import Pacer
 from proxy.upstream.pool import LinkPool
 
 TABLE = CommandTable.load()
@@ -185,6 +186,7 @@ class ScriptedRedis:
         self.attempts = 0
         self.hello_error = b""
         monkeypatch.setattr(link_module, "_connect", self._connect)
+        monkeypatch.setattr(Pacer, "_open", lambda pacer: False)  # in memory everything is fast
 
     async def _connect(self, link: Link, connector: Connector) -> None:
         self.attempts += 1
@@ -206,7 +208,7 @@ class ScriptedRedis:
 
     def deliver(self, piece: int = 0) -> bool:
         """Deliver what every connection owes."""
-        return any([connection.deliver(piece) for connection in list(self.connections)])
+        return any(connection.deliver(piece) for connection in list(self.connections))
 
     async def settle(self, piece: int = 0) -> None:
         """Go on until nobody has anything more to say."""

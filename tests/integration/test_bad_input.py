@@ -44,7 +44,7 @@ LENGTHS = {
     "minus alone": b"-",
     "NUL": b"\0",
     "underscore": b"1_0",
-    "other digits": "١".encode(),
+    "other digits": "\u0661".encode(),
 }
 
 CASES: dict[str, bytes] = {
@@ -235,7 +235,7 @@ def talk(ports: Mapping[str, int], cases: Mapping[str, bytes], piece: int = 1 <<
     """
     talks = {(case, who): Talk(socket.create_connection(("127.0.0.1", port), 10)) for case in cases for who, port in ports.items()}
     with selectors.DefaultSelector() as selector:
-        for (case, _), one in talks.items():
+        for one in talks.values():
             selector.register(one.sock, selectors.EVENT_READ, one)
             one.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for at in range(0, max(map(len, cases.values())), piece):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 
 import pytest
@@ -37,7 +38,7 @@ requests = st.one_of(
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
-    return [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
 def parse_all(chunks: list[bytes], parser: RequestParser = PARSER) -> tuple[list[tuple[bytes, list[bytes], bool]], bytes]:
@@ -80,6 +81,23 @@ class TestAnySplitGivesTheSameCommands:
         except ProtocolError:
             return
         assert b"".join(data for data, _, _ in found) + left == stream
+
+
+class TestCanonical:
+    @pytest.mark.parametrize("data", [b"*2\r\n$3\r\nGET\r\n$1\r\nkxx", b"*2\r\n$3\r\nGETxx$1\r\nk\r\n", b"*2\rx$3\r\nGET\r\n$1\r\nk\r\n", b"*2\r\n$3\rxGET\r\n$1\r\nk\r\n"])
+    def test_only_the_one_strict_spelling_is(self, data: bytes) -> None:
+        """Redis looks at few line ends; a spelling it merely tolerates must be written anew."""
+        request = PARSER.parse(data, 0)
+        assert request is not None
+        assert (request.arguments, request.end, request.canonical) == ([b"GET", b"k"], len(data), False)
+
+    def test_a_nul_in_a_header_waits_as_strchr_does(self) -> None:
+        for data in (b"*\0x\r\n", b"*1\r\n$\0\r\n", b"*1\r\n#\0\r\n"):
+            assert PARSER.parse(data, 0) is None
+        with pytest.raises(ProtocolError, match="too big bulk count string"):
+            PARSER.parse(b"*1\r\n$\0" + b"1" * LINE_LIMIT + b"\r\n", 0)
+        with pytest.raises(ProtocolError, match="too big mbulk count string"):
+            PARSER.parse(b"*\0" + b"1" * LINE_LIMIT + b"\r\n", 0)
 
 
 class TestErrorsAreRedis:

@@ -1,0 +1,286 @@
+"""Starting and stopping: what is printed, which addresses are served, how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy import __version__
+from tests.harness import (
+    ROOT,
+    Process,
+    free_port,
+    pannier,
+    read_exactly,
+    redis_server,
+    wait_until,
+)
+
+
+@contextlib.contextmanager
+def launched(directory: Path, *options: str) -> Iterator[Process]:
+    """A pannier started with just these options, once it has printed its banner."""
+    log = directory / f"pannier-{time.monotonic_ns()}.log"
+    with log.open("wb") as out:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "proxy", *options], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            cwd=ROOT, start_new_session=True,
+        )  # fmt: skip
+    process = Process(popen, 0, log)
+    try:
+        wait_until(lambda: "Ctrl-C" in process.output or popen.poll() is not None, 20)
+        if port := re.search(r"serves 127\.0\.0\.1:(\d+)", process.output):
+            process.port = int(port[1])
+        yield process
+    finally:
+        if popen.poll() is None:
+            popen.kill()
+        popen.wait()
+
+
+def fails(directory: Path, *options: str) -> str:
+    """What is printed by a pannier that cannot start."""
+    with launched(directory, *options) as process:
+        assert process.popen.wait(10) == 1
+        return process.output
+
+
+def ask(sock: socket.socket, request: bytes, reply: bytes) -> None:
+    sock.sendall(request)
+    assert read_exactly(sock, len(reply)) == reply
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()]
+
+
+@pytest.fixture(scope="module")
+def upstream(any_redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(any_redis_binary, tmp_path_factory.mktemp("redis")) as redis:
+        yield f"redis://127.0.0.1:{redis.port}/0"
+
+
+class TestTheBannerSaysWhatListensAndWhatIsBehind:
+    def test_upstream(self, upstream: str, directory: Path) -> None:
+        with launched(directory, "--upstream", upstream, "--listen", "0") as process:
+            assert re.fullmatch(
+                rf"pannier {re.escape(__version__)} serves 127\.0\.0\.1:{process.port}\n"
+                rf"  upstream   redis-server \d+\.\d+\.\d+ at {re.escape(upstream)}\n"
+                r"  stop       Ctrl-C\n",
+                process.output,
+            )
+            with process.connect() as sock:
+                ask(sock, b"PING\r\n", b"+PONG\r\n")
+
+    def test_bundled(self, directory: Path) -> None:
+        with launched(directory, "--listen", "0", "--upstream", "bundled") as process:
+            lines = process.output.splitlines()
+            assert re.fullmatch(r"  upstream   bundled redis-server \d+\.\d+\.\d+ at unix:///\S+", lines[1].split("?")[0])
+            assert "keeps nothing" in lines[2]
+
+    def test_unreachable(self, directory: Path) -> None:
+        upstream = f"redis://user:hidden@127.0.0.1:{free_port()}/0"
+        with launched(directory, "--upstream", upstream, "--listen", "0") as process:
+            assert f"{upstream.replace('hidden', '***')}: not reachable yet, trying again" in process.output
+            assert "hidden" not in process.output
+
+    def test_locked(self, any_redis_binary: str, directory: Path) -> None:
+        with (
+            redis_server(any_redis_binary, directory, "--requirepass", "hidden") as redis,
+            launched(directory, "--upstream", f"redis://127.0.0.1:{redis.port}", "--listen", "0") as process,
+        ):
+            assert "(clients have to authenticate)\n" in process.output
+
+
+class TestItListensWhereItIsTold:
+    def test_several_addresses(self, upstream: str, directory: Path) -> None:
+        path = directory / "pannier.sock"
+        options = ["--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--listen", f"unix://{path}?mode=660"]
+        with launched(directory, "--upstream", upstream, *options) as process:
+            ports = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", process.output.splitlines()[0])}
+            assert len(ports) == 2
+            for port in ports:
+                with socket.create_connection(("127.0.0.1", port), 10) as sock:
+                    ask(sock, b"PING\r\n", b"+PONG\r\n")
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(path))
+                ask(sock, b"PING\r\n", b"+PONG\r\n")
+            assert stat.S_IMODE(path.stat().st_mode) == 0o660
+            assert process.stop() == 0
+            assert not path.exists()
+
+    def test_ipv6(self, upstream: str, directory: Path) -> None:
+        try:
+            with socket.socket(socket.AF_INET6) as probe:
+                probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 on this machine")
+        with launched(directory, "--upstream", upstream, "--listen", "[::1]:0") as process:
+            port = re.search(r"\[::1\]:(\d+)", process.output)
+            assert port
+            with socket.create_connection(("::1", int(port[1])), 10) as sock:
+                ask(sock, b"PING\r\n", b"+PONG\r\n")
+
+    def test_stale_socket_file(self, upstream: str, directory: Path) -> None:
+        path = directory / "pannier.sock"
+        with launched(directory, "--upstream", upstream, "--listen", f"unix://{path}") as process:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            process.kill()
+        assert path.exists()
+        with launched(directory, "--upstream", upstream, "--listen", f"unix://{path}"), socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            ask(sock, b"PING\r\n", b"+PONG\r\n")
+
+    def test_socket_file_in_use(self, upstream: str, directory: Path) -> None:
+        path = directory / "pannier.sock"
+        with launched(directory, "--upstream", upstream, "--listen", f"unix://{path}"):
+            output = fails(directory, "--upstream", upstream, "--listen", f"unix://{path}")
+            assert output == f"pannier: unix://{path}: another process serves this socket already\n"
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(path))
+                ask(sock, b"PING\r\n", b"+PONG\r\n")
+
+    def test_another_file_in_the_way(self, upstream: str, directory: Path) -> None:
+        path = directory / "precious"
+        path.write_text("text")
+        output = fails(directory, "--upstream", upstream, "--listen", f"unix://{path}")
+        assert output.startswith(f"pannier: cannot listen on unix://{path}: ")
+        assert output.count("\n") == 1
+        assert path.read_text() == "text"
+
+    def test_port_in_use(self, upstream: str, directory: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            output = fails(directory, "--upstream", upstream, "--listen", f"127.0.0.1:{port}")
+        assert output == (
+            f"pannier: cannot listen on 127.0.0.1:{port}: it is in use already; stop the program that has it or "
+            "choose another with --listen\n"
+        )
+
+    def test_second_port_in_use_with_the_bundled_server(self, directory: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            output = fails(directory, "--upstream", "bundled", "--listen", "0", "--listen", f"127.0.0.1:{port}")
+        assert output.count("\n") == 1
+
+
+class TestASignalStopsItCleanly:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_with_clients_connected(self, upstream: str, directory: Path, number: int) -> None:
+        with launched(directory, "--upstream", upstream, "--listen", "0") as process, contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(process.connect()) for _ in range(8)]
+            idle, blocked, subscriber, transaction, half, monitor, other_database, watching = socks
+            ask(idle, b"PING\r\n", b"+PONG\r\n")
+            blocked.sendall(b"BLPOP never 0\r\n")
+            ask(subscriber, b"SUBSCRIBE c\r\n", b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n")
+            ask(transaction, b"MULTI\r\nPING\r\n", b"+OK\r\n+QUEUED\r\n")
+            half.sendall(b"*2\r\n$3\r\nGE")
+            ask(monitor, b"MONITOR\r\n", b"+OK\r\n")
+            ask(other_database, b"SELECT 3\r\n", b"+OK\r\n")
+            ask(watching, b"WATCH k\r\n", b"+OK\r\n")
+            began = time.monotonic()
+            process.signal(number)
+            assert process.popen.wait(10) == 0
+            assert time.monotonic() - began < 2
+            for sock in socks:
+                with contextlib.suppress(ConnectionError):
+                    while sock.recv(1 << 16):
+                        pass
+            last = process.output.splitlines()[-1]
+            assert last.endswith(" INFO    stopping")
+            assert not re.search("WARNING|ERROR|Traceback|reconnecting", process.output)
+
+    def test_replies_under_way_are_delivered(self, upstream: str, directory: Path) -> None:
+        with launched(directory, "--upstream", upstream, "--listen", "0") as process, process.connect() as sock:
+            ask(sock, b"PING\r\n", b"+PONG\r\n")
+            script = b"local n = 0 for i = 1, 20000000 do n = n + 1 end return n"
+            sock.sendall(b"*3\r\n$4\r\nEVAL\r\n$%d\r\n%b\r\n$1\r\n0\r\n" % (len(script), script))
+            with process.connect() as other:  # served after the script has been passed on
+                ask(other, b"CLIENT SETNAME x\r\n", b"+OK\r\n")
+            process.signal(signal.SIGTERM)
+            assert read_exactly(sock, 11) == b":20000000\r\n"
+            assert sock.recv(1) == b""
+            assert process.popen.wait(10) == 0
+
+    def test_a_second_signal_ends_it_at_once(self, upstream: str, directory: Path) -> None:
+        with launched(directory, "--upstream", upstream, "--listen", "0") as process, process.connect() as sock:
+            script = b"local t = redis.call('time')[1] + 3 while redis.call('time')[1] + 0 < t do end"
+            sock.sendall(b"*3\r\n$4\r\nEVAL\r\n$%d\r\n%b\r\n$1\r\n0\r\n" % (len(script), script))
+            with process.connect() as other:
+                ask(other, b"CLIENT SETNAME x\r\n", b"+OK\r\n")
+            process.signal(signal.SIGINT)
+            wait_until(lambda: "stopping" in process.output)
+            began = time.monotonic()
+            process.signal(signal.SIGINT)
+            assert process.popen.wait(10) == 128 + signal.SIGINT
+            assert time.monotonic() - began < 0.5
+
+    def test_while_redis_cannot_be_reached(self, directory: Path) -> None:
+        with launched(directory, "--upstream", f"redis://127.0.0.1:{free_port()}", "--listen", "0") as process, process.connect() as sock:
+            sock.sendall(b"PING\r\n")
+            assert sock.recv(100).startswith(b"-ERR pannier: upstream ")
+            began = time.monotonic()
+            assert process.stop() == 0
+            assert time.monotonic() - began < 2
+
+
+class TestTheBundledServerEndsWithIt:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_no_redis_is_left_behind(self, directory: Path, number: int) -> None:
+        with launched(directory, "--upstream", "bundled", "--listen", "0") as process:
+            (redis,) = children(process.pid)
+            with process.connect() as sock:
+                ask(sock, b"SET k v\r\n", b"+OK\r\n")
+            process.signal(number)
+            assert process.popen.wait(10) == (0 if number == signal.SIGTERM else -number)
+            wait_until(lambda: not alive(redis))
+
+
+class TestNoSecretGetsIntoTheLog:
+    def test_values_keys_and_passwords(self, any_redis_binary: str, directory: Path) -> None:
+        with (
+            redis_server(any_redis_binary, directory, "--requirepass", "secret-one") as redis,
+            pannier(f"redis://:secret-one@127.0.0.1:{redis.port}", directory, "--log-level", "debug") as proxy,
+        ):
+            inputs = [
+                b"SET secret-key secret-value\r\nGET secret-key\r\n",
+                b"AUTH secret-two\r\nAUTH default secret-two\r\nHELLO 3 AUTH default secret-two\r\n",
+                b"AUTH secret-one\r\nCONFIG SET masterauth secret-three\r\n",
+                b"MULTI\r\nSET secret-key secret-value\r\n",
+                b'ECHO "secret-value\r\n',
+                b"*2\r\n$4\r\nECHO\r\n$secret-value\r\n",
+                b"secret-value\r\n",
+                b"POST /secret-value HTTP/1.1\r\n",
+                b"SUBSCRIBE secret-channel\r\n",
+                b"BLPOP secret-key2 0\r\n",
+            ]  # fmt: skip
+            with contextlib.ExitStack() as stack:
+                for data in inputs:
+                    sock = stack.enter_context(proxy.connect())
+                    sock.sendall(data)
+                with proxy.connect() as sock:
+                    ask(sock, b"SET k secret-value\r\nECHO end\r\n", b"+OK\r\n$3\r\nend\r\n")
+                redis.kill()
+                wait_until(lambda: "reconnecting" in proxy.output)
+            assert proxy.stop() == 0
+            assert "protocol error" in proxy.output
+            assert "secret" not in proxy.output
+            assert os.fsencode("secret") not in Path(f"{proxy.log}").read_bytes()
