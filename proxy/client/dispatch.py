@@ -53,27 +53,13 @@ LOCAL = {
 """Commands in which the sidecar has a hand, and what it does."""
 
 _TRANSACTION = frozenset({"multi", "watch"})
-_STATE = frozenset(
-    [
-        "subscribe",
-        "psubscribe",
-        "ssubscribe",
-        "unsubscribe",
-        "punsubscribe",
-        "sunsubscribe",
-        "monitor",
-        "readonly",
-        "readwrite",
-        "asking",
-        "client|tracking",
-        "client|caching",
-        "client|reply",
-        "client|no-evict",
-        "client|no-touch",
-        "client|capa",
-        "script|debug",
-    ]
-)
+# fmt: off
+_STATE = frozenset({
+    "subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe", "monitor",
+    "readonly", "readwrite", "asking", "client|tracking", "client|caching", "client|reply", "client|no-evict",
+    "client|no-touch", "client|capa", "script|debug",
+})
+# fmt: on
 _FENCED = frozenset({"wait", "waitaof"})
 """Redis 7.0 does not flag WAIT as blocking."""
 _FREEING = frozenset({"script|kill", "function|kill", "client|unpause"})
@@ -91,26 +77,12 @@ _EXPECT = {
     "quit": Expect.QUIT,
     "reset": Expect.RESET,
 }
+# fmt: off
 _COMMON = [
-    "get",
-    "set",
-    "incr",
-    "hget",
-    "hset",
-    "mget",
-    "exists",
-    "del",
-    "expire",
-    "setex",
-    "lpush",
-    "rpush",
-    "lpop",
-    "rpop",
-    "sadd",
-    "spop",
-    "zadd",
-    "ping",
+    "get", "set", "incr", "hget", "hset", "mget", "exists", "del", "expire", "setex", "lpush", "rpush", "lpop",
+    "rpop", "sadd", "spop", "zadd", "ping",
 ]
+# fmt: on
 _COUNTS = (2, 3, 1, 4, 5, 6)
 
 

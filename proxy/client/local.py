@@ -14,7 +14,7 @@ from proxy.client import listing
 from proxy.client.dispatch import link_protocol
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamRefused
-from proxy.upstream.link import Identity, LinkKey
+from proxy.upstream.link import LINK_NAME, Identity, LinkKey
 from proxy.upstream.shared import LinkState, Question, SharedLink
 
 if TYPE_CHECKING:
@@ -40,7 +40,31 @@ def answer(session: Session, name: str, arguments: list[bytes]) -> Answer:
 
     The coroutine raises UpstreamError, whose reply then is the answer.
     """
+    if session.identity.user is not None and name.startswith("client|"):
+        return _permitted(session, name, arguments)
     return _ANSWERS[name](session, arguments)
+
+
+async def _permitted(session: Session, name: str, arguments: list[bytes]) -> bytes:
+    """Answer if Redis lets the session's user say such a command (Redis docs: ACL)."""
+    words = _HARMLESS.get(name, arguments)
+    verdict = await Question().ask(session.link, encode.request(*words))
+    if verdict.startswith(b"-NOPERM"):
+        return verdict
+    reply = _ANSWERS[name](session, arguments)
+    if reply is None or isinstance(reply, bytes):
+        return reply or b""
+    return await reply
+
+
+_HARMLESS: dict[str, list[bytes]] = {
+    "client|kill": [b"CLIENT", b"KILL", b"ID", b"%d" % FIRST_ID],
+    "client|list": [b"CLIENT", b"LIST", b"TYPE", b"master"],
+    "client|setinfo": [b"CLIENT", b"SETINFO", b"LIB-NAME", b""],
+    "client|setname": [b"CLIENT", b"SETNAME", LINK_NAME],
+    "client|unblock": [b"CLIENT", b"UNBLOCK", b"%d" % FIRST_ID],
+}
+"""What Redis is asked instead, where a client's own words would do something to the link or to others."""
 
 
 # --- who the client is, where and how it speaks

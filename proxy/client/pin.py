@@ -31,8 +31,8 @@ class Pin:
     """Implements `upstream.pinned.Owner` for a session."""
 
     __slots__ = (
-        "blocking", "clean", "ending", "large", "link", "multi", "off", "session", "skip", "transaction",
-        "watching",
+        "blocking", "clean", "ending", "large", "leaving", "link", "multi", "off", "session", "skip",
+        "transaction", "watching",
     )  # fmt: skip
 
     def __init__(self, session: Session, link: PinnedLink) -> None:
@@ -48,6 +48,8 @@ class Pin:
         """Whether Redis watches keys for this connection."""
         self.blocking = False
         """Whether the one command under way may block: a client that leaves does not want its reply."""
+        self.leaving = False
+        """Whether Redis has been told that the client sends no more while its command blocks."""
         self.ending = False
         """Whether RESET or QUIT is under way: nothing may follow on this link."""
         self.off = False
@@ -62,9 +64,18 @@ class Pin:
     @property
     def owes(self) -> bool:
         """Whether a client that sends no more still wants replies from this link."""
-        if self.blocking or self.large is not None:
+        if self.large is not None or (self.blocking and not self.leaving):
             return False
         return self.session.state is State.PINNED and not self.link.idle
+
+    def leave(self) -> None:
+        """Hear that the client sends no more.
+
+        Redis then ends the client's blocking command unless it can answer at once; so it hears of it too.
+        """
+        if self.blocking and not self.link.idle and not self.leaving:
+            self.clean = False
+            self.leaving = self.link.finish()
 
     # --- from the client
 
@@ -73,7 +84,7 @@ class Pin:
         if self.large is not None:
             return self._take_large(buf, pos)
         session = self.session
-        if self.ending or (session.state is State.PINNED and not self.transaction):
+        if self.ending or self.leaving or (session.state is State.PINNED and not self.transaction):
             return pos  # one command only: the next ones wait for its reply
         request = session.parser.parse(buf, pos)
         if request is None:
@@ -121,13 +132,15 @@ class Pin:
         what = Expect.PROBE if route is Route.PROBE else dispatcher.expect(arguments)
         self.transaction = self.transaction or what in (Expect.MULTI, Expect.WATCH)
         self.ending = what in (Expect.QUIT, Expect.RESET)
-        self.blocking = route is Route.ONCE and self.large is None
+        self.blocking = route is Route.ONCE and self.large is None and not self.transaction
         self.link.patient = self.blocking or self.large is not None
         self.link.expect(what)
         self.link.send(data)
+        if self.session.eof:
+            self.leave()
 
     def _introduce(self) -> None:
-        """Give the link the client's name, which Redis tells by CLIENT GETNAME and CLIENT LIST from now on."""
+        """Give the link the client's name: Redis tells it by CLIENT GETNAME and CLIENT LIST from now on."""
         name = self.session.name
         if self.link.name != name:
             self.link.name = name
@@ -145,13 +158,15 @@ class Pin:
         """Send a command over a link whose replies are not counted."""
         session = self.session
         name = session.clients.dispatcher.name(arguments)
-        if session.clients.dispatcher.expect(arguments) is Expect.RESET:
+        what = session.clients.dispatcher.expect(arguments)
+        if what is Expect.RESET:
             self.link.expect(Expect.RESET)
             self.link.send(data * 2 if self.skip else data)  # the first one is not answered then
             session.move(Event.WAIT)
             return
+        self.multi = what is Expect.MULTI or (self.multi and what not in (Expect.END, Expect.DISCARD))
         self.skip = False
-        if name == "client|reply" and len(arguments) == 3:
+        if name == "client|reply" and len(arguments) == 3 and not self.multi:
             self._switch_replies(arguments[2].upper())
         if session.clients.dispatcher.route(arguments) is Route.TUNNEL:
             self.link.mode = Mode.TUNNEL
@@ -279,7 +294,8 @@ class Pin:
             session.pin = None
             session.dismiss()
             return
-        if session.state is not State.PINNED or self.link.scanner.open or self.large is not None:
+        broken_off = self.link.scanner.open or self.large is not None
+        if self.leaving or broken_off or session.state is not State.PINNED:
             session.pin = None
             log.info("client %s closed: %s", session.address, str(error).removeprefix("ERR pannier: "))
             session.finish()

@@ -40,8 +40,8 @@ log = logging.getLogger("pannier.client")
 LARGE = 256 * 1024
 """Bytes of an incomplete command after which it is relayed while it arrives, on a link of its own."""
 _WAITING_HIGH = 512 * 1024
-"""Bytes that may wait behind a command under way before reading stops; with the chunk that exceeds it, less than
-the least `query_buffer_limit`."""
+"""Bytes that may wait behind a command under way before reading stops; with the chunk that exceeds it, this
+is less than the least `query_buffer_limit`."""
 _LOCAL_LIMIT = 1024 * 1024
 """Longest command, in bytes, that the sidecar answers itself."""
 _OUTPUT_HIGH = 1024 * 1024
@@ -153,6 +153,8 @@ class Session(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Take the end of the client's bytes: what it has asked is still answered, unless it blocks."""
         self.eof = True
+        if self.pin is not None:
+            self.pin.leave()
         if self.state is State.CLOSED or not self._owes():
             return False
         self.draining = True
@@ -417,7 +419,7 @@ class Session(asyncio.Protocol):
 
     def ready(self) -> bool:
         """Whether nothing is pending on the shared link; otherwise the session waits for that."""
-        if not self.pending:
+        if not self.pending or self.state is not State.RELAY:
             return True
         self.draining = True
         self.move(Event.WAIT)
@@ -495,6 +497,9 @@ class Session(asyncio.Protocol):
                 self._resume(error.reply)
             return
         self.task = None
+        if self.state is not State.WAITING:
+            self.clients.links.unpin(link, True)  # the session was killed meanwhile
+            return
         self._pin(link, route, arguments, data, large)
         self.consume()
 

@@ -17,6 +17,7 @@ _STRINGS = b"$=!"
 _LINES = b"+-:_#,("
 _ATTRIBUTE = 0x7C
 _LINE_LIMIT = 1 << 20
+_DIGITS = 20
 
 
 class ReplyScanner:
@@ -98,7 +99,8 @@ class ReplyScanner:
             self.need -= 1
             return end + 2
         digits = buf[pos + 1 : end]
-        count = int(digits) if digits.isdigit() else -1 if digits == b"-1" else -2
+        whole = digits.isdigit() and len(digits) < _DIGITS
+        count = int(digits) if whole else -1 if digits == b"-1" else -2
         if count < -1 or not (kind in _ELEMENTS or kind in _STRINGS):
             line = bytes(buf[pos : min(end, pos + 40)])
             raise UpstreamDesync(f"ERR pannier: upstream sent what is no RESP reply: {line!r}")

@@ -114,6 +114,13 @@ class PinnedLink(Link):
         else:
             self.transport.resume_reading()
 
+    def finish(self) -> bool:
+        """Tell Redis that no more is sent; False if the connection cannot (TLS)."""
+        if self.transport is None or self.transport.is_closing() or not self.transport.can_write_eof():
+            return False
+        self.transport.write_eof()
+        return True
+
     def watch_buffer(self) -> None:
         """Tell the owner when Redis does not keep up."""
         self.limit(_WRITE_HIGH)

@@ -107,6 +107,10 @@ class Connection(FakeTransport):
         """Whatever `answer` remembers."""
         self._unread = b""
 
+    def can_write_eof(self) -> bool:
+        """No, as over TLS."""
+        return False
+
     @property
     def sent(self) -> bytes:
         """All that came after the handshake."""

@@ -111,8 +111,9 @@ class TestTransactions:
 
     async def test_reset_within_one(self, linked: Linked) -> None:
         client = await linked.ready()
+        await talk(linked, client, (MULTI, b"+OK\r\n", b"+OK\r\n"))
         client.session.name = b"me"
-        await talk(linked, client, (MULTI, b"+OK\r\n", b"+OK\r\n"), (encode.request("RESET", "x"), b"-ERR wrong\r\n", b"-ERR wrong\r\n"))
+        await talk(linked, client, (encode.request("RESET", "x"), b"-ERR wrong\r\n", b"-ERR wrong\r\n"))
         assert client.session.state is State.PINNED and client.session.name == b"me"
         await talk(linked, client, (RESET, b"+RESET\r\n", b"+RESET\r\n"))
         assert client.session.state is State.RELAY and client.session.name == b""
