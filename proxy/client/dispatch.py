@@ -79,8 +79,8 @@ _EXPECT = {
 }
 # fmt: off
 _COMMON = [
-    "get", "set", "incr", "hget", "hset", "mget", "exists", "del", "expire", "setex", "lpush", "rpush", "lpop",
-    "rpop", "sadd", "spop", "zadd", "ping",
+    "get", "set", "incr", "hget", "hset", "mget", "exists", "del", "expire", "setex", "lpush", "rpush",
+    "lpop", "rpop", "sadd", "spop", "zadd", "ping",
 ]
 # fmt: on
 _COUNTS = (2, 3, 1, 4, 5, 6)

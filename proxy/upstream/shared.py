@@ -71,7 +71,10 @@ class Caller(Protocol):
 
 
 class Run(bytes):
-    """The requests of a run that is being sent for the second time; a third would be one too many."""
+    """The requests of a run whose turn it was when the connection was lost, sent for the second time.
+
+    They may be what Redis cannot bear: lost again in that place, they are given up.
+    """
 
 
 class Classifier(Protocol):
@@ -260,15 +263,19 @@ class SharedLink:
     def _sort_out(self, again: bool) -> None:
         """Keep the runs of callers who only wait for reads, to be sent again; answer the others."""
         kept: deque[tuple[Caller, int, bytes]] = deque()
+        suspect = self.fifo[0] if self.fifo else None
         owed: dict[Caller, list[tuple[int, bytes, list[tuple[bytes, bool]]]]] = {}
         for caller, n, requests in self.fifo:
             parts = self._classifier.reads(requests)[-n:]
             owed.setdefault(caller, []).append((n, requests, parts))
         self.fifo = kept
         for caller, runs in owed.items():
-            fresh = again and not any(isinstance(requests, Run) for _, requests, _ in runs)
-            if fresh and all(read for _, _, parts in runs for _, read in parts):
-                kept.extend((caller, n, Run(b"".join(part for part, _ in parts))) for n, _, parts in runs)
+            guilty = suspect is not None and caller is suspect[0]
+            given_up = not again or (guilty and isinstance(runs[0][1], Run))
+            if not given_up and all(read for _, _, parts in runs for _, read in parts):
+                kept.extend((caller, n, b"".join(part for part, _ in parts)) for n, _, parts in runs)
+                if guilty:
+                    kept[-len(runs)] = (caller, runs[0][0], Run(kept[-len(runs)][2]))
                 continue
             lost, unknown = self.error.reply, self._unknown().reply
             for n, _, parts in runs:

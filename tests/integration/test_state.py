@@ -117,9 +117,6 @@ SCRIPTS = [
     "SELECT 2; MULTI; SET a 1; EXEC; SELECT 0; GET a; SELECT 2; GET a", "SELECT 3; HELLO 3; SET a 1; HELLO 2; GET a; SELECT 0; GET a", "RESET; RESET; PING; RESET", "HELLO 3; RESET; GET none; HELLO 3; SUBSCRIBE c; RESET; GET none", "RESET x; PING", "QUIT x", "PING; QUIT",
 ]  # fmt: skip
 
-UNLIKE: dict[str, str] = {}
-"""Scripts whose replies differ on purpose, and why."""
-
 
 class TestScriptsOfState:
     @both_protocols
@@ -308,9 +305,9 @@ class TestBlockedClients:
 
     def test_wait_counts_the_clients_own_writes(self, redis: Process, proxy: Process, redis_binary: str, directory: Path) -> None:
         """A replica that copies *through* the sidecar (PSYNC, SYNC and REPLCONF pass), and WAIT for it."""
-        upstream = str(proxy.port)
-        with redis_server(redis_binary, directory, "--replicaof", "127.0.0.1", upstream, "--repl-diskless-sync-delay", "0") as replica:
-            with Wire(proxy.port) as mine, Wire(replica.port) as copy:
+        with Wire(proxy.port) as mine:
+            mine.line("CONFIG SET repl-diskless-sync-delay 0")
+            with redis_server(redis_binary, directory, "--replicaof", "127.0.0.1", str(proxy.port)) as replica, Wire(replica.port) as copy:
                 until(lambda: b"master_link_status:up" in copy.line("INFO replication"), "the replica is in step", 30)
                 for n in range(20):
                     assert mine.pipeline([request("SET", "k", n), request("WAIT", 1, 10000)], 2) == [b"+OK\r\n", b":1\r\n"]
@@ -548,7 +545,7 @@ class TestClientsOwnConnection:
         library = "#!lua name=spinning\nredis.register_function('spin', function() while true do end end)"
         with Wire(proxy.port) as mine, Wire(proxy.port) as other, Wire(impatient.port) as direct:
             if mine.ask("FUNCTION", "LOAD", library)[:1] == b"-":
-                return  # before Redis 7
+                pytest.skip("functions came with Redis 7")
             mine.send("FCALL", "spin", 0)
             until(lambda: direct.line("PING").startswith(b"-BUSY"), "Redis is busy")
             assert other.line("FUNCTION KILL") == b"+OK\r\n"
@@ -571,8 +568,9 @@ class TestClientsOwnConnection:
             assert "# Sidecar" not in text(wire.line("INFO clients"))
 
     def test_shutdown_reaches_redis(self, redis_binary: str, directory: Path) -> None:
-        with redis_server(redis_binary, directory) as server, pannier(f"redis://127.0.0.1:{server.port}", directory) as sidecar:
-            with Wire(sidecar.port) as wire, Wire(sidecar.port) as other:
+        with redis_server(redis_binary, directory) as server:
+            upstream = f"redis://127.0.0.1:{server.port}"
+            with pannier(upstream, directory) as sidecar, Wire(sidecar.port) as wire, Wire(sidecar.port) as other:
                 wire.send("SHUTDOWN", "NOSAVE")
                 assert server.popen.wait(10) == 0
                 assert other.line("GET k").startswith(b"-ERR pannier: upstream ")

@@ -36,7 +36,7 @@ def words(line: str) -> list[bytes]:
 class Wire:
     """One connection to a server or to the sidecar; a context manager."""
 
-    def __init__(self, port: int, protocol: int = 2, timeout: float = 4.0) -> None:
+    def __init__(self, port: int, protocol: int = 2, timeout: float = 10.0) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._file = self.sock.makefile("rb", 1 << 18)
@@ -137,7 +137,7 @@ class in_background:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.join(10)
+        self._thread.join(30)
         if error is None and self._error is not None:
             raise self._error
         assert not self._thread.is_alive()

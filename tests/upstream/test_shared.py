@@ -201,6 +201,19 @@ class TestALostConnection:
         assert wire(redis).sent == GET
         assert [connection.sent for connection in redis.connections] == [GET, GET + GET, GET]
 
+    async def test_what_waits_behind_a_deadly_read_is_not_given_up(self, redis: ScriptedRedis, link: SharedLink) -> None:
+        deadly, other = Caller(link), Caller(link)
+        deadly.ask(encode.request("GET", "deadly"))
+        other.ask(GET)
+        for _ in range(2):
+            await turn()
+            wire(redis).lose()
+        assert (deadly.got, other.got) == (LOST, b"")
+        await turn()
+        assert wire(redis).sent == GET
+        wire(redis).reply(b"+1\r\n")
+        assert other.got == b"+1\r\n"
+
     async def test_writes_are_answered_with_outcome_unknown(self, redis: ScriptedRedis, link: SharedLink) -> None:
         writer, reader = Caller(link), Caller(link)
         writer.ask(GET, SET)
