@@ -55,7 +55,7 @@ class Pin:
         self.off = False
         """Whether CLIENT REPLY OFF has been sent."""
         self.skip = False
-        """Whether Redis does not answer the next command, after CLIENT REPLY SKIP."""
+        """Whether CLIENT REPLY SKIP was the last command: Redis does not answer the next one, as a rule."""
         self.clean = True
         """Whether another client may use the connection afterwards."""
         self.large: LargeFrame | None = None
@@ -78,6 +78,11 @@ class Pin:
             self.leaving = self.link.finish()
 
     # --- from the client
+
+    def listen(self) -> None:
+        """Relay whatever Redis sends from now on, asked for or not."""
+        self.session.move(Event.STREAM)
+        self.link.mode = Mode.STREAM
 
     def take(self, buf: bytes, pos: int) -> int:
         """Take what can be taken at `pos`, as the session's state demands."""
@@ -120,8 +125,7 @@ class Pin:
         if not self.transaction and route not in (Route.ONCE, Route.TUNNEL):
             self._introduce()
         if self._leaves_state(route, name):
-            self.session.move(Event.STREAM)
-            self.link.mode = Mode.STREAM
+            self.listen()
             self._stream(arguments, data)
             return
         if name in LOCAL and not self.transaction:
@@ -161,7 +165,10 @@ class Pin:
         what = session.clients.dispatcher.expect(arguments)
         if what is Expect.RESET:
             self.link.expect(Expect.RESET)
-            self.link.send(data * 2 if self.skip else data)  # the first one is not answered then
+            self.link.send(data)
+            if self.skip:
+                self.link.expect(Expect.FENCE)
+                self.link.send(data + PING)
             session.move(Event.WAIT)
             return
         self.multi = what is Expect.MULTI or (self.multi and what not in (Expect.END, Expect.DISCARD))
@@ -250,8 +257,7 @@ class Pin:
         if what is Expect.MULTI:
             self.multi = self.multi or first == _PLUS
         elif what is Expect.PROBE and first != _MINUS:
-            session.move(Event.STREAM)
-            self.link.mode = Mode.STREAM
+            self.listen()
         elif self.multi and (what is Expect.END or (what is Expect.DISCARD and first == _PLUS)):
             self.multi = self.watching = False
         elif what is Expect.WATCH and first == _PLUS and not self.multi:
@@ -281,7 +287,7 @@ class Pin:
         else:
             session.move(Event.RELEASE)
         session.reset()
-        if not self.skip:
+        if self.link.reset_answered:
             session.write(b"+RESET\r\n")
         session.consume()
 

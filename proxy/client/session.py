@@ -187,6 +187,7 @@ class Session(asyncio.Protocol):
             self.dismiss()
         elif self.state is State.WAITING and self.task is None:
             self.move(Event.RESUME)
+            self.listen()
             self.consume()
         elif self.flow.reasons & Reason.PENDING:
             self.release(Reason.PENDING)
@@ -306,8 +307,19 @@ class Session(asyncio.Protocol):
         link = await self.clients.links.pin(self.key)
         if self.pin is None and self.reserved is None and self.write is not _discard:
             self.reserved = link
+            self.listen()
         else:
             self.clients.links.unpin(link, True)
+
+    def listen(self) -> None:
+        """With RESP3, go over to the reserved link once nothing is pending: Redis pushes to the id it has."""
+        link = self.reserved
+        if link is None or self.protocol != 3 or self.state is not State.RELAY or not self.ready():
+            return
+        self.reserved = None
+        self.move(Event.PIN)
+        self.pin = Pin(self, link)
+        self.pin.listen()
 
     @property
     def address(self) -> str:
@@ -527,6 +539,7 @@ class Session(asyncio.Protocol):
         if self.state is State.WAITING:
             self.write(reply)
             self.move(Event.RESUME)
+            self.listen()
             self.consume()
             self.end_if_done()
 

@@ -17,6 +17,7 @@ import asyncio
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Callable
 
 DELAY = 200
@@ -27,9 +28,11 @@ BEGIN_RATE = 50_000
 """Runs a second from which pacing begins, if they leave in batches below `SMALL`."""
 END_RATE = 40_000
 """Runs a second below which pacing ends."""
-SMALL = 4.0
+SMALL = 8.0
 LOSS = 0.8
 """Share of the rate before pacing below which it did harm: too few clients to gather anything from."""
+GAP = 0.005
+"""Seconds without a send after which the load is over: pacing ends without having done harm."""
 REST = 2.0
 """Seconds before pacing is tried again after it did harm."""
 
@@ -51,9 +54,15 @@ class _Spec(ctypes.Structure):
 class Pacer:
     """Decides whether a link's sends are paced, and times them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, send: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        send: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._loop = loop
         self._send = send
+        self._clock = clock
         self.active = False
         self._fd = -1
         self._libc: ctypes.CDLL | None = None
@@ -61,7 +70,7 @@ class Pacer:
         # The window under way.
         self._sends = 0
         self._runs = 0
-        self._since = loop.time()
+        self._since = self._last = clock()
         # When it began.
         self._rate_before = 0.0
         self._not_before = 0.0
@@ -70,8 +79,15 @@ class Pacer:
         """Take note of a send of so many runs; now and then decide anew."""
         self._sends += 1
         self._runs += runs
+        if self.active:
+            now = self._clock()
+            self.active = now - self._last < GAP
+            self._last = now
+            if not self.active:
+                self._sends = self._runs = 0
+                self._since = now
         if self._sends == WINDOW:
-            now = self._loop.time()
+            now = self._last = self._clock()
             self._decide(now, self._runs / max(now - self._since, 1e-6), self._runs / WINDOW)
             self._sends = self._runs = 0
             self._since = now
@@ -79,7 +95,7 @@ class Pacer:
     def _decide(self, now: float, rate: float, batch: float) -> None:
         if self.active:
             self.active = rate > END_RATE and rate > LOSS * self._rate_before
-            if not self.active:
+            if not self.active and rate < LOSS * self._rate_before:
                 self._not_before = now + REST
         elif rate > BEGIN_RATE and batch < SMALL and now > self._not_before:
             self._rate_before = rate

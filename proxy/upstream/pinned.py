@@ -40,6 +40,8 @@ class Expect(enum.Enum):
     """A command that leaves state in the connection unless Redis refuses it."""
     QUIT = enum.auto()
     RESET = enum.auto()
+    FENCE = enum.auto()
+    """Sent after two RESETs, of which Redis may answer only one: see `PinnedLink.reset_answered`."""
 
 
 class Mode(enum.Enum):
@@ -80,6 +82,8 @@ class PinnedLink(Link):
         self.mode = Mode.COUNTED
         self.expected: deque[Expect] = deque()
         """What the replies to come answer, in order; COUNTED only."""
+        self.reset_answered = True
+        """False if Redis carried out the RESET without an answer, after CLIENT REPLY SKIP."""
         self.scanner = ReplyScanner()
         self.patient = False
         """Whether what is owed may take as long as it likes: a blocking command."""
@@ -168,12 +172,11 @@ class PinnedLink(Link):
                 self._tail = data[pos:]
                 return
             if self._pushing or (self.mode is Mode.STREAM and self._next is not Expect.DISCARDED):
-                # A line is never cut in two, so what began with `+` is not the end of something longer.
-                if self._first == _PLUS and self.expected and data[start:pos] == _RESET:
-                    self.expected.clear()
+                if not self._resets(data[start:pos]):
+                    owner.relay(data[start:pos])
+                elif self._next is not Expect.FENCE:
                     owner.streams_reset()
                     return
-                owner.relay(data[start:pos])
                 continue
             what = self._next
             if what is not Expect.DISCARDED and not (ended and what is Expect.RESET):
@@ -184,6 +187,18 @@ class PinnedLink(Link):
                 owner.answered(what, self._first)
                 if self.owner is not owner:
                     return
+
+    def _resets(self, frame: bytes) -> bool:
+        """Whether a frame of a stream, or a part of one, belongs to the RESET that ends it.
+
+        A line is never cut in two, so what began with `+` is not the end of something longer.
+        """
+        if self._next is Expect.FENCE:
+            self.reset_answered = frame == _RESET
+        elif self._first != _PLUS or frame != _RESET or not self.expected:
+            return False
+        self.expected.popleft()
+        return True
 
     @property
     def _next(self) -> Expect:

@@ -168,7 +168,7 @@ class TestSavingInTheBackground:
 
 class TestSizes:
     @both_protocols
-    @pytest.mark.parametrize("megabytes", [1, 64, pytest.param(512, marks=pytest.mark.skipif(not os.environ.get("PANNIER_LONG_TESTS"), reason="set PANNIER_LONG_TESTS"))])
+    @pytest.mark.parametrize("megabytes", [1, 64, pytest.param(512, marks=pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="set LONG_TESTS=1 (it takes 2.5 GB)"))])
     def test_large_values(self, redis: Process, proxy: Process, megabytes: int, protocol: int) -> None:
         size = megabytes * MB
         block = random.Random(megabytes).randbytes(MB)

@@ -26,8 +26,8 @@ class Clock:
 
 def window(pacer: Pacer, clock: Clock, rate: float, batch: int) -> None:
     """Let one window of sends pass in which `rate` runs a second leave in batches of `batch`."""
-    clock.now += pacing.WINDOW * batch / rate
     for _ in range(pacing.WINDOW):
+        clock.now += batch / rate
         pacer.sent(batch)
 
 
@@ -39,7 +39,7 @@ def clock() -> Clock:
 @pytest.fixture
 def pacer(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Pacer:
     monkeypatch.setattr(Pacer, "_open", lambda self: True)
-    return Pacer(clock, lambda: None)  # type: ignore[arg-type]
+    return Pacer(clock, lambda: None, clock.time)  # type: ignore[arg-type]
 
 
 class TestDecision:
@@ -67,6 +67,15 @@ class TestDecision:
         assert not pacer.active
         clock.now += pacing.REST
         window(pacer, clock, pacing.BEGIN_RATE * 3, 1)
+        window(pacer, clock, pacing.BEGIN_RATE * 3, 1)
+        assert pacer.active
+
+    def test_ends_without_a_rest_when_the_load_is_over(self, pacer: Pacer, clock: Clock) -> None:
+        window(pacer, clock, pacing.BEGIN_RATE * 3, 1)
+        window(pacer, clock, pacing.BEGIN_RATE * 3, 9)
+        clock.now += 1.0
+        pacer.sent(1)
+        assert not pacer.active
         window(pacer, clock, pacing.BEGIN_RATE * 3, 1)
         assert pacer.active
 
