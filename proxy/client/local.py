@@ -200,7 +200,7 @@ def _client_kill(session: Session, arguments: list[bytes]) -> Answer:
             return encode.error("ERR No such client")
         reply = encode.OK
     else:
-        if arguments[3::2] and arguments[2].upper() == b"ID" and not _ours(arguments[3]):
+        if arguments[2].upper() == b"ID" and _theirs(arguments[3]):
             return Question().ask(session.link, encode.request(*arguments))
         try:
             victims = listing.victims(session, arguments[2:])
@@ -227,6 +227,11 @@ def _client_unblock(session: Session, arguments: list[bytes]) -> Answer:
     return Question().ask(session.link, request)
 
 
+def _theirs(number: bytes) -> bool:
+    # Redis 6.2 takes id 0 for no filter at all, and would kill every link.
+    return bool(_INTEGER(number)) and 0 < int(number) < FIRST_ID
+
+
 def _ours(number: bytes) -> bool:
     return bool(_INTEGER(number)) and int(number) >= FIRST_ID
 
@@ -242,6 +247,8 @@ def redirected(clients: Clients, arguments: list[bytes], data: bytes) -> bytes:
     target = redirect_target(clients, arguments)
     if target is None or target.upstream_id is None:
         return data
+    if target.pin is not None:
+        target.pin.named = True
     place = _redirect_place(arguments)
     return encode.request(*arguments[:place], target.upstream_id, *arguments[place + 1 :])
 

@@ -31,7 +31,7 @@ class Pin:
     """Implements `upstream.pinned.Owner` for a session."""
 
     __slots__ = (
-        "blocking", "clean", "ending", "large", "leaving", "link", "multi", "off", "session", "skip",
+        "blocking", "clean", "ending", "large", "leaving", "link", "multi", "named", "off", "session", "skip",
         "transaction", "watching",
     )  # fmt: skip
 
@@ -56,6 +56,8 @@ class Pin:
         """Whether CLIENT REPLY OFF has been sent."""
         self.skip = False
         """Whether CLIENT REPLY SKIP was the last command: Redis does not answer the next one, as a rule."""
+        self.named = False
+        """Whether another client's CLIENT TRACKING names this link in REDIRECT: the session keeps it."""
         self.clean = True
         """Whether another client may use the connection afterwards."""
         self.large: LargeFrame | None = None
@@ -363,8 +365,15 @@ class Pin:
         self._let_go()
 
     def _release(self) -> None:
-        self._let_go()
-        self.session.move(Event.RELEASE)
+        session = self.session
+        if self.named and not self.link.ended.is_set():
+            session.pin, session.reserved = None, self.link
+            self.link.owner = None
+            session.flow.release(Reason.PIN)
+        else:
+            self._let_go()
+        session.move(Event.RELEASE)
+        session.listen()
 
     def _let_go(self) -> None:
         session = self.session

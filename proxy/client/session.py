@@ -475,6 +475,9 @@ class Session(asyncio.Protocol):
         target = local.redirect_target(self.clients, arguments)
         if target is None or target.upstream_id is not None:
             link, self.reserved = self.reserved, None
+            if link is not None and link.key != self.key:
+                self.clients.links.unpin(link, False)  # reserved before the client went elsewhere
+                link = None
             link = link or self.clients.links.idle(self.key)
             if link is not None:
                 self._pin(link, route, arguments, data, large)

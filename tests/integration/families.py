@@ -113,7 +113,7 @@ FAMILIES: dict[str, list[Line]] = {
         "COPY a d", "COPY a d", "COPY a d REPLACE", "COPY a a", "TOUCH a none", "UNLINK d", "DEL b none", "RANDOMKEY", "DBSIZE",
         "EXPIRE a 100", "TTL a", "~ PTTL a", "EXPIRE a 200 NX", "EXPIRE a 200 XX", "PEXPIRE a 100000", "EXPIREAT a 99999999999", "EXPIRETIME a",
         "PEXPIREAT a 99999999999123", "PEXPIRETIME a", "PERSIST a", "PERSIST a", "TTL a", "TTL none", "EXPIRE none 1", "EXPIRE a x",
-        "SET gone v PX 1", "EXPIRE a -1", "GET a", "MSET k1 1 k2 2 k3 3 x1 4", "& KEYS *", "& KEYS k?", "& SCAN 0 COUNT 1000",
+        "SET gone v PXAT 1", "GET gone", "EXPIRE a -1", "GET a", "MSET k1 1 k2 2 k3 3 x1 4", "& KEYS *", "& KEYS k?", "& SCAN 0 COUNT 1000",
         "& SCAN 0 MATCH k* COUNT 1000 TYPE string", "SCAN x", "SCAN 0 COUNT 0", "OBJECT ENCODING k1", "OBJECT REFCOUNT x1",
         "~ OBJECT IDLETIME k1", "OBJECT FREQ k1", "OBJECT ENCODING none", "OBJECT HELP", "MEMORY USAGE k1", "MEMORY USAGE none",
         "FLUSHDB", "DBSIZE", "FLUSHDB ASYNC", "FLUSHALL SYNC", "FLUSHALL x", "RANDOMKEY", "EXPIRE a 10 GT LT",
