@@ -22,13 +22,14 @@ from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher
 from proxy.resp import encode
 from proxy.resp.commands import CommandTable
-from proxy.resp.errors import StartupError, UpstreamError
+from proxy.resp.errors import StartupError, UpstreamError, UpstreamRefused
 from proxy.settings import Settings
 from proxy.upstream.address import Listen, Upstream, cannot_listen
 from proxy.upstream.embedded import EmbeddedRedis
 from proxy.upstream.link import Connector, Identity, LinkKey
 from proxy.upstream.pool import LinkPool
 from proxy.upstream.shared import LinkState, Question, SharedLink
+from proxy.upstream.sockets import tls_context
 
 log = logging.getLogger("pannier")
 
@@ -43,18 +44,27 @@ async def run(settings: Settings) -> int:
     _raise_file_limit(settings.max_clients)
     stop = asyncio.Event()
     _on_signals(stop)
+    if settings.upstream is not None and settings.upstream.tls:
+        tls_context(settings.upstream)  # a wrong file ends the start, not every attempt to connect
     async with contextlib.AsyncExitStack() as stack:
         upstream = settings.upstream
         bundled = ""
+        endings: list[asyncio.Future[bool | StartupError]] = [asyncio.ensure_future(stop.wait())]
         if upstream is None:
             embedded = await stack.enter_async_context(EmbeddedRedis())
             upstream, bundled = embedded.upstream, embedded.version
+            endings.append(asyncio.ensure_future(embedded.ended()))
         sidecar = Sidecar(settings, upstream, bundled)
         await stack.enter_async_context(sidecar.serving())
         await sidecar.first_contact()
         print(sidecar.banner(), flush=True)
         _settle_garbage_collector()
-        await stop.wait()
+        ended, others = await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+        for other in others:
+            other.cancel()
+        for ending in ended:
+            if isinstance(error := ending.result(), StartupError):
+                raise error
         log.info("stopping")
     return 0
 
@@ -194,6 +204,8 @@ class Sidecar:
         log.debug("command table: %d commands more from the server", added)
 
     def _behind(self, link: SharedLink | None) -> str:
+        if link is not None and isinstance(link.error, UpstreamRefused) and link.state is LinkState.DOWN:
+            return f"{self.upstream.redacted} refuses us ({link.error}), trying again"
         if link is None or link.state is not LinkState.READY:
             return f"{self.upstream.redacted}: not reachable yet, trying again"
         what = "bundled redis-server" if self.bundled else "redis-server"

@@ -108,7 +108,7 @@ class Clients:
         """Note who has been idle since when; close who has been so for too long (Redis' `timeout`)."""
         timeout = self.settings.client_timeout
         for session in list(self.sessions.values()):
-            if session.commands != session.idle_mark or session.pending or session.state is not State.RELAY:
+            if session.commands != session.idle_mark or session.pending or not _may_be_idle(session):
                 session.idle_mark = session.commands
                 session.idle_since = now
             elif timeout and now - session.idle_since > timeout:
@@ -135,3 +135,11 @@ class Clients:
             await asyncio.sleep(0.01)
         for session in list(self.sessions.values()):
             session.abort("pannier stops")
+
+
+def _may_be_idle(session: Session) -> bool:
+    """Whether a silent client is idle: not if it blocks, listens or is served by a link of its own."""
+    pin = session.pin
+    if session.state is State.PINNED and pin is not None:
+        return pin.transaction and pin.link.idle
+    return session.state in (State.RELAY, State.BROKEN)

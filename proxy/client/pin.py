@@ -323,11 +323,16 @@ class Pin:
         session.consume()
 
     def _in_transaction_after(self, expected: list[Expect]) -> bool:
-        """Whether the client is still in a transaction once it has sent what `expected` stands for."""
+        """Whether commands may follow that the client believes to be inside a transaction.
+
+        One whose MULTI or WATCH has just been answered with an error is none, unless commands are on their
+        way behind it.
+        """
         inside = self.multi or self.watching
-        for what in expected:
+        behind = bool(self.session.buffer)
+        for place, what in enumerate(expected):
             if what in (Expect.MULTI, Expect.WATCH):
-                inside = True
+                inside = inside or behind or place < len(expected) - 1
             elif what in (Expect.END, Expect.DISCARD):
                 inside = False
         return inside

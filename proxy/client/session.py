@@ -57,9 +57,9 @@ class Session(asyncio.Protocol):
 
     __slots__ = (
         "_depth", "_patterns", "_run", "buffer", "clients", "commands", "created", "database",
-        "draining", "eof", "farewell", "flow", "id", "identity", "idle_mark", "idle_since", "info", "link",
-        "name", "parser", "pending", "pin", "protocol", "relaying", "reserved", "state", "task", "transport",
-        "write",
+        "discarding", "draining", "eof", "farewell", "flow", "id", "identity", "idle_mark", "idle_since",
+        "info", "link", "name", "parser", "pending", "pin", "protocol", "relaying", "reserved", "state",
+        "task", "transport", "write",
     )  # fmt: skip
 
     def __init__(self, clients: Clients, session_id: int) -> None:
@@ -84,6 +84,8 @@ class Session(asyncio.Protocol):
         self.eof = False
         """Whether the client has closed its sending side."""
         self.pin: Pin | None = None
+        self.discarding: LargeFrame | None = None
+        """A large command whose rest is not wanted any more."""
         self.reserved: PinnedLink | None = None
         """A pinned link whose id another client has been told; used at the next pin."""
         self.task: asyncio.Task[None] | None = None
@@ -225,6 +227,7 @@ class Session(asyncio.Protocol):
         self.relaying = (
             self.state is State.RELAY
             and not self.buffer
+            and self.discarding is None
             and not self.flow.reasons
             and self.link.state is not LinkState.CONNECTING
             and not self.parser.unauthenticated
@@ -393,12 +396,14 @@ class Session(asyncio.Protocol):
         return pos
 
     def _take_relay(self, buf: bytes, pos: int) -> int:
-        if not self.link.auth_required:
+        if not self.link.auth_required and self.discarding is None:
             end, n = self._patterns.prefix(buf, pos)
             if n:
                 self.submit(n, buf[pos:end])
                 return end
         self.parser.unauthenticated = self.link.auth_required
+        if self.discarding is not None:
+            return self._discard_rest(self.discarding, buf, pos)
         request = self.parser.parse(buf, pos)
         if request is None:
             return self._take_large(buf, pos)
@@ -448,6 +453,13 @@ class Session(asyncio.Protocol):
                 self.start(answer)
             return
         self.pinned(route, arguments, data, None)
+
+    def _discard_rest(self, frame: LargeFrame, buf: bytes, pos: int) -> int:
+        """Step over the rest of a large command that has been answered with an error already."""
+        end = frame.advance(buf, pos)
+        if frame.done:
+            self.discarding = None
+        return end
 
     def _take_large(self, buf: bytes, pos: int) -> int:
         """Take the first part of a command that is too large to wait for."""
@@ -503,10 +515,8 @@ class Session(asyncio.Protocol):
             link = await self.clients.links.pin(self.key)
         except UpstreamError as error:
             self.task = None
-            if large is not None:
-                self.write(error.reply)
-                self.finish()
-            elif route is Route.TRANSACTION and self.buffer and self.state is State.WAITING:
+            self.discarding = large if large is not None and not large.done else None
+            if route is Route.TRANSACTION and self.buffer and self.state is State.WAITING:
                 self._refuse_transaction(error)
             else:
                 self._resume(error.reply)

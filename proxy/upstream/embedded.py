@@ -34,6 +34,8 @@ from typing import Self
 from proxy.resp.errors import StartupError
 from proxy.upstream.address import LONGEST_SOCKET_PATH, Upstream
 
+WATCH = 0.2
+"""Seconds between two looks at whether the server still runs."""
 POLL = 0.005
 """Seconds between two looks at a server that starts or stops; both take it a few milliseconds."""
 START_LIMIT = 10.0
@@ -142,6 +144,12 @@ class EmbeddedRedis:
         facts = dict(line.partition(":")[::2] for line in text.splitlines())
         self.version = facts.get("redis_version", "unknown")
         return True
+
+    async def ended(self) -> StartupError:
+        """Wait until the server ends by itself; the error that tells of it."""
+        while (status := self._running()[0].poll()) is None:
+            await asyncio.sleep(WATCH)
+        return self._failed(f"has ended (status {status})")
 
     def _failed(self, why: str) -> StartupError:
         lines = (self._running()[1] / "redis.log").read_text("utf-8", "replace").splitlines()

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from proxy.resp.errors import UpstreamDesync, UpstreamError
+from proxy.resp.errors import UpstreamDesync, UpstreamError, UpstreamRefused
 from proxy.resp.patterns import SCALAR_RUNS
 from proxy.resp.replies import ReplyScanner
 from proxy.upstream.link import Connector, Link, LinkKey, open_link
@@ -236,7 +236,9 @@ class SharedLink:
 
     def _down(self, error: UpstreamError) -> None:
         if self.state is not LinkState.DOWN or str(error) != str(self.error):
-            log.warning("%s (%s); trying again", _plain(error), _describe(self.key))
+            refused = isinstance(error, UpstreamRefused)
+            who = f"upstream {self.connector.upstream.redacted} refuses us: " if refused else ""
+            log.warning("%s%s (%s); trying again", who, _plain(error), _describe(self.key))
         self.error = error
         self._enter(LinkState.DOWN)
         self._fail_all()

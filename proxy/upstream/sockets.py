@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 
+from proxy.resp.errors import SettingsError
 from proxy.upstream.address import Upstream
 
 
@@ -27,7 +29,23 @@ def set_keepalive(transport: asyncio.BaseTransport, seconds: float) -> None:
 
 
 def tls_context(upstream: Upstream) -> ssl.SSLContext:
-    """The context for a `rediss://` upstream: certificates are verified unless the URL says otherwise."""
+    """The context for a `rediss://` upstream: certificates are verified unless the URL says otherwise.
+
+    Raises SettingsError if a file cannot be used.
+    """
+    for option in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        path = getattr(upstream, option)
+        if path is not None and not os.access(path, os.R_OK):
+            problem = f"{option}: {path!r} cannot be read; name a PEM file"
+            raise SettingsError(f"upstream {upstream.redacted}: {problem}")
+    try:
+        return _tls_context(upstream)
+    except (ssl.SSLError, OSError) as error:
+        problem = f"ssl_ca_certs, ssl_certfile or ssl_keyfile is no usable PEM file ({error})"
+        raise SettingsError(f"upstream {upstream.redacted}: {problem}") from None
+
+
+def _tls_context(upstream: Upstream) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=upstream.ssl_ca_certs)
     context.check_hostname = upstream.ssl_check_hostname and upstream.ssl_cert_reqs != "none"
     if upstream.ssl_cert_reqs == "none":

@@ -24,6 +24,7 @@ from tests.harness import (
     pannier,
     read_exactly,
     redis_server,
+    running,
     wait_until,
 )
 
@@ -284,3 +285,14 @@ class TestNoSecretGetsIntoTheLog:
             assert "protocol error" in proxy.output
             assert "secret" not in proxy.output
             assert os.fsencode("secret") not in Path(f"{proxy.log}").read_bytes()
+
+
+class TestBundledServer:
+    def test_pannier_ends_with_it_and_says_so(self, directory: Path) -> None:
+        port = free_port()
+        command = [sys.executable, "-m", "proxy", "run", "--listen", f"127.0.0.1:{port}"]
+        with running(command, port, directory) as process:
+            with process.connect() as sock:
+                sock.sendall(b"SHUTDOWN NOSAVE\r\n")
+                assert process.popen.wait(10) == 1
+            assert "pannier: the bundled redis-server has ended (status 0); its last words:" in process.output

@@ -429,6 +429,23 @@ class TestTracking:
                 assert listener.read() == INVALIDATE_MESSAGE
             assert mine.line("CLIENT GETREDIR")[:1] == b":"  # Redis' id of the listener's link: see docs/commands.md
 
+    @pytest.mark.parametrize("protocol", [2, 3], ids=["RESP2", "RESP3"])
+    def test_to_a_client_that_was_in_a_transaction_then(self, redis: Process, proxy: Process, protocol: int) -> None:
+        """The link that the redirection names must not go back to the pool with the transaction's end."""
+        with Wire(proxy.port) as mine, Wire(proxy.port, protocol) as listener, Wire(proxy.port) as other:
+            number = int(listener.ask("CLIENT", "ID")[1:-2])
+            listener.line("MULTI")
+            assert mine.line(f"CLIENT TRACKING on REDIRECT {number}") == b"+OK\r\n"
+            listener.line("EXEC")
+            with Wire(proxy.port) as stranger:
+                stranger.line("WATCH a")
+                if protocol == 2:
+                    listener.line("SUBSCRIBE __redis__:invalidate")
+                mine.line("GET k")
+                other.line("SET k 1")
+                assert b"k" in listener.read()
+                assert stranger.line("UNWATCH") == b"+OK\r\n"
+
     def test_the_redirection_breaks_with_its_target(self, redis: Process, proxy: Process) -> None:
         with Wire(proxy.port, 3) as mine, Wire(proxy.port) as other:
             with Wire(proxy.port) as listener:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import signal
 import socket
 import statistics
@@ -233,7 +234,7 @@ class TestRedisOwnRefusalsAreRelayed:
         ):
             for command in (b"GET k\r\n", b"MULTI\r\n", b"BLPOP k 1\r\n"):
                 assert ask(sock, command) == b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
-            assert "WARNING WRONGPASS invalid username-password pair" in proxy.output
+            assert re.search("WARNING upstream redis://.* refuses us: WRONGPASS invalid username-password pair", proxy.output)
             assert proxy.output.count("WRONGPASS") <= 2
             assert "hidden" not in proxy.output
 
@@ -488,3 +489,26 @@ class TestReconnecting:
             reply, seconds = timed(sock, b"GET k\r\n")
             assert reply == b"+fine\r\n"
             assert seconds < 1
+
+
+class TestWhatFailsLeavesTheClientUsable:
+    def test_a_large_command_while_redis_is_away(self, directory: Path) -> None:
+        port = free_port()
+        with pannier(f"redis://127.0.0.1:{port}", directory, *FAST) as proxy, proxy.connect() as sock:
+            sock.sendall(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$5000000\r\n" + b"x" * 5_000_000 + b"\r\nECHO a\r\n")
+            for _ in range(2):
+                assert line(sock).startswith(b"-ERR pannier: upstream ")
+
+    @pytest.mark.parametrize("command", [b"MULTI\r\n", b"WATCH k\r\n"])
+    def test_a_transaction_that_never_began(self, any_redis_binary: str, directory: Path, command: bytes) -> None:
+        """Its opening command was answered with an error: the client will not end what it has not begun."""
+        with (
+            redis_server(any_redis_binary, directory) as redis,
+            pannier(f"redis://127.0.0.1:{redis.port}", directory, *FAST, "--upstream-timeout", "300ms") as proxy,
+            proxy.connect() as sock,
+        ):
+            assert ask(sock, b"WATCH k\r\n") == ask(sock, b"UNWATCH\r\n") == b"+OK\r\n"  # a link for the pool
+            redis.signal(signal.SIGSTOP)
+            assert b"outcome unknown" in ask(sock, command)
+            redis.signal(signal.SIGCONT)
+            wait_until(lambda: ask(sock, b"GET k\r\n") == b"$-1\r\n")
