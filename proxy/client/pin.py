@@ -14,8 +14,7 @@ from proxy.client.dispatch import LOCAL, PING, Route
 from proxy.client.flow import Reason
 from proxy.client.states import Event, State
 from proxy.resp import encode
-from proxy.resp.errors import UpstreamError
-from proxy.resp.requests import LargeFrame, Request
+from proxy.resp.requests import LARGE, LargeFrame, Request
 from proxy.upstream.pinned import Expect, Mode, PinnedLink
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("pannier.client")
 
 _PLUS, _MINUS = b"+-"
-_LARGE = 256 * 1024
 
 
 class Pin:
@@ -104,7 +102,7 @@ class Pin:
         if not self._forwardable(request.arguments):
             return pos
         session.commands += 1
-        data = buf[pos : request.end] if request.canonical else encode.request(*request.arguments)
+        data = request.frame(buf)
         if session.state is State.STREAM:
             self._stream(request.arguments, data)
         else:
@@ -191,7 +189,7 @@ class Pin:
             self.off = how == b"OFF"
 
     def _begin_large(self, buf: bytes, pos: int) -> int:
-        if len(buf) - pos < _LARGE:
+        if len(buf) - pos < LARGE:
             return pos
         known = self.session.parser.large(buf, pos)
         if known is None:
@@ -308,7 +306,7 @@ class Pin:
             log.info("client %s closed: %s", session.address, str(error).removeprefix("ERR pannier: "))
             session.finish()
             return
-        unknown = UpstreamError(f"{error}; outcome unknown: the command may or may not have been carried out")
+        unknown = error.of_unknown_outcome()
         session.write(b"".join(unknown.reply for what in expected if what is not Expect.DISCARDED))
         self.ending = False
         session.flow.release(Reason.PIN)

@@ -24,9 +24,8 @@ from proxy.client.dispatch import LOCAL, Route, link_protocol
 from proxy.client.flow import Flow, Reason
 from proxy.client.pin import Pin
 from proxy.client.states import Event, State, move
-from proxy.resp import encode
 from proxy.resp.errors import ProtocolError, UpstreamError
-from proxy.resp.requests import LargeFrame, Request, RequestParser
+from proxy.resp.requests import LARGE, LargeFrame, RequestParser
 from proxy.upstream.link import Identity, LinkKey
 from proxy.upstream.pinned import PinnedLink
 from proxy.upstream.shared import LinkState, SharedLink
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pannier.client")
 
-LARGE = 256 * 1024
-"""Bytes of an incomplete command after which it is relayed while it arrives, on a link of its own."""
 _WAITING_HIGH = 512 * 1024
 """Bytes that may wait behind a command under way before reading stops; with the chunk that exceeds it, this
 is less than the least `query_buffer_limit`."""
@@ -56,7 +53,7 @@ class Session(asyncio.Protocol):
     """One client connection. Implements `upstream.shared.Caller`."""
 
     __slots__ = (
-        "_depth", "_patterns", "_run", "buffer", "clients", "commands", "created", "database",
+        "_depth", "_patterns", "_whole", "buffer", "clients", "commands", "created", "database",
         "discarding", "draining", "eof", "farewell", "flow", "id", "identity", "idle_mark", "idle_since",
         "info", "link", "name", "parser", "pending", "pin", "protocol", "relaying", "reserved", "state",
         "task", "transport", "write",
@@ -105,7 +102,7 @@ class Session(asyncio.Protocol):
         # Tools, bound once.
         self.parser = RequestParser(clients.settings.proto_max_bulk_len)
         self._patterns = clients.dispatcher.patterns
-        self._depth, self._run = self._patterns.runs[-1]
+        self._depth, self._whole = self._patterns.wholes[-1]
         """The next chunk is expected to hold as many requests as the last one, if that is a run's size."""
 
     # --- asyncio callbacks
@@ -127,8 +124,7 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take a chunk of the client's bytes. The hot path."""
         if self.relaying:
-            found = self._run(data, 0)
-            n = self._recount(data) if found is None or found.end() != len(data) else self._depth
+            n = self._depth if self._whole(data) is not None else self._recount(data)
             if n:
                 self.commands += n
                 self.pending += n
@@ -334,9 +330,9 @@ class Session(asyncio.Protocol):
     def _recount(self, data: bytes) -> int:
         """Count the requests of a chunk that is not what was expected; 0 if it needs the parser."""
         n = self._patterns.count(data)
-        for size, match in self._patterns.runs:
+        for size, fullmatch in self._patterns.wholes:
             if n == size:
-                self._depth, self._run = size, match
+                self._depth, self._whole = size, fullmatch
         return n
 
     def _brake(self) -> None:
@@ -412,7 +408,7 @@ class Session(asyncio.Protocol):
         route = self._route(request.arguments)
         # As multibulk, an inline request could break the tighter limits that hold for such a link as well.
         unchanged = self.link.auth_required and buf[pos] != _STAR
-        data = buf[pos : request.end] if unchanged else raw(request, buf)
+        data = buf[pos : request.end] if unchanged else request.frame(buf)
         if route is Route.SHARED:
             self.submit(1, data)
         elif not self.ready():
@@ -587,11 +583,6 @@ class Session(asyncio.Protocol):
         """Close if the client has closed its side and nothing is owed any more."""
         if self.eof and not self._owes() and self.state not in (State.CLOSING, State.CLOSED):
             self.finish()
-
-
-def raw(request: Request, buf: bytes) -> bytes:
-    """A request's bytes for Redis: as they came if they are canonical."""
-    return buf[request.start : request.end] if request.canonical else encode.request(*request.arguments)
 
 
 def _discard(data: bytes) -> None:

@@ -48,6 +48,10 @@ class UpstreamError(PannierError):
         line = text.replace("\r", " ").replace("\n", " ").encode("utf-8", "replace")
         self.reply = b"-" + line + b"\r\n"
 
+    def of_unknown_outcome(self) -> UpstreamError:
+        """The error for a command that was sent: nobody can tell whether Redis has carried it out."""
+        return UpstreamError(f"{self}; outcome unknown: the command may or may not have been carried out")
+
 
 class UpstreamRefused(UpstreamError):
     """Redis answered the handshake with an error; the text is Redis' own, code first."""

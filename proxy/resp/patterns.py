@@ -62,8 +62,12 @@ _BULK = _bulk()
 _SCALAR = rf"(?:(?:{_BULK}|\$-1\r\n)|[+:_#,(-][^\r\n]*+\r\n)"
 
 
+def _repeated(pattern: str) -> list[tuple[int, re.Pattern[bytes]]]:
+    return [(size, re.compile(f"(?:{pattern}){{{size}}}+".encode(), re.S)) for size in RUN_SIZES]
+
+
 def _runs(pattern: str) -> tuple[tuple[int, Match], ...]:
-    return tuple((size, re.compile(f"(?:{pattern}){{{size}}}+".encode(), re.S).match) for size in RUN_SIZES)
+    return tuple((size, compiled.match) for size, compiled in _repeated(pattern))
 
 
 SCALAR_RUNS = _runs(_SCALAR)
@@ -89,8 +93,13 @@ class RequestPatterns:
             arguments = _BULK * (count - 1) if count <= 3 else f"(?:{_BULK}){{{count - 1}}}+"
             counts.append(rf"{count}\r\n\$(?:{trie})\r\n{arguments}")
         one = rf"\*(?:{'|'.join(counts)})"
-        self.runs = _runs(one)
+        repeated = _repeated(one)
+        self.runs: tuple[tuple[int, Match], ...] = tuple(
+            (size, compiled.match) for size, compiled in repeated
+        )
         """(count, match) pairs, largest first: that many requests, one after the other."""
+        self.wholes = tuple((size, compiled.fullmatch) for size, compiled in repeated)
+        """(count, fullmatch) pairs, largest first: a chunk of that many requests and nothing else."""
 
     def count(self, chunk: bytes) -> int:
         """How many requests `chunk` consists of; 0 if it is not made of nothing but complete ones."""

@@ -10,8 +10,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from proxy.resp import encode
 from proxy.resp.errors import ProtocolError
 from proxy.resp.patterns import BULK_RUNS
+
+LARGE = 256 * 1024
+"""Bytes of an incomplete request from which it is worth relaying while it arrives."""
 
 LINE_LIMIT = 64 * 1024
 """Longest header or inline line, in bytes (PROTO_INLINE_MAX_SIZE)."""
@@ -34,6 +38,10 @@ class Request:
     start: int
     end: int
     canonical: bool
+
+    def frame(self, buf: bytes) -> bytes:
+        """The request's bytes for Redis: as they came in `buf` if they are canonical."""
+        return buf[self.start : self.end] if self.canonical else encode.request(*self.arguments)
 
 
 @dataclass(slots=True)

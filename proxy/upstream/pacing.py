@@ -5,7 +5,7 @@ nothing gathers: every request costs a system call here, a wake-up and a context
 the CPU of the same load in batches (measured: 10.5 + 4.7 µs an operation instead of 7.2 + 1.3). Network cards
 meet this with interrupt moderation; a `Pacer` is the same for a link: while requests come fast and leave in
 ones and twos, they wait `DELAY` for company. At lower rates, and where requests gather by themselves, nothing
-waits; and where waiting lowers the rate, it ends at once.
+waits; and where waiting lowers the rate, it ends.
 
 Event loops count in milliseconds, so the delay comes from a timerfd (Linux; man 2 timerfd_create). Without
 one the link simply does not pace.
@@ -24,9 +24,9 @@ DELAY = 200
 """Microseconds a request may wait for others."""
 WINDOW = 512
 """Sends between two decisions."""
-BEGIN_RATE = 50_000
+BEGIN_RATE = 40_000
 """Runs a second from which pacing begins, if they leave in batches below `SMALL`."""
-END_RATE = 40_000
+END_RATE = 30_000
 """Runs a second below which pacing ends."""
 SMALL = 8.0
 LOSS = 0.8
@@ -74,6 +74,8 @@ class Pacer:
         # When it began.
         self._rate_before = 0.0
         self._not_before = 0.0
+        self._harmed = 0
+        """Windows in a row with less than before."""
 
     def sent(self, runs: int) -> None:
         """Take note of a send of so many runs; now and then decide anew."""
@@ -94,11 +96,14 @@ class Pacer:
 
     def _decide(self, now: float, rate: float, batch: float) -> None:
         if self.active:
-            self.active = rate > END_RATE and rate > LOSS * self._rate_before
-            if not self.active and rate < LOSS * self._rate_before:
+            # Twice in a row: the end of a load looks like harm, too, but only once.
+            self._harmed = self._harmed + 1 if rate < LOSS * self._rate_before else 0
+            self.active = self._harmed < 2 and (rate > END_RATE or self._harmed > 0)
+            if self._harmed == 2:
                 self._not_before = now + REST
         elif rate > BEGIN_RATE and batch < SMALL and now > self._not_before:
             self._rate_before = rate
+            self._harmed = 0
             self.active = self._fd >= 0 or self._open()
 
     def arm(self) -> None:

@@ -279,14 +279,9 @@ class SharedLink:
                 if guilty:
                     kept[-len(runs)] = (caller, runs[0][0], Run(kept[-len(runs)][2]))
                 continue
-            lost, unknown = self.error.reply, self._unknown().reply
+            lost, unknown = self.error.reply, self.error.of_unknown_outcome().reply
             for n, _, parts in runs:
                 _answer(caller, n, b"".join(lost if read else unknown for _, read in parts))
-
-    def _unknown(self) -> UpstreamError:
-        return UpstreamError(
-            f"{self.error}; outcome unknown: the command may or may not have been carried out"
-        )
 
     def _fail_all(self) -> None:
         entries, self.fifo = self.fifo, deque()

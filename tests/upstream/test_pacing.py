@@ -56,11 +56,16 @@ class TestDecision:
         window(pacer, clock, pacing.BEGIN_RATE * 1.1, 1)
         window(pacer, clock, pacing.BEGIN_RATE * 1.1, 9)
         assert pacer.active
+        window(pacer, clock, pacing.BEGIN_RATE * 0.95, 9)
+        assert pacer.active
+        window(pacer, clock, pacing.END_RATE * 0.9, 9)
         window(pacer, clock, pacing.END_RATE * 0.9, 9)
         assert not pacer.active
 
-    def test_ends_at_once_and_rests_where_it_does_harm(self, pacer: Pacer, clock: Clock) -> None:
+    def test_ends_and_rests_where_it_does_harm(self, pacer: Pacer, clock: Clock) -> None:
         window(pacer, clock, pacing.BEGIN_RATE * 3, 1)
+        window(pacer, clock, pacing.BEGIN_RATE * 3 * pacing.LOSS * 0.9, 3)
+        assert pacer.active, "once may be the end of a load"
         window(pacer, clock, pacing.BEGIN_RATE * 3 * pacing.LOSS * 0.9, 3)
         assert not pacer.active
         window(pacer, clock, pacing.BEGIN_RATE * 3, 1)
