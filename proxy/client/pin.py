@@ -102,12 +102,15 @@ class Pin:
         if not self._forwardable(request.arguments):
             return pos
         session.commands += 1
-        data = request.frame(buf)
-        if session.state is State.STREAM:
-            self._stream(request.arguments, data)
-        else:
-            self.forward(session.clients.dispatcher.route(request.arguments), request.arguments, data)
+        self._send(request.arguments, request.frame(buf))
         return request.end
+
+    def _send(self, arguments: list[bytes], data: bytes) -> None:
+        """Send a command, or its first part, as the link's mode demands."""
+        if self.session.state is State.STREAM:
+            self._stream(arguments, data)
+        else:
+            self.forward(self.session.clients.dispatcher.route(arguments), arguments, data)
 
     def _forwardable(self, arguments: list[bytes]) -> bool:
         """Whether a command may be sent now; one that changes the link's mode waits for earlier replies."""
@@ -199,11 +202,7 @@ class Pin:
             return pos
         self.session.commands += 1
         self.large = frame
-        data = buf[pos:end]
-        if self.session.state is State.STREAM:
-            self._stream(arguments, data)
-        else:
-            self.forward(self.session.clients.dispatcher.route(arguments), arguments, data)
+        self._send(arguments, buf[pos:end])
         return end
 
     def _take_large(self, buf: bytes, pos: int) -> int:
@@ -272,7 +271,6 @@ class Pin:
         if session.state is State.PINNED and not (self.multi or self.watching):
             self._release()
         session.consume()
-        session.end_if_done()
 
     def streams_reset(self) -> None:
         """Answer RESET and go back to the shared link; the connection is not used again."""

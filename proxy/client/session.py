@@ -550,7 +550,6 @@ class Session(asyncio.Protocol):
             self.move(Event.RESUME)
             self.listen()
             self.consume()
-            self.end_if_done()
 
     # --- ending
 

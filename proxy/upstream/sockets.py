@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 import ssl
@@ -28,9 +29,11 @@ def set_keepalive(transport: asyncio.BaseTransport, seconds: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
+@functools.cache
 def tls_context(upstream: Upstream) -> ssl.SSLContext:
     """The context for a `rediss://` upstream: certificates are verified unless the URL says otherwise.
 
+    Made once: reading the system's authorities takes milliseconds, and every connection needs it.
     Raises SettingsError if a file cannot be used.
     """
     for option in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
