@@ -100,7 +100,12 @@ class Pinger:
             self.seconds.append(time.monotonic() - began)
 
     def assert_undisturbed(self) -> None:
-        assert max(self.seconds) < 0.5
+        """Whoever waits behind another client waits again and again, or for as long as that one does: 20 s.
+
+        One slow answer among many is the machine's doing.
+        """
+        assert max(self.seconds) < 5
+        assert sum(taken > 0.5 for taken in self.seconds) <= 1 + len(self.seconds) // 100
         assert len(self.seconds) < 20 or statistics.median(self.seconds) < 0.03
 
 
