@@ -10,25 +10,40 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import cpu, idle
+from bench import cpu, idle, memory
+from bench.figures import Result
 from bench.load import Generator, find_generator
-from bench.report import Progress, Result, machine, markdown, to_json
+from bench.progress import Progress
+from bench.report import machine, markdown, to_json
 from bench.runner import Runner
 from bench.servers import BenchError, ProxyCommand, Stable, redis_binary
-from bench.workloads import CLIENTS, KEYSPACE, READY_STARTS, TESTS, WORKLOADS, Workload
+from bench.traffic import TESTS, VALUE
+from bench.workloads import (
+    CLIENTS,
+    DEPTHS,
+    GROUP_NAMES,
+    IDLE_GROUP,
+    MEMORY_GROUP,
+    READY_STARTS,
+    WORKLOADS,
+    Workload,
+)
 
 RESULTS = Path(__file__).resolve().parent / "results"
+ALL = "all"
 IDLE_STEPS = 3
+MEMORY_STEPS = 5
+BLENDS_NOTICE = " (built-in for blends and lists)"
 BUILTIN_NOTICE = (
-    "bench: using the built-in load generator (redis-benchmark is not on PATH, or not wanted); it is slower, "
-    "so read CPU per operation rather than throughput"
+    "bench: using the built-in load generator (redis-benchmark is not on PATH, or not wanted); compare "
+    "its throughput with its own only"
 )
 
 
@@ -38,10 +53,9 @@ class Options:
 
     rounds: int
     seconds: float
+    groups: Sequence[str]
     tests: Sequence[str]
     depths: Sequence[int]
-    idle: bool
-    load: bool
     json: Path | None
     quick: bool
     builtin: bool
@@ -51,23 +65,30 @@ class Options:
 
     def workloads(self) -> list[Workload]:
         """The chosen rows."""
-        return [w for w in WORKLOADS if self.load and w.test in self.tests and w.depth in self.depths]
+        return [
+            workload
+            for workload in WORKLOADS
+            if workload.group in self.groups and workload.test in self.tests and workload.depth in self.depths
+        ]
 
 
-def test_list(text: str) -> list[str]:
-    """Names of tests, comma-separated."""
-    names = [name.strip().lower() for name in text.split(",") if name.strip()]
-    if not names or set(names) - set(TESTS):
-        raise argparse.ArgumentTypeError(f"{text!r}: known tests are {', '.join(TESTS)}")
-    return names
+def names_of(known: Sequence[str], what: str) -> Callable[[str], list[str]]:
+    """A reader of comma-separated names."""
+
+    def read(text: str) -> list[str]:
+        names = [name.strip().lower() for name in text.split(",") if name.strip()]
+        if not names or set(names) - set(known):
+            raise argparse.ArgumentTypeError(f"{text!r}: known {what} are {', '.join(known)}")
+        return names
+
+    return read
 
 
 def depth_list(text: str) -> list[int]:
     """Pipeline depths, comma-separated."""
-    known = sorted({workload.depth for workload in WORKLOADS})
     depths = [int(word) for word in text.split(",") if word.strip().isdigit()]
-    if not depths or set(depths) - set(known) or len(depths) != len(text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r}: known depths are {', '.join(map(str, known))}")
+    if not depths or set(depths) - set(DEPTHS) or len(depths) != len(text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r}: known depths are {', '.join(map(str, DEPTHS))}")
     return depths
 
 
@@ -85,11 +106,22 @@ def parse(arguments: Sequence[str] | None) -> Options:
     add = parser.add_argument
     add("--rounds", type=positive, help="measured rounds per row (default 5)")
     add("--seconds", type=positive, help="length of one measurement (default 1.2)")
-    add("--only", type=test_list, default=TESTS, metavar="TESTS", help="tests, such as get,set")
-    add("--depth", type=depth_list, default=[1, 16, 64], metavar="DEPTHS", help="depths, such as 1,64")
+    add(
+        "--group",
+        type=names_of((*GROUP_NAMES, ALL), "groups"),
+        metavar="GROUPS",
+        help=f"of {', '.join(GROUP_NAMES)} or all (default; pass-through,idle with --proxy-command)",
+    )
+    add(
+        "--only",
+        type=names_of(TESTS, "tests"),
+        metavar="TESTS",
+        help=f"rows of these tests, of {', '.join(TESTS)}; leaves out the memory group unless named",
+    )
+    add("--depth", type=depth_list, metavar="DEPTHS", help="rows of these depths, such as 1,64; likewise")
     add("--quick", action="store_true", help="2 rounds of 0.4 s: a glance, not a measurement")
-    add("--no-idle", dest="idle", action="store_false", help="leave out start-up time and idle memory")
-    add("--idle-only", dest="load", action="store_false", help="start-up time and idle memory only")
+    add("--no-idle", action="store_true", help="leave out start-up time and idle memory")
+    add("--idle-only", action="store_true", help="start-up time and idle memory only: --group idle")
     add("--json", type=Path, metavar="FILE", help="write the JSON here, too")
     add("--builtin-load", dest="builtin", action="store_true", help="use the built-in load generator")
     add("--redis-server", metavar="FILE", help="this redis-server rather than the newest found")
@@ -102,18 +134,31 @@ def parse(arguments: Sequence[str] | None) -> Options:
     chosen = vars(parser.parse_args(arguments))
     chosen["rounds"] = int(chosen["rounds"] or (2 if chosen["quick"] else 5)) or 1
     chosen["seconds"] = chosen["seconds"] or (0.4 if chosen["quick"] else 1.2)
-    chosen["tests"], chosen["depths"] = chosen.pop("only"), chosen.pop("depth")
+    chosen["groups"] = chosen_groups(chosen)
+    chosen["tests"], chosen["depths"] = chosen.pop("only") or TESTS, chosen.pop("depth") or DEPTHS
     return Options(**chosen)
+
+
+def chosen_groups(chosen: dict[str, Any]) -> list[str]:
+    """The groups to run; takes the options about them out of ``chosen``."""
+    named, idle_only, no_idle = (chosen.pop(name) for name in ("group", "idle_only", "no_idle"))
+    if idle_only:
+        return [IDLE_GROUP]
+    groups = list(named) if named and ALL not in named else list(GROUP_NAMES)
+    if not named and chosen["proxy_command"]:
+        groups = ["pass-through", IDLE_GROUP]
+    if not named and (chosen["only"] or chosen["depth"]):
+        groups = [group for group in groups if group != MEMORY_GROUP]
+    return [group for group in groups if not (no_idle and group == IDLE_GROUP)]
 
 
 def settings(options: Options, redis: str, generator: Generator) -> dict[str, Any]:
     """What a reader must know to compare two reports."""
     known: dict[str, Any] = {
         "redis": redis,
-        "load": f"{generator.name} {generator.version}",
+        "load": f"{generator.name} {generator.version}" + ("" if generator.builtin else BLENDS_NOTICE),
         "clients": CLIENTS,
-        "keys": KEYSPACE,
-        "value bytes": 3,
+        "value bytes": len(VALUE),
         "rounds": options.rounds,
         "seconds": options.seconds,
         "CPU from": cpu.source(),
@@ -126,18 +171,22 @@ def settings(options: Options, redis: str, generator: Generator) -> dict[str, An
 def collect(options: Options, result: Result, stable: Stable, generator: Generator) -> None:
     """Run everything that was asked for; ``result`` keeps what is finished when the rest is cut short."""
     workloads = options.workloads()
-    progress = Progress(len(workloads) * 2 * (options.rounds + 1) + IDLE_STEPS * options.idle)
+    with_memory, with_idle = MEMORY_GROUP in options.groups, IDLE_GROUP in options.groups
+    steps = len(workloads) * 2 * (options.rounds + 1)
+    progress = Progress(steps + MEMORY_STEPS * with_memory + IDLE_STEPS * with_idle)
     deadline = time.monotonic() + options.time_limit
     runner = Runner(stable, generator, options.rounds, options.seconds, deadline, progress)
     try:
         if workloads:
-            cells, failures = runner.run(workloads)
-            result.cells += cells
+            runner.run(workloads, result)
+        if with_memory and time.monotonic() < deadline:
+            progress.begin("memory of the tier")
+            result.memory, failures = memory.measure(stable)
             result.failures += failures
-        if options.idle and time.monotonic() < deadline:
+            progress.step(MEMORY_STEPS)
+        if with_idle and time.monotonic() < deadline:
             progress.begin("idle figures")
-            figures, failures = idle.measure(stable, 2 if options.quick else READY_STARTS)
-            result.idle += figures
+            result.idle, failures = idle.measure(stable, 2 if options.quick else READY_STARTS)
             result.failures += failures
     except (BenchError, OSError) as error:
         result.failures.append(str(error))

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from bench import cpu
-from bench.report import Figure
+from bench.figures import Figure
 from bench.servers import HOST, PING, BenchError, Server, Stable, receive
 from bench.workloads import (
     IDLE_CONNECTIONS,
@@ -17,7 +17,7 @@ from bench.workloads import (
     READY_STARTS,
     READY_UPSTREAM,
     RSS_IDLE,
-    IdleFigure,
+    Quantity,
 )
 
 SETTLE = 1.0
@@ -109,7 +109,7 @@ def measure_memory(stable: Stable, upstream: Server, room: Room) -> list[Figure]
     ]
 
 
-def measure_ready(stable: Stable, what: IdleFigure, upstream: Server | None, starts: int) -> Figure:
+def measure_ready(stable: Stable, what: Quantity, upstream: Server | None, starts: int) -> Figure:
     """Start-up time as a figure of the report."""
     return Figure(what, start_times(stable, upstream, starts))
 

@@ -1,4 +1,4 @@
-"""Runs workloads: contenders take turns within each round, warm-up and calibration come first."""
+"""Runs the groups: contenders take turns within each round, warm-up and calibration come first."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench import cpu
-from bench.load import Generator, LoadResult
-from bench.report import DIRECT, PROXY, Cell, Measurement, Progress
-from bench.servers import BenchError, Server, Stable, check_reads, prefill
-from bench.workloads import Workload
+from bench.data import Store, check_reads, hit_rate, read_through, tier_info
+from bench.figures import DIRECT, PROXY, Cell, Measurement, Result
+from bench.load import Generator, LoadResult, generator_for
+from bench.progress import Progress
+from bench.servers import BenchError, Server, Stable
+from bench.traffic import MANY_KEYS, parts
+from bench.workloads import GROUPS, Group, Workload
 
 SETTLE = 0.02  # lets the scheduler's account of the last requests reach the kernel's files
 MIN_WARMUP = 0.25
+FILL_SLICE = (
+    250_000  # requests in one run of the generator, so that a slow proxy is not taken for a stuck one
+)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """What is measured: the server that faces the load, and the Redis behind it, if it has one."""
+    """What is measured: the server that faces the load, its data, the Redis behind it, if any."""
 
     name: str
     own: Server
+    store: Store
     behind: Server | None = None
 
 
@@ -36,15 +43,6 @@ class Runner:
     deadline: float
     progress: Progress
 
-    def contenders(self) -> list[Contender]:
-        """Start all servers; the proxy has a Redis of its own."""
-        direct = self.stable.start_redis("Redis direct")
-        behind = self.stable.start_redis("Redis behind the proxy")
-        proxy = self.stable.start_proxy(behind)
-        prefill(direct.port)
-        prefill(proxy.port)
-        return [Contender(DIRECT, direct), Contender(PROXY, proxy, behind)]
-
     def load(self, contender: Contender, workload: Workload, requests: int) -> LoadResult:
         """One run of the generator, never beyond the time limit of the whole."""
         left = self.deadline - time.monotonic()
@@ -52,15 +50,24 @@ class Runner:
             raise BenchError("the time limit is reached")
         timeout = min(left, 15 + 10 * self.seconds)
         try:
-            return self.generator.run(contender.own.port, workload, requests, timeout)
+            generator = generator_for(workload, self.generator)
+            return generator.run(contender.own.port, workload, requests, timeout)
         except BenchError:
             contender.own.require_alive()
             raise
 
+    def prepare(self, contender: Contender, workload: Workload) -> None:
+        """Load what the row reads, and have the tier take it where the row is about hits."""
+        contender.own.require_alive()
+        sent = parts(workload.test, workload.keyspace)
+        contender.store.provide(sent)
+        if contender.behind and workload.least_hits is not None:
+            read_through(contender.own.port, sent)
+        check_reads(contender.own.port, sent)
+
     def calibrate(self, contender: Contender, workload: Workload) -> int:
         """Warm the contender up, unmeasured; returns how many requests make a measurement long enough."""
-        contender.own.require_alive()
-        check_reads(contender.own.port)
+        self.prepare(contender, workload)
         requests = workload.warmup_requests
         warm = self.load(contender, workload, requests)
         if requests / warm.per_second < MIN_WARMUP:
@@ -70,6 +77,7 @@ class Runner:
     def measure(self, contender: Contender, workload: Workload, requests: int) -> Measurement:
         """One measured run."""
         servers = [contender.own, *([contender.behind] if contender.behind else [])]
+        told = tier_info(contender.own.port) if contender.behind else {}
         before = [cpu.sample(server.pid) for server in servers]
         result = self.load(contender, workload, requests)
         time.sleep(SETTLE)
@@ -84,41 +92,78 @@ class Runner:
             load_cpu=result.cpu_share,
             saturated=result.saturated,
             p50_ms=result.p50_ms,
+            hit_rate=hit_rate(told, tier_info(contender.own.port)) if told else None,
         )
 
     def run_cell(self, workload: Workload, contenders: Sequence[Contender], cell: Cell) -> None:
         """All rounds of one workload; who begins alternates."""
+        stage = f"{workload.group}: {workload.name}"
         requests = {}
         for contender in contenders:
-            self.progress.begin(workload.name, f"warm-up, {contender.name}")
+            self.progress.begin(stage, f"warm-up, {contender.name}")
             requests[contender.name] = self.calibrate(contender, workload)
             self.progress.step()
         for number in range(self.rounds):
             found = {}
             for contender in contenders[:: -1 if number % 2 else 1]:
-                self.progress.begin(workload.name, f"round {number + 1} of {self.rounds}, {contender.name}")
+                self.progress.begin(stage, f"round {number + 1} of {self.rounds}, {contender.name}")
                 found[contender.name] = self.measure(contender, workload, requests[contender.name])
                 self.progress.step()
             for name, measurement in found.items():
                 cell.rounds.setdefault(name, []).append(measurement)
         for contender in contenders:
-            check_reads(contender.own.port)
+            check_reads(contender.own.port, parts(workload.test, workload.keyspace))
 
-    def run(self, workloads: Sequence[Workload]) -> tuple[list[Cell], list[str]]:
-        """Every workload, and what failed; a failure ends its row, not the run."""
-        cells: list[Cell] = []
-        failures: list[str] = []
+    def fill(self, group: Group, proxy: Contender) -> None:
+        """Uniform reads of all keys, so that every row meets a tier that is full."""
+        self.progress.begin(f"{group.name}: filling the tier")
+        workload = Workload("get", 64, keyspace=MANY_KEYS)
+        proxy.store.provide(parts(workload.test, workload.keyspace))
+        for _ in range(group.fill_requests // FILL_SLICE):
+            self.load(proxy, workload, FILL_SLICE)
+
+    def run_group(
+        self,
+        group: Group,
+        rows: Sequence[Workload],
+        direct: Contender,
+        behind: Contender,
+        result: Result,
+    ) -> None:
+        """The rows of one group, against a proxy of its own; a failure ends its row, not the run."""
+        options, note = self.stable.options_for(group.options)
+        if note:
+            result.notes[group.name] = note
+        server = self.stable.start_proxy(behind.own, options)
+        proxy = Contender(PROXY, server, behind.store, behind.own)
         try:
-            contenders = self.contenders()
+            if group.fill_requests:
+                self.fill(group, proxy)
+            missing = note
+            if not note and "hits" not in tier_info(server.port):
+                missing = "INFO sidecar has no pannier_tier_hits"
+            for workload in rows:
+                cell = Cell(workload, missing=missing if group.tier else "")
+                result.cells.append(cell)
+                try:
+                    self.run_cell(workload, [direct, proxy], cell)
+                except (BenchError, OSError) as error:
+                    result.failures.append(f"{group.name}: {workload.name}: {error}")
+        finally:
+            self.stable.stop([server])
+
+    def run(self, workloads: Sequence[Workload], result: Result) -> None:
+        """Every workload, in the order of the groups; ``result`` gets what is found and what failed."""
+        try:
+            servers = [self.stable.start_redis(f"Redis {place}") for place in ("direct", "behind the proxy")]
+            direct, behind = (Contender(DIRECT, server, Store(server.port)) for server in servers)
+            for group in GROUPS:
+                if mine := [workload for workload in workloads if workload.group == group.name]:
+                    try:
+                        self.run_group(group, mine, direct, behind, result)
+                    except (BenchError, OSError) as error:
+                        result.failures.append(f"{group.name}: {error}")
         except (BenchError, OSError) as error:
+            result.failures.append(str(error))
+        finally:
             self.stable.stop(list(self.stable.servers))
-            return cells, [str(error)]
-        for workload in workloads:
-            cell = Cell(workload)
-            cells.append(cell)
-            try:
-                self.run_cell(workload, contenders, cell)
-            except (BenchError, OSError) as error:
-                failures.append(f"{workload.name}: {error}")
-        self.stable.stop(list(self.stable.servers))
-        return cells, failures

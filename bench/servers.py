@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import cpu
-from bench.workloads import KEYSPACE, reply, request
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,27 +99,6 @@ def answers(port: int) -> bool:
     return False
 
 
-def prefill(port: int) -> None:
-    """Write the whole key set."""
-    expected = reply("set")
-    with socket.create_connection((HOST, port), timeout=10.0) as link:
-        for start in range(0, KEYSPACE, 500):
-            numbers = range(start, min(start + 500, KEYSPACE))
-            link.sendall(b"".join(request("set", number) for number in numbers))
-            if (got := receive(link, len(expected) * len(numbers))) != expected * len(numbers):
-                raise BenchError(f"filling the key set: SET answered {got[-80:]!r}")
-
-
-def check_reads(port: int) -> None:
-    """Read a few keys, so that a server answering errors quickly is not taken for a fast one."""
-    expected = reply("get")
-    with socket.create_connection((HOST, port), timeout=2.0) as link:
-        for number in (0, KEYSPACE // 2, KEYSPACE - 1):
-            link.sendall(request("get", number))
-            if (got := receive(link, len(expected))) != expected:
-                raise BenchError(f"GET answered {got!r} instead of {expected!r}")
-
-
 def clean_environment(scratch: str) -> dict[str, str]:
     """The environment without anything that would configure the proxy behind the bench's back."""
     kept = {
@@ -184,21 +162,40 @@ class Server:
 
 @dataclass(frozen=True)
 class ProxyCommand:
-    """How to start the proxy, with an upstream and without; ``{port}`` and ``{upstream_port}`` get filled."""
+    """How to start the proxy, with an upstream and without; ``{port}`` and ``{upstream_port}`` get filled.
+
+    ``usage`` prints the options it knows; None where nothing is known about them, and none are given then.
+    """
 
     with_upstream: Sequence[str]
     embedded: Sequence[str] | None
+    usage: Sequence[str] | None = None
 
     @classmethod
     def pannier(cls) -> ProxyCommand:
         """The proxy of this repository, run by this interpreter."""
         run = (sys.executable, "-m", "proxy", "run", "--listen", f"{HOST}:{{port}}")
-        return cls((*run, "--upstream", f"redis://{HOST}:{{upstream_port}}"), run)
+        usage = (sys.executable, "-m", "proxy", "run", "--help")
+        return cls((*run, "--upstream", f"redis://{HOST}:{{upstream_port}}"), run, usage)
 
     @classmethod
     def from_text(cls, text: str) -> ProxyCommand:
-        """What to run in place of the proxy; nothing is known about an embedded server then."""
+        """What to run in place of the proxy; its options and an embedded server are unknown then."""
         return cls(tuple(shlex.split(text)), None)
+
+    def knows(self, option: str) -> bool:
+        """Whether its usage text lists the option."""
+        if self.usage is None:
+            return False
+        try:
+            done = subprocess.run(
+                self.usage, cwd=ROOT, capture_output=True, text=True, timeout=READY_TIMEOUT, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BenchError(f"the proxy does not print its options: {error}") from error
+        if done.returncode:
+            raise BenchError(f"the proxy does not print its options: {done.stderr.strip()[-300:]}")
+        return bool(re.search(rf"^\s*{re.escape(option)}(?![\w-])", done.stdout, re.MULTILINE))
 
 
 @dataclass
@@ -252,14 +249,21 @@ class Stable:
         options = ["--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no"]
         return self.start(title, [self.redis.path, *options], port)
 
-    def start_proxy(self, upstream: Server | None) -> Server:
+    def options_for(self, wanted: Sequence[str]) -> tuple[Sequence[str], str]:
+        """The options to start the proxy with, and a note where it does not know the first of them."""
+        if not wanted or self.proxy.knows(wanted[0]):
+            return wanted, ""
+        who = "the proxy has no option" if self.proxy.usage else "nothing is known about the option"
+        return (), f"{who} {wanted[0]}: it ran without"
+
+    def start_proxy(self, upstream: Server | None, options: Sequence[str] = ()) -> Server:
         """The proxy in front of ``upstream``, or with the server it brings along."""
         port = free_port()
         words = self.proxy.with_upstream if upstream else self.proxy.embedded
         if words is None:
             raise BenchError("the command in place of the proxy has no embedded server")
         ports = {"{port}": str(port), "{upstream_port}": str(upstream.port if upstream else "")}
-        return self.start("proxy", [substitute(word, ports) for word in words], port)
+        return self.start("proxy", [*(substitute(word, ports) for word in words), *options], port)
 
 
 def substitute(word: str, values: dict[str, str]) -> str:

@@ -198,7 +198,7 @@ def option(kind: Kind[T], default: T, group: str, help: str) -> T:
     return dataclasses.field(default=default, metadata={"option": (kind, default, group, help)})
 
 
-WHERE, CLIENTS, REDIS, LOG = "Addresses", "Limits per client", "Redis behind", "Logging"
+WHERE, CLIENTS, REDIS, TIER, LOG = "Addresses", "Limits per client", "Redis behind", "Memory tier", "Logging"
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -265,6 +265,41 @@ class Settings:
     reconnect_max: float = option(
         duration(0.001, 3600), 2.0, REDIS,
         "Longest pause between attempts: how late a Redis that is back may be noticed.",
+    )
+    tracking: str = option(
+        choice("auto", "default", "bcast", "off"), "auto", TIER,
+        "How Redis tells of changes (CLIENT TRACKING). auto takes the best that the server grants: default, "
+        "else bcast, else nothing is served from memory. off: everything goes to Redis.",
+    )
+    max_memory: int = option(
+        size(1 * MB, 1 << 40), 64 * MB, TIER,
+        "What the entries in memory may take, the overhead of their containers included.",
+    )
+    max_entries: int = option(
+        count(1, 1_000_000_000, "entries"), 1_000_000, TIER,
+        "Entries kept in memory at most.",
+    )
+    max_value_size: int = option(
+        size(16, 512 * MB), 1 * MB, TIER,
+        "Longest reply that is kept. Longer ones are passed on as they arrive.",
+    )
+    l1_ttl: float = option(
+        duration(0.01, 365 * 86400), 300.0, TIER,
+        "Longest time an entry is served, whatever Redis says; a key's own TTL always counts as well.",
+    )
+    coherence_timeout: float = option(
+        duration(0.1, 3600), 3.0, TIER,
+        "Silence of Redis after which nothing is served from memory until it is heard from again.",
+    )
+    admit_after: int = option(
+        count(1, 2, "reads"), 2, TIER,
+        "Which read of a key within a while is kept: the first, or the second, so that what is read only once "
+        "takes no room.",
+    )
+    canary_interval: float = option(
+        duration(0.1, 3600, "never"), 5.0, TIER,
+        "How often the lag of invalidations is measured: a key of Pannier's own is set and deleted in one "
+        "transaction, so nobody ever sees it.",
     )
     log_level: str = option(
         choice("debug", "info", "warning", "error"), "info", LOG,

@@ -19,21 +19,29 @@ import hiredis
 
 from proxy import __version__
 from proxy.client.clients import TICK, Clients
-from proxy.client.dispatch import Dispatcher
+from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.resp import encode
 from proxy.resp.commands import CommandTable
+from proxy.resp.downgrade import Shape
 from proxy.resp.errors import StartupError, UpstreamError, UpstreamRefused
-from proxy.settings import Settings
+from proxy.resp.tracking import LADDERS, Mode
+from proxy.settings import Settings, show_size
+from proxy.tier.rules import Rules
+from proxy.tier.tier import Limits, Tier
 from proxy.upstream.address import Listen, Upstream, cannot_listen
+from proxy.upstream.caller import Question
+from proxy.upstream.canary import Canary
 from proxy.upstream.embedded import EmbeddedRedis
 from proxy.upstream.link import Connector, Identity, LinkKey
 from proxy.upstream.pool import LinkPool
-from proxy.upstream.shared import LinkState, Question, SharedLink
+from proxy.upstream.shared import Care, LinkState, SharedLink
 from proxy.upstream.sockets import tls_context
 
 log = logging.getLogger("pannier")
 
 _BACKLOG = 1024
+_FIRST_WORD = 1.0
+"""Seconds the banner waits to learn whether Redis tells of changes."""
 _FILES_BESIDE_CLIENTS = 128
 """File descriptors needed beside two for each client."""
 
@@ -82,13 +90,17 @@ class Sidecar:
         patience = min(settings.connect_timeout, settings.upstream_timeout)
         connector = Connector(upstream, patience, settings.tcp_keepalive)
         backoff = (settings.reconnect_min, settings.reconnect_max)
-        self.links = LinkPool(connector, dispatcher, settings.upstream_timeout, backoff)
+        self.tier = _tier(settings, self.table)
+        self.links = LinkPool(
+            connector, dispatcher, settings.upstream_timeout, backoff, self._care, self._closed
+        )
         identity = Identity(_bytes(upstream.username), _bytes(upstream.password))
-        self.clients = Clients(settings, self.links, dispatcher, identity, upstream.db, self.info)
+        self.clients = Clients(settings, self.links, dispatcher, identity, upstream.db, self.info, self.tier, self.stats)
         self.addresses: list[str] = []
         """Where clients are served, with the ports the system chose."""
         self._started = time.monotonic()
-        self._main = LinkKey(identity, upstream.db, 2)
+        self._main = LinkKey(identity, upstream.db, link_protocol(Shape.PLAIN, 2, self.tier is not None))
+        self._canary: Canary | None = None
         self._learning: asyncio.Task[None] | None = None
         self._learnt = -1
         """Reconnections of the main link when the command table was last overlaid."""
@@ -100,15 +112,20 @@ class Sidecar:
         main = self.links.attach(self._main)
         servers: list[asyncio.Server] = []
         ticker: asyncio.Task[None] | None = None
+        canary: asyncio.Task[None] | None = None
         try:
             for listen in self.settings.listen:
                 servers.append(await self._listen(loop, listen))
             ticker = loop.create_task(self._tick(main))
+            if self.tier is not None and self.settings.canary_interval:
+                timeout = self.settings.coherence_timeout
+                self._canary = Canary(self.links, main, self.settings.canary_interval, timeout)
+                canary = loop.create_task(self._canary.run())
             yield
         finally:
             for server in servers:
                 server.close()
-            for task in (ticker, self._learning):
+            for task in (ticker, canary, self._learning):
                 if task is not None:
                     task.cancel()
             await self.clients.close()
@@ -123,12 +140,17 @@ class Sidecar:
         link = self.links.shared.get(self._main)
         if link is not None:
             await link.settled()
+            if link.tracking is not None and link.state is LinkState.READY:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_FIRST_WORD):
+                        await link.tracking.settled.wait()
 
     def banner(self) -> str:
         """What listens where and what is behind it, for a person."""
         link = self.links.shared.get(self._main)
         listening = ", ".join(self.addresses)
         lines = [f"pannier {__version__} serves {listening}", f"  upstream   {self._behind(link)}"]
+        lines.append(f"  memory     {self._memory(link)}")
         if self.bundled:
             lines.append(
                 "  note       the bundled redis-server keeps nothing: give --upstream for a real one"
@@ -159,7 +181,57 @@ class Sidecar:
             "pannier_pinned_links": len(links.pinned),
             "pannier_commands_in_flight": sum(len(shared.fifo) for shared in links.shared.values()),
         }
+        fields |= {f"pannier_{name}": value for name, value in self.stats().items()}
         return "# Sidecar\r\n" + "".join(f"{name}:{value}\r\n" for name, value in fields.items())
+
+    def _care(self, key: LinkKey) -> Care | None:
+        """How the shelf of a shared link is kept true."""
+        if self.tier is None:
+            return None
+        if key.protocol != 3:
+            return Care(settle=self.tier.drop)
+        heartbeat = self.settings.coherence_timeout / 3
+        return Care(self.tier.shelf(key), LADDERS[self.settings.tracking], heartbeat, self.tier.drop)
+
+    def _closed(self, key: LinkKey) -> None:
+        if self.tier is not None:
+            self.tier.discard(key)
+
+    def stats(self) -> dict[str, object]:
+        """What the memory tier holds and does, by name."""
+        tier, link = self.tier, self.links.shared.get(self._main)
+        if tier is None or link is None or link.tracking is None:
+            return {"tracking": "off", "tracking_reason": "switched off"}
+        asked = tier.hits + tier.misses
+        fields: dict[str, object] = {
+            "tracking": link.tracking.mode.value,
+            "tracking_reason": link.tracking.reason,
+            "tier_hits": tier.hits,
+            "tier_misses": tier.misses,
+            "tier_hit_rate": f"{tier.hits / asked if asked else 0:.4f}",
+            "tier_coalesced": tier.coalesced,
+            "tier_passed": tier.passed,
+            "tier_entries": tier.entries,
+            "tier_bytes": tier.used,
+            "tier_max_memory": tier.limits.max_memory,
+            "tier_fills": tier.fills,
+            "tier_evictions": tier.evicted,
+            "tier_expirations": tier.expired,
+            "tier_invalidations": tier.invalidated,
+            "tier_overwritten": tier.overwritten,
+            "tier_pushes": tier.pushes,
+            "tier_pushes_per_fill": f"{tier.pushes / tier.fills if tier.fills else 0:.3f}",
+        }
+        if self._canary is not None:
+            canary = self._canary
+            fields |= {
+                "invalidation_lag_p50_us": round(canary.lag(0.5) * 1e6),
+                "invalidation_lag_p99_us": round(canary.lag(0.99) * 1e6),
+                "invalidation_lag_max_us": round(canary.lag(1.0) * 1e6),
+                "invalidation_lag_samples": len(canary.lags),
+                "invalidation_lag_lost": canary.lost,
+            }
+        return fields
 
     # --- listening
 
@@ -198,6 +270,8 @@ class Sidecar:
         try:
             reader.feed(await Question().ask(link, encode.request("COMMAND")))
             added = self.table.overlay(reader.gets())
+            if self.tier is not None:
+                self.tier.rules.forget()
         except (UpstreamError, hiredis.ProtocolError) as error:
             log.warning("the server's own command table could not be had: %s", error)
             return
@@ -212,9 +286,34 @@ class Sidecar:
         needs = " (clients have to authenticate)" if link.auth_required else ""
         return f"{what} {self._version(link)} at {self.upstream.redacted}{needs}"
 
+    def _memory(self, link: SharedLink | None) -> str:
+        if self.tier is None:
+            return "nothing is kept: tracking is off"
+        size = show_size(self.settings.max_memory)
+        tracking = link.tracking if link is not None else None
+        if tracking is None or link is None or link.state is not LinkState.READY:
+            return f"reads will be kept in up to {size}"
+        if tracking.mode is Mode.OFF:
+            return f"nothing is kept: {tracking.reason}"
+        return f"reads are kept in up to {size}; Redis tells of changes (tracking {tracking.mode.value})"
+
     def _version(self, link: SharedLink | None) -> str:
         version = link.wire.hello.get(b"version", b"") if link is not None and link.wire is not None else b""
         return str(version.decode("ascii", "replace")) or self.bundled or "unknown"
+
+
+def _tier(settings: Settings, table: CommandTable) -> Tier | None:
+    if settings.tracking == "off":
+        return None
+    limits = Limits(
+        max_memory=settings.max_memory,
+        max_entries=settings.max_entries,
+        max_value_size=settings.max_value_size,
+        l1_ttl=settings.l1_ttl,
+        coherence_timeout=settings.coherence_timeout,
+        admit_after=settings.admit_after,
+    )
+    return Tier(limits, Rules(table))
 
 
 def _status(link: SharedLink | None) -> str:

@@ -45,6 +45,8 @@ class TestConfig:
             "upstream": "redis://u:***@h:6379/0",
             "listen": ["*:1", "[::1]:2"],
             "max_clients": 5,
+            "max_entries": 1_000_000,
+            "admit_after": 2,
             "reconnect_max": "3s",
         }
         origins = {line.split()[0]: line.partition("  # ")[2].strip() for line in run.stdout.splitlines()}

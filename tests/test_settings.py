@@ -64,6 +64,14 @@ class TestDefaults:
             "connect_timeout": 5.0,
             "reconnect_min": 0.05,
             "reconnect_max": 2.0,
+            "tracking": "auto",
+            "max_memory": 64 << 20,
+            "max_entries": 1_000_000,
+            "max_value_size": 1 << 20,
+            "l1_ttl": 300.0,
+            "coherence_timeout": 3.0,
+            "admit_after": 2,
+            "canary_interval": 5.0,
             "log_level": "info",
         }
         assert Settings().listen == (Listen("127.0.0.1", 6380),)

@@ -14,6 +14,7 @@ from proxy.client.session import Session
 from proxy.client.states import State
 from proxy.resp import encode
 from proxy.settings import Settings
+from proxy.tier.tier import Tier
 from proxy.upstream.link import Identity
 from proxy.upstream.pool import LinkPool
 
@@ -35,6 +36,8 @@ class Clients:
         identity: Identity,
         database: int,
         info: Callable[[], str],
+        tier: Tier | None = None,
+        stats: Callable[[], dict[str, object]] = dict,
     ) -> None:
         # What sessions share.
         self.settings = settings
@@ -45,6 +48,10 @@ class Clients:
         self.database = database
         self.info = info
         """Makes INFO's section about the sidecar."""
+        self.stats = stats
+        """What the memory tier holds and does, by name."""
+        self.tier = tier
+        """What answers reads from memory; None: everything goes to Redis."""
         # Who is here.
         self.sessions: dict[int, Session] = {}
         self.stalled: dict[Session, float] = {}

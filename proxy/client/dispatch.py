@@ -10,8 +10,11 @@ from collections.abc import Sequence
 
 from proxy.resp import encode
 from proxy.resp.commands import Command, CommandTable
-from proxy.resp.patterns import RequestPatterns
+from proxy.resp.downgrade import PLAIN, Shape
+from proxy.resp.keys import key_positions
+from proxy.resp.patterns import RequestPatterns, first_arguments
 from proxy.resp.requests import RequestParser
+from proxy.tier.rules import CACHEABLE, REWRITES
 from proxy.upstream.pinned import Expect
 
 
@@ -48,6 +51,7 @@ LOCAL = {
     "info": "passed on, with a section `# Sidecar` added",
     "quit": "answered after all earlier replies",
     "reset": "sets the session back",
+    "sidecar": "Pannier's own command: BYPASS, STATS, FLUSH, INVALIDATE, HELP",
     "select": "checked by Redis; the session then uses links to that database",
 }
 """Commands in which the sidecar has a hand, and what it does."""
@@ -84,6 +88,7 @@ _COMMON = [
 ]
 # fmt: on
 _COUNTS = (2, 3, 1, 4, 5, 6)
+_READ_COUNTS = (2, 3, 4)
 
 
 class Dispatcher:
@@ -91,22 +96,50 @@ class Dispatcher:
 
     def __init__(self, table: CommandTable) -> None:
         self.table = table
-        self.patterns = RequestPatterns({count: self._stateless(count) for count in _COUNTS})
+        self.patterns = RequestPatterns({count: self._plain(count) for count in _COUNTS})
+        """What travels as it came, whatever its arguments: see `_plain`."""
+        self.reads = RequestPatterns({count: self._plain_reads(count) for count in _READ_COUNTS}, (16, 1))
+        """Of these, what the tier may answer."""
+        self.written = first_arguments({count: self._plain_writes(count) for count in _COUNTS if count > 1})
+        """The keys (key frames) that a chunk of such requests writes, and empty strings between."""
         self._parser = RequestParser(2**31)
 
-    def _stateless(self, count: int) -> list[str]:
-        """Names of commands that are stateless whatever their arguments, and may have `count` of them."""
+    def _plain(self, count: int) -> list[str]:
+        """Names of commands that may have `count` arguments, the name included, and travel as they came.
+
+        They are stateless whatever their arguments, their replies suit clients of both protocols but for
+        nulls, and what they write, if anything, is the key in their first argument.
+        """
         names = [
             command.name
             for command in self.table
             if not command.container
-            and "|" not in command.name
+            and command.name in PLAIN
             and command.name not in _BLOCK_OPTION
             and self._by_name(command) is Route.SHARED
             and (command.arity == count or 0 < -command.arity <= count)
+            and self._writes_first(command, count) is not None
         ]
         rank = {name: place for place, name in enumerate(_COMMON)}
         return sorted(names, key=lambda name: (rank.get(name, len(_COMMON)), name))
+
+    def _plain_reads(self, count: int) -> list[str]:
+        return [name for name in self._plain(count) if name in CACHEABLE or name == "mget"]
+
+    def _plain_writes(self, count: int) -> list[str]:
+        commands = ((name, self.table.find(name.encode())) for name in self._plain(count))
+        return [name for name, command in commands if command and self._writes_first(command, count)]
+
+    def _writes_first(self, command: Command, count: int) -> bool | None:
+        """Whether a command of `count` arguments writes its first one; None if it may write others."""
+        if command.name in REWRITES:
+            return None
+        if "readonly" in command.flags or not ("write" in command.flags or command.key_specs):
+            return False
+        if "write" not in command.flags or not command.keys_by_count:
+            return None
+        uses = key_positions(command, [command.name.encode()] + [b""] * (count - 1))
+        return True if uses is not None and [use.index for use in uses] == [1] else None
 
     def find(self, arguments: Sequence[bytes]) -> Command | None:
         """The command that `arguments` name, sub-command included."""
@@ -116,7 +149,7 @@ class Dispatcher:
         """The path of a request, given its first arguments or all."""
         command = self.find(arguments)
         if command is None:
-            return self._unknown(arguments)
+            return Route.LOCAL if arguments[0].lower() == b"sidecar" else self._unknown(arguments)
         if command.name in _BLOCK_OPTION:
             blocks = any(argument.upper() == b"BLOCK" for argument in arguments[1:])
             return Route.ONCE if blocks else Route.SHARED
@@ -164,7 +197,7 @@ class Dispatcher:
         """Whether a command that the sidecar handles otherwise changes the link when sent over it."""
         return name in _CHANGES_LINK
 
-    def reads(self, requests: bytes) -> list[tuple[bytes, bool]]:
+    def repeatable(self, requests: bytes) -> list[tuple[bytes, bool]]:
         """Split a run into its requests, each with whether it only reads (and may be sent again)."""
         parts: list[tuple[bytes, bool]] = []
         pos = 0
@@ -185,13 +218,14 @@ _BY_NAME = (
 )
 
 
-def link_protocol(command: Command | None, protocol: int) -> int:
+def link_protocol(shape: Shape | None, protocol: int, tracked: bool) -> int:
     """The RESP version of the shared link that carries a command for a client speaking `protocol`.
 
-    Replies are relayed as Redis wrote them, so it is the client's own. One place decides it: a command whose
-    RESP3 reply can be turned into the RESP2 one may then travel on the RESP3 link for every client.
+    `shape` tells how the command's RESP3 reply becomes the RESP2 one. Where it is known, the one tracked link
+    carries the commands of all clients, since only there do invalidations come in order with the replies.
+    Otherwise, and without a tier, replies are relayed as Redis wrote them, on a link of the client's protocol.
     """
-    return protocol
+    return 3 if tracked and shape is not None else protocol
 
 
 def _fits(arity: int, count: int) -> bool:

@@ -10,12 +10,14 @@ import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from proxy.client import listing
+from proxy.client import listing, own
 from proxy.client.dispatch import link_protocol
 from proxy.resp import encode
+from proxy.resp.downgrade import Shape, downgrade
 from proxy.resp.errors import UpstreamRefused
+from proxy.upstream.caller import Question
 from proxy.upstream.link import LINK_NAME, Identity, LinkKey
-from proxy.upstream.shared import LinkState, Question, SharedLink
+from proxy.upstream.shared import LinkState, SharedLink
 
 if TYPE_CHECKING:
     from proxy.client.clients import Clients
@@ -48,7 +50,7 @@ def answer(session: Session, name: str, arguments: list[bytes]) -> Answer:
 async def _permitted(session: Session, name: str, arguments: list[bytes]) -> bytes:
     """Answer if Redis lets the session's user say such a command (Redis docs: ACL)."""
     words = _HARMLESS.get(name, arguments)
-    verdict = await Question().ask(session.link, encode.request(*words))
+    verdict = await _ask(session, encode.request(*words))
     if verdict.startswith(b"-NOPERM"):
         return verdict
     reply = _ANSWERS[name](session, arguments)
@@ -65,6 +67,15 @@ _HARMLESS: dict[str, list[bytes]] = {
     "client|unblock": [b"CLIENT", b"UNBLOCK", b"%d" % FIRST_ID],
 }
 """What Redis is asked instead, where a client's own words would do something to the link or to others."""
+
+
+async def _ask(session: Session, request: bytes) -> bytes:
+    """Redis' reply to a request, in the client's protocol."""
+    link = session.link
+    reply = await Question().ask(link, request)
+    if session.protocol == 2 and link.wire is not None and link.wire.protocol == 3:
+        reply = downgrade(reply, Shape.TYPED)
+    return reply
 
 
 # --- who the client is, where and how it speaks
@@ -124,13 +135,13 @@ async def _log_in(session: Session, credentials: list[bytes]) -> bytes:
 def _select(session: Session, arguments: list[bytes]) -> Answer:
     number = arguments[1]
     if not _INTEGER(number) or abs(int(number)) >= 2**31:
-        return Question().ask(session.link, encode.request(*arguments))  # Redis refuses it
+        return _ask(session, encode.request(*arguments))  # Redis refuses it
     return _select_database(session, int(number))
 
 
 async def _select_database(session: Session, database: int) -> bytes:
     if database < 0:
-        return await Question().ask(session.link, encode.request("SELECT", database))
+        return await _ask(session, encode.request("SELECT", database))
     await _go_over(session, session.identity, database, session.protocol)
     return encode.OK
 
@@ -138,7 +149,8 @@ async def _select_database(session: Session, database: int) -> bytes:
 async def _go_over(session: Session, identity: Identity, database: int, protocol: int) -> SharedLink:
     """Move the session to another shared link once that is known to work. Raises UpstreamError."""
     links = session.clients.links
-    link = links.attach(LinkKey(identity, database, link_protocol(None, protocol)))
+    served = link_protocol(Shape.PLAIN, protocol, session.clients.tier is not None)
+    link = links.attach(LinkKey(identity, database, served))
     try:
         await link.settled()
         if link.state in (LinkState.DOWN, LinkState.CLOSED):
@@ -201,7 +213,7 @@ def _client_kill(session: Session, arguments: list[bytes]) -> Answer:
         reply = encode.OK
     else:
         if arguments[2].upper() == b"ID" and _theirs(arguments[3]):
-            return Question().ask(session.link, encode.request(*arguments))
+            return _ask(session, encode.request(*arguments))
         try:
             victims = listing.victims(session, arguments[2:])
         except ValueError as error:
@@ -219,12 +231,12 @@ def _client_kill(session: Session, arguments: list[bytes]) -> Answer:
 
 def _client_unblock(session: Session, arguments: list[bytes]) -> Answer:
     if len(arguments) > 4 or not _ours(arguments[2]):
-        return Question().ask(session.link, encode.request(*arguments))
+        return _ask(session, encode.request(*arguments))
     target = session.clients.sessions.get(int(arguments[2]))
     if target is None or target.pin is None or not target.pin.blocking or target.upstream_id is None:
         return encode.integer(0)
     request = encode.request("CLIENT", "UNBLOCK", target.upstream_id, *arguments[3:])
-    return Question().ask(session.link, request)
+    return _ask(session, request)
 
 
 def _theirs(number: bytes) -> bool:
@@ -271,12 +283,12 @@ def _info(session: Session, arguments: list[bytes]) -> Answer:
         return encode.text(session.clients.info(), session.protocol)
     ours = not sections or bool(sections & {b"all", b"default", b"everything", b"sidecar"})
     if not ours:
-        return Question().ask(session.link, encode.request(*arguments))
+        return _ask(session, encode.request(*arguments))
     return _info_with_ours(session, [argument for argument in arguments if argument.lower() != b"sidecar"])
 
 
 async def _info_with_ours(session: Session, arguments: list[bytes]) -> bytes:
-    reply = await Question().ask(session.link, encode.request(*arguments))
+    reply = await _ask(session, encode.request(*arguments))
     kind, _, rest = reply.partition(b"\r\n")
     if kind[:1] not in (b"$", b"="):
         return reply
@@ -311,4 +323,5 @@ _ANSWERS: dict[str, Callable[[Session, list[bytes]], Answer]] = {
     "quit": _quit,
     "reset": _reset,
     "select": _select,
+    "sidecar": own.sidecar,
 }

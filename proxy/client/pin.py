@@ -7,6 +7,7 @@ more (`RELEASE`), or to the client's end. It takes over the session's buffer for
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from proxy.client import local
@@ -15,6 +16,7 @@ from proxy.client.flow import Reason
 from proxy.client.states import Event, State
 from proxy.resp import encode
 from proxy.resp.requests import LARGE, LargeFrame, Request
+from proxy.tier.rules import Touch
 from proxy.upstream.pinned import Expect, Mode, PinnedLink
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ class Pin:
     """Implements `upstream.pinned.Owner` for a session."""
 
     __slots__ = (
-        "blocking", "clean", "ending", "large", "leaving", "link", "multi", "named", "off", "session", "skip",
-        "transaction", "watching",
+        "blocking", "clean", "ending", "everything", "large", "leaving", "link", "multi", "named", "off",
+        "session", "skip", "touched", "transaction", "watching",
     )  # fmt: skip
 
     def __init__(self, session: Session, link: PinnedLink) -> None:
@@ -58,6 +60,10 @@ class Pin:
         """Whether another client's CLIENT TRACKING names this link in REDIRECT: the session keeps it."""
         self.clean = True
         """Whether another client may use the connection afterwards."""
+        self.touched: set[bytes] = set()
+        """Keys (key frames) whose change a reply may show before their invalidation comes over the tracked link."""
+        self.everything = False
+        """Whether that may be all keys: FLUSHALL, FLUSHDB, SWAPDB."""
         self.large: LargeFrame | None = None
         """The command that is being relayed while it arrives."""
 
@@ -141,10 +147,51 @@ class Pin:
         self.ending = what in (Expect.QUIT, Expect.RESET)
         self.blocking = route is Route.ONCE and self.large is None and not self.transaction
         self.link.patient = self.blocking or self.large is not None
+        self._note(arguments)
         self.link.expect(what)
         self.link.send(data)
         if self.session.eof:
             self.leave()
+
+    def _note(self, arguments: list[bytes]) -> None:
+        """Take note of what the tier must not show once the reply has come: see `relay`.
+
+        Where keys cannot be told, or replies not counted, replies wait at the link's fence instead.
+        """
+        tier = self.session.clients.tier
+        if tier is None:
+            return
+        touch, keys = tier.rules.touch(self.session.clients.dispatcher.find(arguments), arguments)
+        if touch is Touch.NOTHING:
+            return
+        if touch is Touch.WRITES:
+            tier.drop(keys)
+        uncounted = self.session.state is State.STREAM
+        if touch is Touch.EVERYTHING:
+            tier.clear()
+            # A flush is pushed, so the fence is enough; SWAPDB is not.
+            self.everything = not uncounted or arguments[0].lower() == b"swapdb"
+        if uncounted or touch in (Touch.UNKNOWN, Touch.READS_UNKNOWN) or self.large is not None:
+            self.link.fence = self._fence
+        else:
+            self.touched.update(keys)
+
+    def _fence(self, then: Callable[[], None]) -> None:
+        tier = self.session.clients.tier
+        if tier is None or not tier.shows:
+            then()
+        else:
+            self.session.clients.links.fence(then)
+
+    def _settle(self) -> None:
+        """Have no shelf show what was before the reply that has come."""
+        tier = self.session.clients.tier
+        if tier is None or (self.multi and self.link.next is not Expect.END):
+            return  # commands are queued and have done nothing yet
+        if self.everything:
+            tier.clear()
+        elif self.touched:
+            tier.drop(self.touched)
 
     def _introduce(self) -> None:
         """Give the link the client's name: Redis tells it by CLIENT GETNAME and CLIENT LIST from now on."""
@@ -181,6 +228,7 @@ class Pin:
         if session.clients.dispatcher.route(arguments) is Route.TUNNEL:
             self.link.mode = Mode.TUNNEL
             session.move(Event.TUNNEL)
+        self._note(arguments)
         if name == "client|tracking":
             data = local.redirected(session.clients, arguments, data)
         self.link.send(data)
@@ -242,6 +290,8 @@ class Pin:
 
     def relay(self, data: bytes) -> None:
         """Take reply bytes for the client."""
+        if self.touched or self.everything:
+            self._settle()
         self.session.write(data)
 
     def answered(self, what: Expect, first: int) -> None:
@@ -265,6 +315,11 @@ class Pin:
             self.watching = False
         if not self.link.idle or self.large is not None:
             return
+        if not self.multi:
+            self.touched.clear()
+            self.everything = False
+            if session.state is State.PINNED:
+                self.link.fence = None
         if session.farewell:
             session.dismiss()
             return
@@ -294,6 +349,8 @@ class Pin:
         session = self.session
         error = self.link.connector.lost(why)
         expected = list(self.link.expected)
+        self.multi = self.multi and Expect.END not in expected
+        self._settle()
         if session.farewell:
             session.pin = None
             session.dismiss()

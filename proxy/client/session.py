@@ -4,10 +4,10 @@ The order of a client's replies is kept by three rules. On the shared link the F
 takes another path waits until no reply is pending there (`WAITING`), and the shared link is used again only
 when nothing is owed on the other path. What the sidecar answers itself it writes only when nothing is owed.
 
-`data_received` is the hot path: a chunk of complete, canonical, stateless commands is recognised by two calls
-into the regular expression engine and submitted as it came. (The tables of the LRU tier will be asked there,
-before the patterns: what they answer never reaches the patterns, the parser or the link.) Everything else is
-buffered and taken command by command, by a method for each state.
+`data_received` is the hot path. While nothing is pending, a chunk is first looked up in the table of the LRU
+tier, request by request (`reading`): what is found never reaches the patterns, the parser or the link. A chunk of
+complete, canonical, stateless commands is then recognised by two calls into the regular expression engine and
+submitted as it came. Everything else is buffered and taken command by command, by a method for each state.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import local
+from proxy.client import local, reading, sharing
 from proxy.client.dispatch import LOCAL, Route, link_protocol
 from proxy.client.flow import Flow, Reason
 from proxy.client.pin import Pin
 from proxy.client.states import Event, State, move
+from proxy.resp.downgrade import Shape, lower_nulls
 from proxy.resp.errors import ProtocolError, UpstreamError
 from proxy.resp.requests import LARGE, LargeFrame, RequestParser
+from proxy.tier.shelf import Shelf, Table
 from proxy.upstream.link import Identity, LinkKey
 from proxy.upstream.pinned import PinnedLink
 from proxy.upstream.shared import LinkState, SharedLink
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pannier.client")
 
+NO_TABLE = Table()
+"""The table of sessions that no shelf may answer: always empty."""
+
 _WAITING_HIGH = 512 * 1024
 """Bytes that may wait behind a command under way before reading stops; with the chunk that exceeds it, this
 is less than the least `query_buffer_limit`."""
@@ -45,18 +51,20 @@ _OUTPUT_HIGH = 1024 * 1024
 """Unsent reply bytes above which no further commands are taken."""
 _PENDING_HIGH = 16384
 """Commands in flight above which no further ones are taken."""
+_PIPELINED = 256
+"""Bytes from which a chunk counts as a pipeline in `Session.skip_chunks`."""
 _STAR = 0x2A
 _ATTACKS = frozenset({b"host:", b"post"})
 
 
 class Session(asyncio.Protocol):
-    """One client connection. Implements `upstream.shared.Caller`."""
+    """One client connection. Implements `upstream.caller.Caller` and `tier.flights.Waiter`."""
 
     __slots__ = (
-        "_depth", "_patterns", "_whole", "buffer", "clients", "commands", "created", "database",
-        "discarding", "draining", "eof", "farewell", "flow", "id", "identity", "idle_mark", "idle_since",
-        "info", "link", "name", "parser", "pending", "pin", "protocol", "relaying", "reserved", "state",
-        "task", "transport", "write",
+        "_depth", "_patterns", "_whole", "buffer", "bypass", "clients", "commands", "created", "database",
+        "discarding", "draining", "eof", "farewell", "find", "flow", "home", "id", "identity", "idle_mark",
+        "idle_since", "info", "link", "name", "parser", "pending", "pin", "protocol", "relay", "relaying",
+        "reserved", "shelf", "skip_chunks", "state", "table", "task", "transport", "write",
     )  # fmt: skip
 
     def __init__(self, clients: Clients, session_id: int) -> None:
@@ -65,7 +73,9 @@ class Session(asyncio.Protocol):
         self.id = session_id
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.write: Callable[[bytes], object] = _discard
-        """Takes reply bytes; the transport's own method while there is one."""
+        """Takes bytes for the client; the transport's own method while there is one."""
+        self.relay: Callable[[bytes], object] = _discard
+        """Takes reply bytes as Redis sent them over `link`."""
         # What it is doing.
         self.state = State.RELAY
         self.relaying = False
@@ -73,6 +83,16 @@ class Session(asyncio.Protocol):
         self.buffer = b""
         """Bytes received and not taken yet."""
         self.link: SharedLink = cast(SharedLink, None)
+        """The shared link in use: `home`, or beside it one of the client's own protocol."""
+        self.home: SharedLink = cast(SharedLink, None)
+        self.shelf: Shelf | None = None
+        """What may answer reads; None: nothing may."""
+        self.table: Table = NO_TABLE
+        self.find = NO_TABLE.find
+        self.bypass = False
+        """Whether the client wants its reads answered by Redis (SIDECAR BYPASS ON)."""
+        self.skip_chunks = 0
+        """Pipelined chunks not to be looked up: in the last one looked up, little was found."""
         self.pending = 0
         """Replies to come over the shared link."""
         self.draining = False
@@ -118,19 +138,41 @@ class Session(asyncio.Protocol):
             self.write(refusal)
             self.finish()
             return
-        self.link = self.clients.links.attach(self.key)
+        self._settle_in(self.clients.links.attach(self.home_key))
         self.refresh()
 
     def data_received(self, data: bytes) -> None:
         """Take a chunk of the client's bytes. The hot path."""
         if self.relaying:
+            shelf = self.shelf
+            if self.skip_chunks and len(data) > _PIPELINED:
+                self.skip_chunks -= 1
+            elif shelf is not None and not self.pending:
+                parts = data.split(b"*")
+                if not parts[0] and (monotonic() < shelf.until or shelf.vouch(monotonic())):
+                    del parts[0]
+                    replies = list(map(self.find, parts))
+                    if all(replies):
+                        self.write(b"".join(replies))  # type: ignore[arg-type]
+                        n = len(parts)
+                        self.commands += n
+                        table = self.table
+                        table.hits += n
+                        table.log.append(parts)
+                        if table.hits > table.trim_at:
+                            table.replay()
+                        return
+                    taken = reading.ask(self, data, parts, replies)
+                    if taken:
+                        if taken == len(data):
+                            return
+                        data = data[taken:]
+                        if not self.relaying:
+                            self._receive(data)
+                            return
             n = self._depth if self._whole(data) is not None else self._recount(data)
             if n:
-                self.commands += n
-                self.pending += n
-                self.link.submit(self, n, data)
-                if self.pending > _PENDING_HIGH:
-                    self._brake()
+                self.run(n, data)
                 return
         self._receive(data)
 
@@ -160,7 +202,7 @@ class Session(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Hear that the client is gone: its replies in flight are dropped where they arrive."""
-        self.write = _discard
+        self.write = self.relay = _discard
         self.relaying = False
         self.buffer = b""
         if self.state is not State.CLOSED:
@@ -172,11 +214,12 @@ class Session(asyncio.Protocol):
         if self.reserved is not None:
             self.clients.links.unpin(self.reserved, False)
             self.reserved = None
-        if self.link is not None:
-            self.clients.links.detach(self.link)
+        if self.home is not None:
+            self._leave_side()
+            self.clients.links.detach(self.home)
         self.clients.leave(self)
 
-    # --- upstream.shared.Caller
+    # --- upstream.caller.Caller
 
     def drained(self) -> None:
         """Hear that nothing is pending on the shared link."""
@@ -197,6 +240,10 @@ class Session(asyncio.Protocol):
         """Hear that a reply broke off: only closing tells the client so."""
         self.abort("upstream connection broke in the middle of a reply")
 
+    def owners(self) -> Collection[object]:
+        """Nobody but this."""
+        return (self,)
+
     def hold_back(self, link: SharedLink) -> None:
         """Hear that Redis does not keep up."""
         self.hold(Reason.LINK)
@@ -205,12 +252,43 @@ class Session(asyncio.Protocol):
         """Hear that Redis keeps up again."""
         self.release(Reason.LINK)
 
+    # --- tier.flights.Waiter
+
+    def take(self, reply: bytes) -> None:
+        """Take one whole reply, in the client's protocol."""
+        self.take_all(1, reply)
+
+    def take_all(self, n: int, replies: bytes) -> None:
+        """Take `n` whole replies, in the client's protocol."""
+        with contextlib.suppress(RuntimeError):  # see `upstream.caller.Caller.relay`
+            self.write(replies)
+        self.pending -= n
+        if self.draining and not self.pending:
+            self.drained()
+
+    def take_piece(self, piece: bytes, skip: int) -> None:
+        """Take a piece of a long RESP3 reply, of which `skip` bytes belong to a string begun before."""
+        if self.protocol != 3 and b"_\r\n" in piece:
+            piece = lower_nulls(piece, skip)
+        with contextlib.suppress(RuntimeError):  # see `upstream.caller.Caller.relay`
+            self.write(piece)
+
+    def take_end(self) -> None:
+        """Hear that the reply which came in pieces is complete."""
+        self.take_all(1, b"")
+
     # --- for the other parts of the client room
 
     @property
     def key(self) -> LinkKey:
-        """Which links serve this session."""
-        return LinkKey(self.identity, self.database, link_protocol(None, self.protocol))
+        """Which links of its own, and which untracked shared one, serve this session."""
+        return LinkKey(self.identity, self.database, self.protocol)
+
+    @property
+    def home_key(self) -> LinkKey:
+        """Which shared link serves this session."""
+        protocol = link_protocol(Shape.PLAIN, self.protocol, self.clients.tier is not None)
+        return LinkKey(self.identity, self.database, protocol)
 
     def move(self, event: Event) -> None:
         """Change state. Raises IllegalEvent."""
@@ -225,9 +303,17 @@ class Session(asyncio.Protocol):
             and not self.buffer
             and self.discarding is None
             and not self.flow.reasons
+            and self.link is self.home
+            and not self._loose
             and self.link.state is not LinkState.CONNECTING
             and not self.parser.unauthenticated
         )
+
+    @property
+    def _loose(self) -> bool:
+        """Whether every command's keys must be known (see `Tier.loose`)."""
+        tier = self.clients.tier
+        return tier is not None and tier.loose
 
     def hold(self, reason: Reason) -> None:
         """Take no more commands while `reason` holds."""
@@ -239,19 +325,68 @@ class Session(asyncio.Protocol):
         if self.flow.release(reason):
             self.consume()
 
-    def submit(self, n: int, data: bytes) -> None:
-        """Send `n` stateless commands over the shared link."""
+    def run(self, n: int, data: bytes) -> None:
+        """Send a run of plain commands (`Dispatcher.patterns`) over the shared link."""
+        tier = self.clients.tier
+        keys = None
+        if tier is not None and tier.shows:
+            keys = self.clients.dispatcher.written(data)
+            tier.drop(keys)
+        self.submit(n, data, keys)
+
+    def submit(self, n: int, data: bytes, keys: Collection[bytes] | None = None) -> None:
+        """Send `n` stateless commands over the shared link; `keys` are those whose change it may reveal."""
         self.commands += n
+        self.expect(n)
+        self.link.submit(self, n, data, keys)
+
+    def expect(self, n: int) -> None:
+        """Note that `n` replies more are to come over the shared link."""
         self.pending += n
-        self.link.submit(self, n, data)
         if self.pending > _PENDING_HIGH:
             self._brake()
 
     def adopt(self, identity: Identity, database: int, protocol: int, link: SharedLink) -> None:
         """Go over to another shared link, already attached."""
         self.identity, self.database, self.protocol = identity, database, protocol
-        self.clients.links.detach(self.link)
-        self.link = link
+        self._leave_side()
+        self.clients.links.detach(self.home)
+        self._settle_in(link)
+
+    def _settle_in(self, link: SharedLink) -> None:
+        self.home = self.link = link
+        shelf = link.tracking.keeper if link.tracking is not None else None
+        self.shelf = cast(Shelf, shelf) if shelf is not None and not self.bypass else None
+        self.table = self.shelf.table(self.protocol) if self.shelf is not None else NO_TABLE
+        self.find = self.table.find
+        if self.write is not _discard:
+            self.relay = self._lower if link.key.protocol != self.protocol else self.write
+
+    def _lower(self, data: bytes) -> None:
+        """Relay a slice of plain RESP3 replies to a RESP2 client."""
+        wire = self.home.wire
+        self.write(lower_nulls(data, wire.skipped if wire else 0) if b"_\r\n" in data else data)
+
+    def set_bypass(self, bypass: bool) -> None:
+        """Have reads answered by Redis from now on, or by the tier again."""
+        self.bypass = bypass
+        self._settle_in(self.home)
+
+    def step_aside(self) -> bool:
+        """Use the untracked link of the client's own protocol for the next commands; False: not yet."""
+        if self.link is self.home:
+            if not self.ready():
+                return False
+            self.link = self.clients.links.attach(self.key)
+            self.relay = self.write
+            self.relaying = False
+        return True
+
+    def _leave_side(self) -> None:
+        """Go back to the tracked link; nothing is pending."""
+        if self.link is not self.home:
+            self.clients.links.detach(self.link)
+            self._settle_in(self.home)
 
     def start(self, work: Coroutine[None, None, bytes]) -> None:
         """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
@@ -262,9 +397,14 @@ class Session(asyncio.Protocol):
         """Set the session back to how it began (Redis docs: RESET)."""
         self.name = b""
         self.info = None
-        key = LinkKey(self.clients.identity, self.clients.database, 2)
-        if key != self.key:
-            self.adopt(*key, self.clients.links.attach(key))
+        self.bypass = False
+        start = (self.clients.identity, self.clients.database, 2)
+        if start != self.key:
+            self.identity, self.database, self.protocol = start
+            old = self.home
+            self._leave_side()
+            self._settle_in(self.clients.links.attach(self.home_key))
+            self.clients.links.detach(old)
 
     def finish(self) -> None:
         """Close once everything written has been sent."""
@@ -392,10 +532,14 @@ class Session(asyncio.Protocol):
         return pos
 
     def _take_relay(self, buf: bytes, pos: int) -> int:
-        if not self.link.auth_required and self.discarding is None:
-            end, n = self._patterns.prefix(buf, pos)
+        if not self.pending:
+            self._leave_side()
+        if not self.link.auth_required and self.discarding is None and self.link is self.home:
+            if taken := reading.ask_buffer(self, buf, pos):
+                return pos + taken
+            end, n = self._patterns.prefix(buf, pos) if not self._loose else (pos, 0)
             if n:
-                self.submit(n, buf[pos:end])
+                self.run(n, buf[pos:end])
                 return end
         self.parser.unauthenticated = self.link.auth_required
         if self.discarding is not None:
@@ -410,12 +554,11 @@ class Session(asyncio.Protocol):
         unchanged = self.link.auth_required and buf[pos] != _STAR
         data = buf[pos : request.end] if unchanged else request.frame(buf)
         if route is Route.SHARED:
-            self.submit(1, data)
-        elif not self.ready():
+            return request.end if sharing.share(self, request.arguments, data) else pos
+        if not self.ready():
             return pos
-        else:
-            self.commands += 1
-            self._special(route, request.arguments, data)
+        self.commands += 1
+        self._special(route, request.arguments, data)
         return request.end
 
     def _route(self, arguments: Sequence[bytes]) -> Route:

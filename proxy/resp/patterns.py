@@ -62,8 +62,10 @@ _BULK = _bulk()
 _SCALAR = rf"(?:(?:{_BULK}|\$-1\r\n)|[+:_#,(-][^\r\n]*+\r\n)"
 
 
-def _repeated(pattern: str) -> list[tuple[int, re.Pattern[bytes]]]:
-    return [(size, re.compile(f"(?:{pattern}){{{size}}}+".encode(), re.S)) for size in RUN_SIZES]
+def _repeated(
+    pattern: str, sizes: tuple[int, ...] = RUN_SIZES
+) -> list[tuple[int, re.Pattern[bytes]]]:
+    return [(size, re.compile(f"(?:{pattern}){{{size}}}+".encode(), re.S)) for size in sizes]
 
 
 def _runs(pattern: str) -> tuple[tuple[int, Match], ...]:
@@ -76,6 +78,30 @@ SCALAR_RUNS = _runs(_SCALAR)
 BULK_RUNS = _runs(_BULK)
 """(count, match) pairs, largest first: that many short bulk strings, as arguments of a request."""
 
+find_bulks: Callable[[bytes, int], list[bytes]] = re.compile(_BULK.encode(), re.S).findall
+"""Split what begins at a position and consists of short bulk strings."""
+
+find_scalars: Callable[[bytes, int], list[bytes]] = re.compile(_SCALAR.encode(), re.S).findall
+"""Split what begins at a position and consists of replies that are no aggregates and no long strings."""
+
+
+def _head(count: int, names: Iterable[str]) -> str:
+    """A pattern for the head of a request, from behind the star up to the first argument."""
+    trie = _words(f"{len(name)}\r\n{word}" for name in names for word in (name.upper(), name))
+    return rf"{count}\r\n\$(?:{trie})\r\n"
+
+
+def first_arguments(commands: Mapping[int, Iterable[str]]) -> Callable[[bytes], list[bytes]]:
+    """Make a function that lists, for a chunk of complete requests with short arguments, each one's first.
+
+    As the bulk string it is; empty for requests that are none of `commands` (given as to `RequestPatterns`).
+    Each match is a whole request, so that none begins inside an argument.
+    """
+    heads = "|".join(_head(count, names) for count, names in commands.items())
+    wanted = rf"\*(?:{heads})({_BULK})(?:{_BULK})*+"
+    other = rf"\*\d+\r\n(?:{_BULK})*+"
+    return re.compile(f"{wanted}|{other}".encode(), re.S).findall
+
 
 class RequestPatterns:
     """Recognise complete, canonical requests of known commands.
@@ -85,15 +111,13 @@ class RequestPatterns:
     come in the order in which they are tried: put the common ones first.
     """
 
-    def __init__(self, commands: Mapping[int, Iterable[str]]) -> None:
+    def __init__(self, commands: Mapping[int, Iterable[str]], sizes: tuple[int, ...] = RUN_SIZES) -> None:
         counts = []
         for count, names in commands.items():
-            words = [rf"{len(name)}\r\n{word}" for name in names for word in (name.upper(), name)]
-            trie = _words(word.replace(r"\r\n", "\r\n") for word in words)
             arguments = _BULK * (count - 1) if count <= 3 else f"(?:{_BULK}){{{count - 1}}}+"
-            counts.append(rf"{count}\r\n\$(?:{trie})\r\n{arguments}")
+            counts.append(f"{_head(count, names)}{arguments}")
         one = rf"\*(?:{'|'.join(counts)})"
-        repeated = _repeated(one)
+        repeated = _repeated(one, sizes)
         self.runs: tuple[tuple[int, Match], ...] = tuple(
             (size, compiled.match) for size, compiled in repeated
         )

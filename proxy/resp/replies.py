@@ -9,7 +9,7 @@ bytes at hand: a reply of 512 MB passes through in the pieces in which it arrive
 from __future__ import annotations
 
 from proxy.resp.errors import UpstreamDesync
-from proxy.resp.patterns import SCALAR_RUNS
+from proxy.resp.patterns import SCALAR_RUNS, find_scalars
 
 _PUSH = 0x3E
 _ELEMENTS = {0x2A: 1, 0x7E: 1, _PUSH: 1, 0x25: 2, 0x7C: 2}  # * ~ > % |
@@ -110,6 +110,22 @@ class ReplyScanner:
         else:
             self.need += max(count, 0) * _ELEMENTS[kind] - (kind != _ATTRIBUTE)
         return end + 2
+
+
+def split_replies(buf: bytes, pos: int, n: int) -> list[bytes]:
+    """Split the `n` complete replies from `pos` on."""
+    found = find_scalars(buf, pos)
+    if len(found) == n and sum(map(len, found)) == len(buf) - pos:
+        return found
+    scanner = ReplyScanner()
+    found = []
+    for _ in range(n):
+        start = pos
+        done = 0
+        while not done:
+            pos, done = scanner.advance(buf, pos, 1)
+        found.append(buf[start:pos])
+    return found
 
 
 def _scalars(buf: bytes, pos: int, limit: int) -> tuple[int, int]:

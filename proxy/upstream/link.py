@@ -68,12 +68,18 @@ class Link(asyncio.Protocol):
         self.connector = connector
         self.key = key
         self.transport: asyncio.Transport | None = None
+        self.falls_back = False
+        """Whether to go on in RESP2 where the server does not speak RESP3."""
         # What the handshake found out.
         self.hello: dict[bytes, Any] = {}
         """Redis' answer to HELLO, as a map; empty if it did not answer."""
         self.refusal = ""
         """Redis' error to HELLO where it wants credentials that we do not have; it then answers every
         command with NOAUTH by itself."""
+        self.protocol = key.protocol
+        """What the connection speaks in the end."""
+        self.no_resp3 = ""
+        """Redis' error to HELLO 3, if we fell back to RESP2."""
         # The handshake under way.
         self._reader: hiredis.Reader | None = hiredis.Reader(replyError=_ErrorReply)
         self._answers: asyncio.Queue[Any] = asyncio.Queue()
@@ -158,10 +164,13 @@ class Link(asyncio.Protocol):
 
     async def _without_hello(self, refusal: _ErrorReply) -> None:
         """Go on in RESP2 with a server that does not know HELLO, or does not let us say it."""
-        if self.key.protocol == 2 and refusal.code == "NOAUTH":
+        if self.protocol == 3 and self.falls_back:
+            self.protocol, self.no_resp3 = 2, str(refusal)
+        if self.protocol == 2 and refusal.code == "NOAUTH":
             self.refusal = str(refusal)
             return
-        if self.key.protocol == 3 or refusal.code not in ("ERR", "NOPERM") or "max number" in refusal.args[0]:
+        unknown = refusal.code in ("ERR", "NOPERM", "NOPROTO")
+        if self.protocol == 3 or not unknown or "max number" in refusal.args[0]:
             raise UpstreamRefused(str(refusal))
         if credentials := self.key.identity.arguments():
             answer = await self._ask("AUTH", *credentials)

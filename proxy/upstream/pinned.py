@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from proxy.resp.errors import UpstreamDesync
@@ -52,6 +53,10 @@ class Mode(enum.Enum):
     TUNNEL = enum.auto()
 
 
+Fence = Callable[[Callable[[], None]], object]
+"""Calls a function once the tracked links have told all invalidations of what Redis has done up to now."""
+
+
 class Owner(Protocol):
     """The client's side of a pinned link."""
 
@@ -88,6 +93,12 @@ class PinnedLink(Link):
         self.patient = False
         """Whether what is owed may take as long as it likes: a blocking command."""
         self.ended = asyncio.Event()
+        self.fence: Fence | None = None
+        """What has to be passed before a reply is handed on; None: nothing. Set by the owner."""
+        self._held: list[bytes] = []
+        """What has come and waits for the next fence."""
+        self._fencing = False
+        self._end_later = ""
         self._chunks = 0
         self._silent_since: tuple[int, float] = (-1, 0.0)
         self._first = 0
@@ -142,6 +153,32 @@ class PinnedLink(Link):
     def received(self, data: bytes) -> None:
         """Hand on what came, frame by frame as the mode demands."""
         self._chunks += 1
+        if self._fencing or (self.fence is not None and self.mode is not Mode.TUNNEL):
+            self._held.append(data)
+            if not self._fencing:
+                self._hold()
+            return
+        self._take(data)
+
+    def _hold(self) -> None:
+        """Keep back what has come until the fence is passed."""
+        data, self._held = b"".join(self._held), []
+        if self.fence is None:
+            self._take(data)
+            return
+
+        def passed() -> None:
+            self._fencing = False
+            self._take(data)
+            if self._held:
+                self._hold()
+            elif self._end_later:
+                self._end(self._end_later)
+
+        self._fencing = True
+        self.fence(passed)
+
+    def _take(self, data: bytes) -> None:
         owner = self.owner
         if owner is None:
             self.fail("sent a reply that nobody asked for")  # a pooled link owes nothing
@@ -171,14 +208,14 @@ class PinnedLink(Link):
             if pos == start:
                 self._tail = data[pos:]
                 return
-            if self._pushing or (self.mode is Mode.STREAM and self._next is not Expect.DISCARDED):
+            if self._pushing or (self.mode is Mode.STREAM and self.next is not Expect.DISCARDED):
                 if not self._resets(data[start:pos]):
                     owner.relay(data[start:pos])
-                elif self._next is not Expect.FENCE:
+                elif self.next is not Expect.FENCE:
                     owner.streams_reset()
                     return
                 continue
-            what = self._next
+            what = self.next
             if what is not Expect.DISCARDED and not (ended and what is Expect.RESET):
                 owner.relay(data[start:pos])
             if ended:
@@ -193,7 +230,7 @@ class PinnedLink(Link):
 
         A line is never cut in two, so what began with `+` is not the end of something longer.
         """
-        if self._next is Expect.FENCE:
+        if self.next is Expect.FENCE:
             self.reset_answered = frame == _RESET
         elif self._first != _PLUS or frame != _RESET or not self.expected:
             return False
@@ -201,7 +238,7 @@ class PinnedLink(Link):
         return True
 
     @property
-    def _next(self) -> Expect:
+    def next(self) -> Expect:
         """What the next reply answers."""
         return self.expected[0] if self.expected else Expect.NOTHING
 
@@ -234,6 +271,9 @@ class PinnedLink(Link):
 
     def _end(self, why: str) -> None:
         self.ended.set()
+        if self._fencing:
+            self._end_later = why  # what came before the end is handed on first
+            return
         owner, self.owner = self.owner, None
         if owner is not None:
             owner.pin_lost(why)

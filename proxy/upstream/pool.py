@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
 
 from proxy.upstream.link import Connector, Identity, LinkKey, open_link
 from proxy.upstream.pinned import Mode, PinnedLink
-from proxy.upstream.shared import Classifier, LinkState, SharedLink
+from proxy.upstream.shared import Care, Classifier, LinkState, SharedLink
 
 _IDLE_PINNED = 16
 """Clean pinned links kept for the next client, for each key."""
@@ -20,11 +21,18 @@ class LinkPool:
     """Makes links, lends them, closes what is no longer used.
 
     `timeout` (seconds) is how long a shared link may owe replies in silence; `backoff` the shortest and
-    longest wait between attempts to reconnect, in seconds.
+    longest wait between attempts to reconnect, in seconds. `care` tells how the shelf of a shared link is kept
+    true, `closed` hears of a shared link that is given up.
     """
 
     def __init__(
-        self, connector: Connector, classifier: Classifier, timeout: float, backoff: tuple[float, float]
+        self,
+        connector: Connector,
+        classifier: Classifier,
+        timeout: float,
+        backoff: tuple[float, float],
+        care: Callable[[LinkKey], Care | None] = lambda key: None,
+        closed: Callable[[LinkKey], object] = lambda key: None,
     ) -> None:
         self.connector = connector
         self.shared: dict[LinkKey, SharedLink] = {}
@@ -33,6 +41,8 @@ class LinkPool:
         self._classifier = classifier
         self._timeout = timeout
         self._backoff = backoff
+        self._care = care
+        self._closed = closed
         self._idle: dict[LinkKey, deque[PinnedLink]] = {}
         self._unused_since: dict[LinkKey, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -41,7 +51,8 @@ class LinkPool:
         """The shared link for `key`, made if need be; give it back with `detach`."""
         link = self.shared.get(key)
         if link is None or link.state is LinkState.CLOSED:
-            link = self.shared[key] = SharedLink(self.connector, key, self._classifier, self._backoff)
+            care = self._care(key)
+            link = self.shared[key] = SharedLink(self.connector, key, self._classifier, self._backoff, care)
         link.users += 1
         return link
 
@@ -83,6 +94,7 @@ class LinkPool:
     def unpin(self, link: PinnedLink, clean: bool) -> None:
         """Take a pinned link back; `clean` if nothing of the client's is left in its connection."""
         link.owner = None
+        link.fence = None
         idle = self._idle.setdefault(link.key, deque())
         whole = clean and link.mode is Mode.COUNTED and link.idle and not link.ended.is_set()
         if whole and len(idle) < _IDLE_PINNED:
@@ -104,6 +116,22 @@ class LinkPool:
             elif now - self._unused_since.setdefault(key, now) > _IDLE_SHARED:
                 self._close(link)
 
+    def fence(self, then: Callable[[], None]) -> None:
+        """Call a function once every tracked link has told all invalidations of what Redis did up to now."""
+        links = [link for link in self.shared.values() if link.tracking is not None]
+        missing = 1 + len(links)
+
+        def passed() -> None:
+            nonlocal missing
+            missing -= 1
+            if not missing:
+                then()
+
+        for link in links:
+            if link.tracking is not None:
+                link.tracking.fence(passed)
+        passed()
+
     async def close(self) -> None:
         """Close every link."""
         for link in list(self.shared.values()):
@@ -116,6 +144,7 @@ class LinkPool:
     def _close(self, link: SharedLink) -> None:
         self.shared.pop(link.key, None)
         self._unused_since.pop(link.key, None)
+        self._closed(link.key)
         task = asyncio.get_running_loop().create_task(link.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

@@ -16,24 +16,24 @@ A `SharedLink` outlives its connections. What `submit` does follows its state, w
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import dataclasses
 import enum
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
-from proxy.resp.errors import UpstreamDesync, UpstreamError, UpstreamRefused
-from proxy.resp.patterns import SCALAR_RUNS
-from proxy.resp.replies import ReplyScanner
-from proxy.upstream.link import Connector, Link, LinkKey, open_link
+from proxy.resp.errors import UpstreamError, UpstreamRefused
+from proxy.resp.tracking import Mode
+from proxy.upstream.caller import Caller, answer
+from proxy.upstream.link import Connector, LinkKey, open_link
 from proxy.upstream.pacing import Pacer
+from proxy.upstream.tracking import Keeper, Settle, Tracking
+from proxy.upstream.wire import Wire
 
 log = logging.getLogger("pannier.upstream")
 
-_PUSH = 0x3E
-_RUNS = dict(SCALAR_RUNS)
 _HOLD_LIMIT = 16 * 1024 * 1024
 """Bytes of requests held while connecting above which callers are paused."""
 _WRITE_HIGH = 4 * 1024 * 1024
@@ -42,32 +42,6 @@ _NOT_STALLED = (-1, 0.0)
 """Chunks a connection has received, and since when it has been no more: not looked at yet."""
 _STEADY = 1.0
 """Seconds a connection must last for the next back-off to start afresh."""
-
-
-class Caller(Protocol):
-    """Who submits runs: a client's session, or a `Question` of the sidecar's own."""
-
-    write: Callable[[bytes], object]
-    """Takes reply bytes, in order.
-
-    Raises RuntimeError if uvloop has closed the client's transport and is about to say so.
-    """
-    pending: int
-    """Replies still to come."""
-    draining: bool
-    """Whether `drained` is to be called when `pending` falls to 0."""
-
-    def drained(self) -> None:
-        """Hear that no reply is pending any more."""
-
-    def cut(self) -> None:
-        """Hear that a reply ended in the middle: what was written cannot be completed."""
-
-    def hold_back(self, link: SharedLink) -> None:
-        """Hear that Redis takes no more bytes for now; submit nothing until `go_on`."""
-
-    def go_on(self) -> None:
-        """Hear that Redis takes bytes again."""
 
 
 class Run(bytes):
@@ -80,7 +54,7 @@ class Run(bytes):
 class Classifier(Protocol):
     """What the link must know about requests, once, when a connection is lost."""
 
-    def reads(self, requests: bytes) -> list[tuple[bytes, bool]]:
+    def repeatable(self, requests: bytes) -> list[tuple[bytes, bool]]:
         """Split a run into its requests, each with whether repeating it changes nothing."""
 
 
@@ -94,11 +68,32 @@ class LinkState(enum.Enum):
     CLOSED = enum.auto()
 
 
+Keys = Collection[bytes] | None
+Submit = Callable[..., None]
+Entry = tuple[Caller, int, bytes, Keys]
+"""An entry of the FIFO: whose requests, how many, their bytes, and the key frames to settle at the reply."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Care:
+    """How a link's shelf, if it has one, is kept true. `heartbeat` is in seconds."""
+
+    keeper: Keeper | None = None
+    ladder: tuple[Mode, ...] = ()
+    heartbeat: float = 1.0
+    settle: Settle = list
+
+
 class SharedLink:
     """One identity's, database's and protocol's commands on one connection, over reconnections."""
 
     def __init__(
-        self, connector: Connector, key: LinkKey, classifier: Classifier, backoff: tuple[float, float]
+        self,
+        connector: Connector,
+        key: LinkKey,
+        classifier: Classifier,
+        backoff: tuple[float, float],
+        care: Care | None = None,
     ) -> None:
         self.connector = connector
         self.key = key
@@ -107,10 +102,16 @@ class SharedLink:
         self.reconnects = 0
         self.error: UpstreamError = connector.lost("is not connected yet")
         """Why the link is down, while it is."""
-        self.submit: Callable[[Caller, int, bytes], None] = self._hold
-        """Send `n` requests, given as one slice of bytes, for a caller; its replies come by `write`."""
-        self.fifo: deque[tuple[Caller, int, bytes]] = deque()
-        self.wire: _Wire | None = None
+        self.submit: Submit = self._hold
+        """Send `n` requests, given as one slice of bytes, for a caller; its replies come by `relay`.
+
+        `keys`: settled at each reply, before it is relayed.
+        """
+        self.fifo: deque[Entry] = deque()
+        care = care or Care()
+        self.settle = care.settle
+        self.tracking = Tracking(self, care.keeper, care.ladder, care.heartbeat) if care.keeper else None
+        self.wire: Wire | None = None
         self.auth_required = False
         """Whether Redis wanted credentials this link does not have, when it was last connected."""
         self._out: list[bytes] = []
@@ -145,10 +146,16 @@ class SharedLink:
         """Break a connection that owes replies and has been silent for `timeout` seconds."""
         if self.wire is None:
             return
+        if self.tracking is not None:
+            self.tracking.tick(now)
         if not self.fifo or self._stalled_since[0] != self.wire.chunks:
             self._stalled_since = (self.wire.chunks, now)
         elif now - self._stalled_since[1] > timeout:
             self.wire.drop(f"did not answer within {timeout:g} s", again=False)
+
+    def skipped(self) -> int:
+        """How many bytes of the slice being relayed belong to a string that began in an earlier one."""
+        return self.wire.skipped if self.wire is not None else 0
 
     # --- what submit does, by state
 
@@ -159,8 +166,8 @@ class SharedLink:
             self._pacer.sent(len(out))
             self.wire.send(b"".join(out))
 
-    def _send(self, caller: Caller, n: int, requests: bytes) -> None:
-        self.fifo.append((caller, n, requests))
+    def _send(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
+        self.fifo.append((caller, n, requests, keys))
         self._out.append(requests)
         if len(self._out) == 1:
             if self._pacer.active:
@@ -168,20 +175,20 @@ class SharedLink:
             else:
                 self._loop.call_soon(self._flush)
 
-    def _send_full(self, caller: Caller, n: int, requests: bytes) -> None:
-        self._send(caller, n, requests)
+    def _send_full(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
+        self._send(caller, n, requests, keys)
         self._paused.add(caller)
         caller.hold_back(self)
 
-    def _hold(self, caller: Caller, n: int, requests: bytes) -> None:
-        self.fifo.append((caller, n, requests))
+    def _hold(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
+        self.fifo.append((caller, n, requests, keys))
         self._held += len(requests)
         if self._held > _HOLD_LIMIT:
             self._paused.add(caller)
             caller.hold_back(self)
 
-    def _refuse(self, caller: Caller, n: int, requests: bytes) -> None:
-        _answer(caller, n, self.error.reply * n)
+    def _refuse(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
+        answer(caller, n, self.error.reply * n)
 
     def _enter(self, state: LinkState) -> None:
         if self.state is not LinkState.CLOSED:
@@ -200,7 +207,7 @@ class SharedLink:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                wire = await open_link(lambda: _Wire(self), self.connector)
+                wire = await open_link(lambda: Wire(self), self.connector)
             except UpstreamError as error:
                 self._down(error)
             except Exception:
@@ -219,7 +226,7 @@ class SharedLink:
             await asyncio.sleep(random.uniform(delay / 2, delay))
             delay = min(delay * 2, longest)
 
-    def _up(self, wire: _Wire) -> None:
+    def _up(self, wire: Wire) -> None:
         if wire.ended.is_set():
             return
         if self.state is LinkState.DOWN:
@@ -230,7 +237,10 @@ class SharedLink:
         wire.limit(_WRITE_HIGH)
         self._enter(LinkState.READY)
         self._held = 0
-        self._out = [requests for _, _, requests in self.fifo]
+        first = self.tracking.begin(wire) if self.tracking is not None else None
+        if first is not None:
+            self.fifo.appendleft((first[0], 1, first[1], None))
+        self._out = [requests for _, _, requests, _ in self.fifo]
         self._flush()
         self.release_paused()
 
@@ -244,50 +254,49 @@ class SharedLink:
         self._fail_all()
         self.release_paused()
 
-    def wire_lost(self, wire: _Wire, why: str, again: bool) -> None:
+    def wire_lost(self, wire: Wire, why: str, again: bool) -> None:
         """Take the end of a connection: answer what it owed or, if `again`, keep it to be sent once more."""
         if self.wire is not wire:
             return
         self.wire = None
         self._out = []
+        if self.tracking is not None:
+            self.tracking.lost()
         self.reconnects += 1
         self.error = self.connector.lost(why)
         if self.state is not LinkState.CLOSED:
             log.warning("%s (%s); reconnecting", _plain(self.error), _describe(self.key))
         self._enter(LinkState.CONNECTING)
         if wire.scanner.open and not wire.pushing and self.fifo:
-            cut, _, _ = self.fifo[0]
+            cut = self.fifo[0][0]
             cut.cut()
             self.fifo = deque(entry for entry in self.fifo if entry[0] is not cut)
         self._sort_out(again)
         self.release_paused()
 
     def _sort_out(self, again: bool) -> None:
-        """Keep the runs of callers who only wait for reads, to be sent again; answer the others."""
-        kept: deque[tuple[Caller, int, bytes]] = deque()
-        suspect = self.fifo[0] if self.fifo else None
-        owed: dict[Caller, list[tuple[int, bytes, list[tuple[bytes, bool]]]]] = {}
-        for caller, n, requests in self.fifo:
-            parts = self._classifier.reads(requests)[-n:]
-            owed.setdefault(caller, []).append((n, requests, parts))
-        self.fifo = kept
-        for caller, runs in owed.items():
-            guilty = suspect is not None and caller is suspect[0]
-            given_up = not again or (guilty and isinstance(runs[0][1], Run))
-            if not given_up and all(read for _, _, parts in runs for _, read in parts):
-                kept.extend((caller, n, b"".join(part for part, _ in parts)) for n, _, parts in runs)
-                if guilty:
-                    kept[-len(runs)] = (caller, runs[0][0], Run(kept[-len(runs)][2]))
+        """Keep the runs of callers who only wait for reads, to be sent again in their order; answer the others."""
+        entries, self.fifo = list(self.fifo), deque()
+        parts = [self._classifier.repeatable(requests)[-n:] for _, n, requests, _ in entries]
+        doomed = _doomed(entries, parts)
+        lost, unknown = self.error.reply, self.error.of_unknown_outcome().reply
+        for place, (caller, n, _, keys) in enumerate(entries):
+            owners = caller.owners()
+            if again and owners and doomed.isdisjoint(owners):
+                requests = b"".join([part for part, _ in parts[place]])
+                self.fifo.append((caller, n, Run(requests) if place == 0 else requests, keys))
                 continue
-            lost, unknown = self.error.reply, self.error.of_unknown_outcome().reply
-            for n, _, parts in runs:
-                _answer(caller, n, b"".join(lost if read else unknown for _, read in parts))
+            if keys:
+                self.settle(keys)
+            answer(caller, n, b"".join([lost if read else unknown for _, read in parts[place]]))
 
     def _fail_all(self) -> None:
         entries, self.fifo = self.fifo, deque()
         self._held = 0
-        for caller, n, _ in entries:
-            _answer(caller, n, self.error.reply * n)
+        for caller, n, _, keys in entries:
+            if keys:
+                self.settle(keys)
+            answer(caller, n, self.error.reply * n)
 
     # --- called by the connection
 
@@ -318,142 +327,26 @@ _SUBMIT = {
 }
 
 
-class _Wire(Link):
-    """One connection of a shared link."""
+def _doomed(entries: list[Entry], parts: list[list[tuple[bytes, bool]]]) -> set[object]:
+    """Who must be answered at once, because something of theirs cannot be sent again.
 
-    def __init__(self, link: SharedLink) -> None:
-        super().__init__(link.connector, link.key)
-        self.link = link
-        self.scanner = ReplyScanner()
-        self.pushing = False
-        """Whether the frame under way is a push."""
-        self.chunks = 0
-        """Chunks received: a silent connection is one where this stands still."""
-        self.ended = asyncio.Event()
-        self._tail = b""
-
-    def received(self, data: bytes) -> None:
-        """Hand each reply to whom it belongs."""
-        self.chunks += 1
-        if self._tail:
-            data, self._tail = self._tail + data, b""
-        try:
-            self._deliver(data)
-        except UpstreamDesync as error:
-            self.drop(str(error).partition("upstream ")[2])
-
-    def _deliver(self, data: bytes) -> None:
-        fifo = self.link.fifo
-        scanner = self.scanner
-        size = len(data)
-        pos = 0
-        while pos < size:
-            if self.pushing or not fifo:
-                pos = self._push(data, pos)
-                if pos < 0:
-                    return
-                continue
-            start = pos
-            caller, n, requests = fifo[0]
-            match = _RUNS.get(n)
-            if match is not None and not scanner.open and (found := match(data, pos)) is not None:
-                pos = found.end()
-                done = n
-            else:
-                pos, done = scanner.advance(data, pos, n)
-                if pos == start:
-                    if data[pos] == _PUSH and not scanner.open:
-                        self.pushing = True
-                        continue
-                    self._tail = data[pos:]
-                    return
-            if done == n:
-                fifo.popleft()
-            elif done:
-                fifo[0] = (caller, n - done, requests)
-            try:  # noqa: SIM105 - a context manager would cost every reply 0.3 µs
-                caller.write(data[start:pos])
-            except RuntimeError:
-                pass  # see `Caller.write`
-            caller.pending -= done
-            if caller.draining and not caller.pending:
-                caller.drained()
-
-    def _push(self, data: bytes, pos: int) -> int:
-        """Step over a push; -1 if the rest of it is still to come."""
-        if not self.pushing and data[pos] != _PUSH:
-            reply = data[pos : pos + 40]
-            raise UpstreamDesync(f"ERR pannier: upstream sent a reply that nobody asked for: {reply!r}")
-        after = self.scanner.push(data, pos)
-        self.pushing = self.scanner.open
-        if after == pos or self.scanner.open:
-            self._tail = data[after:]
-            self.pushing = True
-            return -1
-        return after
-
-    def pause_writing(self) -> None:
-        """Called by the loop: more than the high-water mark waits to be sent."""
-        self.link.wire_full()
-
-    def resume_writing(self) -> None:
-        """Called by the loop: what waited has been sent."""
-        self.link.wire_writable()
-
-    def drop(self, why: str, again: bool = True) -> None:
-        """Close the connection and take its end at once: nothing may be submitted to a closed transport."""
-        self.close()
-        self.ended.set()
-        self.link.wire_lost(self, why, again)
-
-    def lost(self, exc: Exception | None) -> None:
-        """Tell the shared link why the connection ended."""
-        self.ended.set()
-        self.link.wire_lost(self, f"broke: {exc}" if exc else "closed the connection", True)
-
-
-class Question:
-    """One request of the sidecar's own on a shared link, answered with the raw bytes of its reply."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.write: Callable[[bytes], object] = self._parts.append
-        self.pending = 0
-        self.draining = True
-
-    async def ask(self, link: SharedLink, request: bytes) -> bytes:
-        """Send `request`; the reply's bytes, or the error frame a client would get.
-
-        Raises UpstreamError if the reply breaks off.
-        """
-        self.pending += 1
-        link.submit(self, 1, request)
-        return await self._answer
-
-    def drained(self) -> None:
-        """Take the end of the reply."""
-        if not self._answer.done():
-            self._answer.set_result(b"".join(self._parts))
-
-    def cut(self) -> None:
-        """Take the loss of the connection in the middle of the reply."""
-        if not self._answer.done():
-            self._answer.set_exception(UpstreamError("ERR pannier: upstream's reply broke off"))
-
-    def hold_back(self, link: SharedLink) -> None:
-        """Nothing more to submit."""
-
-    def go_on(self) -> None:
-        """Nothing waits."""
-
-
-def _answer(caller: Caller, n: int, replies: bytes) -> None:
-    with contextlib.suppress(RuntimeError):  # see `Caller.write`
-        caller.write(replies)
-    caller.pending -= n
-    if caller.draining and not caller.pending:
-        caller.drained()
+    All that somebody waits for is then answered, or replies would change places; and so is, for the same reason,
+    all that those wait for who share a flight with them.
+    """
+    doomed: set[object] = set()
+    for place, (caller, _, requests, _) in enumerate(entries):
+        given_up = place == 0 and isinstance(requests, Run)
+        if given_up or not all(read for _, read in parts[place]):
+            doomed.update(caller.owners())
+    groups = [set(owners) for caller, *_ in entries if len(owners := caller.owners()) > 1]
+    grown = True
+    while grown:
+        before = len(doomed)
+        for group in groups:
+            if not doomed.isdisjoint(group):
+                doomed |= group
+        grown = len(doomed) > before
+    return doomed
 
 
 def _describe(key: LinkKey) -> str:

@@ -12,10 +12,11 @@ import pytest
 
 from bench import cpu
 from bench.__main__ import depth_list, parse
+from bench.figures import DIRECT, PROXY, Cell, Figure, Measurement, Result, Spread
 from bench.load import parse_csv
-from bench.report import DIRECT, PROXY, Cell, Figure, Measurement, Result, Spread, markdown, table, to_json
+from bench.report import markdown, table, to_json
 from bench.servers import BenchError, ProxyCommand, parse_version, substitute
-from bench.workloads import RSS_IDLE, WORKLOADS, Target, Workload, key, reply, request
+from bench.workloads import GROUP_NAMES, RSS_IDLE, WORKLOADS, Target, Workload
 
 STAT = "12 (a) b (c) S 7 12 12 0 -1 4 1 2 3 4 30 20 5 5 20 0 1 0 999 1 1"
 
@@ -78,25 +79,27 @@ def test_incomplete_rows_are_left_out_of_the_tables_and_reported() -> None:
     text = markdown(result)
     assert "÷" not in text
     assert "- GET P=1: gone" in text
-    assert len(to_json(result)["workloads"]) == 1
+    assert len(to_json(result)["groups"]["pass-through"]["rows"]) == 1
 
 
 def test_report_shows_targets_and_verdicts() -> None:
-    result = Result({"cpu": "x"}, {"rounds": 3}, [cell()], [Figure(RSS_IDLE, [46.0])])
+    result = Result({"cpu": "x"}, {"rounds": 3}, [cell()], idle=[Figure(RSS_IDLE, [46.0])])
     text = markdown(result)
-    assert "| 1.50 (1.50–1.60) | ≤ 1.5  | yes" in text
-    assert "≤ 1.9  | **no**" in text
+    assert "| 1.50 (1.50–1.60) | ≤ 1.5 met | 2.00 (2.00–2.10) | ≤ 1.9 **missed** |" in text
+    assert "| 46.0 MB | < 45 **missed** |" in text
     assert "⚠" in text
     data = json.loads(json.dumps(to_json(result)))
-    assert data["workloads"][0]["ratio_own"]["holds"] is True
-    assert data["workloads"][0]["ratio_total"]["holds"] is False
+    (row,) = data["groups"]["pass-through"]["rows"]
+    assert row["ratio_own"]["holds"] is True
+    assert row["ratio_total"]["holds"] is False
     assert data["idle"]["rss_idle"]["holds"] is False
 
 
 def test_a_row_without_target_is_judged_by_nobody() -> None:
     free = replace(cell(), workload=Workload("get", 16))
-    assert "yes" not in markdown(Result({}, {}, [free]))
-    assert to_json(Result({}, {}, [free]))["workloads"][0]["ratio_own"]["holds"] is None
+    assert "met" not in markdown(Result({}, {}, [free]))
+    (row,) = to_json(Result({}, {}, [free]))["groups"]["pass-through"]["rows"]
+    assert row["ratio_own"]["holds"] is None
 
 
 def test_table_lines_up() -> None:
@@ -122,15 +125,6 @@ def test_csv_without_figures_says_so() -> None:
         parse_csv("Could not connect: Connection refused\n")
 
 
-def test_requests_are_as_redis_benchmark_sends_them() -> None:
-    assert key(12) == b"key:000000000012"
-    assert request("get", 1) == b"*2\r\n$3\r\nGET\r\n$16\r\nkey:000000000001\r\n"
-    assert request("set", 1).endswith(b"$3\r\nVXK\r\n")
-    assert (reply("get"), reply("set")) == (b"$3\r\nVXK\r\n", b"+OK\r\n")
-    with pytest.raises(ValueError, match="zadd"):
-        request("zadd", 1)
-
-
 def test_request_counts_are_whole_pipelines() -> None:
     workload = Workload("get", 64)
     assert workload.requests_for(1_000_000, 1.2) % (64 * 50) == 0
@@ -146,11 +140,35 @@ def test_versions_and_placeholders() -> None:
 
 
 def test_options() -> None:
-    quick = parse(["--quick", "--only", "GET", "--depth", "1,64"])
+    quick = parse(["--quick", "--only", "GET", "--depth", "1,64", "--group", "pass-through"])
     assert (quick.rounds, quick.seconds) == (2, 0.4)
     assert [workload.name for workload in quick.workloads()] == ["GET P=1", "GET P=64"]
     assert parse(["--idle-only"]).workloads() == []
     assert depth_list("16") == [16]
-    for wrong in (["--depth", "3"], ["--only", "zadd"], ["--seconds", "0"], ["--seconds", "nan"]):
+    for wrong in (
+        ["--depth", "3"],
+        ["--only", "zadd"],
+        ["--group", "tier"],
+        ["--seconds", "0"],
+        ["--seconds", "nan"],
+    ):
         with pytest.raises(SystemExit):
             parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("words", "groups"),
+    [
+        ("", list(GROUP_NAMES)),
+        ("--group all --only get", list(GROUP_NAMES)),
+        ("--no-idle", ["pass-through", "hits", "misses", "memory"]),
+        ("--idle-only", ["idle"]),
+        ("--group misses,hits", ["misses", "hits"]),
+        ("--only get", ["pass-through", "hits", "misses", "idle"]),
+        ("--depth 1 --group hits,memory", ["hits", "memory"]),
+        ("--proxy-command x", ["pass-through", "idle"]),
+        ("--proxy-command x --group hits", ["hits"]),
+    ],
+)
+def test_groups_chosen(words: str, groups: list[str]) -> None:
+    assert parse(words.split()).groups == groups

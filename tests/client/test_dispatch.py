@@ -8,6 +8,8 @@ from proxy.client.dispatch import LOCAL, Dispatcher, Route, link_protocol
 from proxy.client.local import _ANSWERS
 from proxy.resp import encode
 from proxy.resp.commands import CommandTable
+from proxy.resp.downgrade import Shape
+from proxy.tier.rules import Rules, Touch
 from proxy.upstream.pinned import Expect
 
 TABLE = CommandTable.load()
@@ -73,8 +75,14 @@ class TestRoutes:
     def test_a_sub_command_is_no_command(self) -> None:
         assert DISPATCHER.route([b"CLIENT|ID"]) is Route.PROBE
 
-    def test_replies_come_over_a_link_of_the_clients_protocol(self) -> None:
-        assert [link_protocol(None, protocol) for protocol in (2, 3)] == [2, 3]
+    def test_replies_of_known_shape_come_over_the_tracked_link(self) -> None:
+        assert [link_protocol(Shape.PLAIN, protocol, True) for protocol in (2, 3)] == [3, 3]
+
+    def test_others_come_over_a_link_of_the_clients_protocol(self) -> None:
+        assert [link_protocol(None, protocol, True) for protocol in (2, 3)] == [2, 3]
+        assert [link_protocol(Shape.PLAIN, protocol, False) for protocol in (2, 3)] == [2, 3]
+
+RULES = Rules(TABLE)
 
 
 class TestUnknownCommands:
@@ -126,7 +134,8 @@ class TestPatterns:
             for values in probes:
                 if len(values) in counted:
                     assert DISPATCHER.route([name.encode(), *values]) is Route.SHARED, (name, values)
-        assert {"get", "set", "mget", "hset", "eval", "ping"} <= taken
+        assert {"get", "set", "mget", "hset", "ping"} <= taken
+        assert not taken & {"eval", "zadd", "hgetall", "rename", "flushall", "swapdb"}
         assert not taken & {"xread", "xreadgroup", "blpop", "multi", "watch", "subscribe", "select", "quit", "client", "wait", "info"}
 
     def test_a_sub_command_is_found_whatever_it_is_called(self) -> None:
@@ -137,6 +146,30 @@ class TestPatterns:
                     request = [*spelling, *[b"x"] * n]
                     if DISPATCHER.patterns.count(encode.request(*request)):
                         assert DISPATCHER.route(request) is Route.SHARED
+
+    def test_keys_written(self) -> None:
+        """What a run writes is the first argument of some of its requests."""
+        requests = [["GET", "a"], ["set", "b", "*2\r\n$4\r\nINCR\r\n$1\r\nx\r\n"], ["PING"], ["DEL", "c"], ["LPUSH", "", "v", "w"], ["MGET", "d", "e"]]
+        run = b"".join(encode.request(*words) for words in requests)
+        assert DISPATCHER.patterns.count(run) == len(requests)
+        assert DISPATCHER.written(run) == [b"", b"$1\r\nb\r\n", b"", b"$1\r\nc\r\n", b"$0\r\n\r\n", b""]
+
+    def test_no_run_writes_a_key_that_is_not_reported(self) -> None:
+        """Every command that a run may hold: reading, keyless, or writing its first argument and no other."""
+        for command in TABLE:
+            for n in range(6):
+                words = [command.name.encode(), *[b"%d" % i for i in range(1, n + 1)]]
+                frame = encode.request(*words)
+                if not DISPATCHER.patterns.count(frame):
+                    continue
+                touch, keys = RULES.touch(command, words)
+                if touch is Touch.READS_UNKNOWN:
+                    continue
+                assert touch in (Touch.NOTHING, Touch.READS, Touch.WRITES), command.name
+                wanted = keys[0] if touch is Touch.WRITES else b""
+                assert len(keys) <= 1 or touch is Touch.READS
+                assert DISPATCHER.written(frame) == [wanted], command.name
+                assert (touch is Touch.READS) >= (DISPATCHER.reads.count(frame) > 0)
 
     def test_wrong_arity_is_left_to_redis(self) -> None:
         assert DISPATCHER.patterns.count(b"*1\r\n$3\r\nGET\r\n") == 0
@@ -152,8 +185,8 @@ class TestReads:
             (encode.request("EVAL_RO", "s", 0), True), (encode.request("GETEX", "k"), False), (encode.request("GET", b"x" * 1000), True),
             (encode.request("XINFO", "STREAM", "k"), True), (encode.request("EVAL", "s", 0), False), (b"*0\r\n", False),
         ]  # fmt: skip
-        assert DISPATCHER.reads(b"".join(data for data, _ in requests)) == requests
-        assert DISPATCHER.reads(b"") == []
+        assert DISPATCHER.repeatable(b"".join(data for data, _ in requests)) == requests
+        assert DISPATCHER.repeatable(b"") == []
 
 
 class TestWhatACommandMeans:

@@ -85,6 +85,7 @@ class TestTheBannerSaysWhatListensAndWhatIsBehind:
             assert re.fullmatch(
                 rf"pannier {re.escape(__version__)} serves 127\.0\.0\.1:{process.port}\n"
                 rf"  upstream   redis-server \d+\.\d+\.\d+ at {re.escape(upstream)}\n"
+                r"  memory     reads are kept in up to 64mb; Redis tells of changes \(tracking default\)\n"
                 r"  stop       Ctrl-C\n",
                 process.output,
             )
@@ -93,8 +94,9 @@ class TestTheBannerSaysWhatListensAndWhatIsBehind:
 
     def test_bundled(self, directory: Path) -> None:
         with launched(directory, "--listen", "0", "--upstream", "bundled") as process:
-            lines = process.output.splitlines()
-            assert re.fullmatch(r"  upstream   bundled redis-server \d+\.\d+\.\d+ at unix:///\S+", lines[1].split("?")[0])
+            lines = [line for line in process.output.splitlines() if line.startswith("  ")]
+            assert re.fullmatch(r"  upstream   bundled redis-server \d+\.\d+\.\d+ at unix:///\S+", lines[0].split("?")[0])
+            assert lines[1].startswith("  memory     reads are kept in up to 64mb")
             assert "keeps nothing" in lines[2]
 
     def test_unreachable(self, directory: Path) -> None:
@@ -116,7 +118,7 @@ class TestItListensWhereItIsTold:
         path = directory / "pannier.sock"
         options = ["--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--listen", f"unix://{path}?mode=660"]
         with launched(directory, "--upstream", upstream, *options) as process:
-            ports = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", process.output.splitlines()[0])}
+            ports = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", process.output.partition(" serves ")[2].splitlines()[0])}
             assert len(ports) == 2
             for port in ports:
                 with socket.create_connection(("127.0.0.1", port), 10) as sock:

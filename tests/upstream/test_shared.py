@@ -13,8 +13,9 @@ from proxy.resp import encode
 from proxy.resp.errors import UpstreamError
 from proxy.upstream import shared
 from proxy.upstream.address import Upstream
+from proxy.upstream.caller import Question
 from proxy.upstream.link import Connector, Identity, LinkKey
-from proxy.upstream.shared import LinkState, Question, SharedLink
+from proxy.upstream.shared import LinkState, SharedLink
 from tests.client.linked import DISPATCHER, Connection, ScriptedRedis, turn
 
 GET = encode.request("GET", "k")
@@ -38,7 +39,10 @@ class Caller:
         self.gone = False
         self.on_drained: Callable[[], None] = lambda: None
 
-    def write(self, data: bytes) -> None:
+    def owners(self) -> list[object]:
+        return [self]
+
+    def relay(self, data: bytes) -> None:
         if self.gone:
             raise RuntimeError("the handler is closed")
         self.got += data

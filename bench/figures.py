@@ -1,0 +1,159 @@
+"""Measurements and what follows from them: medians, spreads, ratios, verdicts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.workloads import Quantity, Workload
+
+DIRECT = "redis"
+PROXY = "proxy"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run of the load generator against one contender; CPU in µs per operation."""
+
+    own_us: float
+    behind_us: float
+    per_second: float
+    load_cpu: float
+    saturated: bool = False
+    p50_ms: float | None = None
+    hit_rate: float | None = None
+    """Share of cacheable reads the tier answered; None where nothing was counted."""
+
+    @property
+    def total_us(self) -> float:
+        """The contender with what stands behind it."""
+        return self.own_us + self.behind_us
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median between the least and the greatest value."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Summarise the values; there must be one at least."""
+        known = sorted(values)
+        return cls(statistics.median(known), known[0], known[-1])
+
+    def show(self, digits: int, scale: float = 1.0) -> str:
+        """Median and range, as a table cell."""
+        median, low, high = (f"{value * scale:.{digits}f}" for value in (self.median, self.low, self.high))
+        return f"{median} ({low}–{high})"
+
+    def to_json(self) -> dict[str, float]:
+        """As plain data."""
+        return {"median": round(self.median, 4), "min": round(self.low, 4), "max": round(self.high, 4)}
+
+
+@dataclass
+class Cell:
+    """All rounds of one workload, by contender; entry n of each list is from round n."""
+
+    workload: Workload
+    rounds: dict[str, list[Measurement]] = field(default_factory=dict)
+    missing: str = ""
+    """What the proxy lacks for the row to mean something, if so."""
+
+    def spread(self, contender: str, attribute: str) -> Spread:
+        """Summarise one attribute of a contender over the rounds."""
+        return Spread.of(getattr(measured, attribute) for measured in self.rounds[contender])
+
+    def ratio(self, contender: str, attribute: str) -> Spread:
+        """A contender's CPU over that of Redis direct in the same round."""
+        pairs = zip(self.rounds[contender], self.rounds[DIRECT], strict=True)
+        return Spread.of(getattr(mine, attribute) / max(direct.own_us, 1e-9) for mine, direct in pairs)
+
+    @property
+    def complete(self) -> bool:
+        """Whether both contenders have the same rounds, and any."""
+        return 0 < len(self.rounds.get(DIRECT, [])) == len(self.rounds.get(PROXY, []))
+
+    def hit_rate(self) -> Spread | None:
+        """What the proxy's tier answered; None where nothing was counted."""
+        rates = [measured.hit_rate for measured in self.rounds.get(PROXY, [])]
+        return Spread.of(known) if (known := [rate for rate in rates if rate is not None]) else None
+
+    def invalid(self) -> str:
+        """Why the row does not measure what it says, if so."""
+        least, most, rate = self.workload.least_hits, self.workload.most_hits, self.hit_rate()
+        if self.missing:
+            return self.missing
+        if rate is None:
+            return "" if least is None else "no reads were counted"
+        if least is not None and rate.median < least:
+            return f"hit rate {rate.median:.1%}, should be {least:.0%} or more"
+        if most is not None and rate.median > most:
+            return f"hit rate {rate.median:.1%}, should be none"
+        return ""
+
+    def limits(self) -> tuple[float | None, float | None]:
+        """What own and total ratio should keep to."""
+        target = self.workload.target
+        return (target.own, target.total) if target else (None, None)
+
+    def holds(self, attribute: str, limit: float | None) -> bool | None:
+        """Whether the proxy keeps to the limit; None without limit or when the row is invalid."""
+        if limit is None or self.invalid():
+            return None
+        return self.ratio(PROXY, attribute).median <= limit
+
+    def load_cpu(self) -> float:
+        """The generator's own share of a core, where it was busiest."""
+        return max(measured.load_cpu for measurements in self.rounds.values() for measured in measurements)
+
+    def saturated(self) -> list[str]:
+        """Contenders whose pace the generator set in half of the rounds or more."""
+        return [
+            name
+            for name, measurements in self.rounds.items()
+            if 2 * sum(measured.saturated for measured in measurements) >= len(measurements)
+        ]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Measured values of one quantity beside the rows."""
+
+    what: Quantity
+    values: list[float]
+    note: str = ""
+    invalid: str = ""
+    """Why the values say nothing, if so."""
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the median is within the limit; None without limit or when the figure is invalid."""
+        if self.what.limit is None or self.invalid:
+            return None
+        median = Spread.of(self.values).median
+        return median < self.what.limit or (self.what.sign == "≤" and median == self.what.limit)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        judged = {"unit": self.what.unit, "target": self.what.limit, "holds": self.holds, "note": self.note}
+        return Spread.of(self.values).to_json() | judged | {"invalid": self.invalid or None}
+
+
+@dataclass
+class Result:
+    """Everything one run has found out."""
+
+    machine: dict[str, str]
+    settings: dict[str, Any]
+    cells: list[Cell] = field(default_factory=list)
+    memory: list[Figure] = field(default_factory=list)
+    idle: list[Figure] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    """What a reader must know of a group, by its name."""
+    failures: list[str] = field(default_factory=list)

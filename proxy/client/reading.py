@@ -1,0 +1,425 @@
+"""Reads that the tier may answer: what to do where its table does not hold all that a client asks for.
+
+A client is answered from memory only while nothing of its own is pending: what memory holds is the state at this
+place in the stream of the tracked link, and what is pending belongs to a later one. So a pipeline of which a
+part has to be fetched (`Mosaic`) is put together when the fetch is done, from entries that have kept their value
+all the while; if one has not, all of it is read from Redis instead. Nothing the client sends behind it is taken
+before that, so reading twice is safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from proxy.client.whole import Whole
+from proxy.resp.commands import Command
+from proxy.resp.downgrade import Shape, downgrade, lower_nulls, shape_of
+from proxy.resp.patterns import find_bulks
+from proxy.resp.replies import split_replies
+from proxy.tier.flights import MISSING, Flight
+from proxy.tier.rules import CACHEABLE, MOST_KEYS, Read, Touch
+from proxy.upstream.caller import Collector
+
+if TYPE_CHECKING:
+    from proxy.client.session import Session
+
+_GET = b"2\r\n$3\r\nGET\r\n"
+_MOST_FILLS = 256
+"""Fetches begun for one chunk."""
+_FEW_HITS = 4
+"""Of a pipeline of which less than one in so many was found, the next ones are not looked up (tier full)."""
+_SKIPPED = 3
+_PIPELINE = 8
+_STAR = 0x2A
+
+
+def ask(session: Session, data: bytes, parts: list[bytes], replies: list[bytes | None]) -> int:
+    """Deal with a chunk of which the table does not hold all; how many of its bytes have been dealt with.
+
+    `parts` is the chunk split at its stars, `replies` what the table holds of each.
+    """
+    if len(parts) == 1:
+        return _one(session, data, parts[0])
+    match = session.clients.dispatcher.reads.runs[-1][1]
+    if replies[-1] is None and match(b"*" + parts[-1], 0) is None:
+        # Cut off by the chunk's end, most likely, or a write.
+        left = len(data) - len(parts.pop()) - 1
+        replies.pop()
+        if None not in replies:
+            answer(session, parts, replies)
+            return left
+        if len(parts) == 1:
+            return _one(session, data[:left], parts[0])
+        data = data[:left]
+    missing = [part for part, reply in zip(parts, replies, strict=True) if reply is None]
+    whole = b"*" + b"*".join(missing)
+    if session.clients.dispatcher.reads.count(whole) == len(missing):
+        _several(session, data, parts, replies, missing, len(whole))
+        return len(data)
+    return _mixed(session, data, parts, replies)
+
+
+def ask_buffer(session: Session, buf: bytes, pos: int) -> int:
+    """Deal with the reads at `pos` of what is buffered; how many bytes have been dealt with."""
+    shelf = session.shelf
+    if shelf is None or session.pending or buf[pos] != _STAR:
+        return 0
+    end = buf.find(b"*", pos + 1)
+    first = session.find(buf[pos + 1 : end if end > 0 else len(buf)])
+    if first is None and session.clients.dispatcher.reads.runs[-1][1](buf, pos) is None:
+        return 0
+    if not (monotonic() < shelf.until or shelf.vouch(monotonic())):
+        return 0
+    data = buf[pos:]
+    parts = data.split(b"*")
+    del parts[0]
+    replies = list(map(session.find, parts))
+    if None in replies:
+        return ask(session, data, parts, replies)
+    answer(session, parts, replies)
+    return len(data)
+
+
+def read(
+    session: Session, command: Command, arguments: list[bytes], frame: bytes, keys: tuple[bytes, ...]
+) -> bool:
+    """Deal with one parsed read; False if it is to be sent like any other command."""
+    shelf = session.shelf
+    if shelf is None:
+        return False
+    quiet = not session.pending and session.link is session.home
+    part = frame[1:]
+    if command.name == "mget" and quiet:
+        return _vouched(session) and _mget(session, frame, part) > 0
+    if command.name not in CACHEABLE:
+        return False
+    if not _vouched(session):
+        return False
+    if quiet:
+        reply = session.find(part)
+        if reply is not None:
+            answer(session, [part], [reply])
+            return True
+        if _join(session, part):
+            return True
+    shape = shape_of(command, arguments)
+    if (shape is None and session.protocol == 2) or len(keys) > MOST_KEYS or session.link is not session.home:
+        return False
+    tier = session.clients.tier
+    if tier is None:
+        return False
+    tier.misses += 1
+    return tier.door.admits(part) and _fetch(session, Read(part, keys, shape))
+
+
+def answer(session: Session, parts: list[bytes], replies: list[bytes | None]) -> None:
+    """Answer from memory, all of it."""
+    session.write(b"".join(replies))  # type: ignore[arg-type]
+    session.commands += len(parts)
+    session.table.note(parts, len(parts))
+
+
+def _vouched(session: Session) -> bool:
+    shelf = session.shelf
+    return shelf is not None and (monotonic() < shelf.until or shelf.vouch(monotonic()))
+
+
+def _one(session: Session, data: bytes, part: bytes) -> int:
+    """Deal with a single request that the table does not hold."""
+    dispatcher, tier = session.clients.dispatcher, session.clients.tier
+    found = dispatcher.reads.runs[-1][1](data, 0)
+    if found is None or found.end() != len(data) or tier is None:
+        return 0
+    if part[7:9] in (b"MG", b"mg") or part[8:10] in (b"MG", b"mg"):
+        return _mget(session, data, part)
+    if _join(session, part):
+        return len(data)
+    tier.misses += 1
+    if tier.door.admits(part):
+        wanted = tier.rules.read(part)
+        if wanted is not None and _fetch(session, wanted):
+            return len(data)
+    session.submit(1, data)
+    return len(data)
+
+
+def _join(session: Session, part: bytes) -> bool:
+    """Wait for a flight under way, if there is one: its reply comes before anything still to be sent."""
+    shelf = session.shelf
+    flight = shelf.flights.get(part) if shelf is not None else None
+    if flight is None or session.clients.tier is None:
+        return False
+    session.clients.tier.misses += 1
+    session.clients.tier.coalesced += 1
+    flight.waiters.append(session)
+    session.commands += 1
+    session.expect(1)
+    return True
+
+
+def _fetch(session: Session, wanted: Read) -> bool:
+    """Begin a flight and wait for it."""
+    shelf = session.shelf
+    flight = shelf.open(wanted) if shelf is not None else None
+    if flight is None:
+        return False
+    flight.waiters.append(session)
+    session.commands += 1
+    session.expect(1)
+    _launch(session, flight)
+    return True
+
+
+def _launch(session: Session, flight: Flight) -> None:
+    flight.skipped = session.home.skipped
+    session.home.submit(flight, flight.replies, flight.read.request)
+
+
+def _fill(session: Session, parts: list[bytes]) -> None:
+    """Fetch what has been read often enough; nobody waits for it."""
+    shelf, tier = session.shelf, session.clients.tier
+    if shelf is None or tier is None:
+        return
+    for part in parts[:_MOST_FILLS]:
+        if part in shelf.flights:
+            continue
+        wanted = tier.rules.read(part)
+        flight = shelf.open(wanted) if wanted is not None else None
+        if flight is not None:
+            _launch(session, flight)
+
+
+# --- pipelines
+
+
+def _several(
+    session: Session,
+    data: bytes,
+    parts: list[bytes],
+    replies: list[bytes | None],
+    missing: list[bytes],
+    size: int,
+) -> None:
+    """Deal with a pipeline of reads and nothing else."""
+    tier = session.clients.tier
+    if tier is None:
+        return
+    n, hits = len(parts), len(parts) - len(missing)
+    admitted = tier.door.admitted(missing, size)
+    tier.misses += len(missing)
+    if hits * 2 >= n:
+        session.table.note(parts, hits)
+        Mosaic(session, data, parts, replies, missing)
+    else:
+        tier.passed += hits
+        session.commands += n
+        session.expect(n)
+        _send(session, parts, data)
+        if tier.evicted and n >= _PIPELINE and hits * _FEW_HITS < n:
+            session.skip_chunks = _SKIPPED
+    if admitted:
+        _fill(session, list(admitted))
+
+
+def _mixed(session: Session, data: bytes, parts: list[bytes], replies: list[bytes | None]) -> int:
+    """Deal with a pipeline of reads and other commands: as far as the table answers, it does."""
+    dispatcher, tier = session.clients.dispatcher, session.clients.tier
+    first = replies.index(None)
+    taken = 0
+    if first:
+        answer(session, parts[:first], replies[:first])
+        taken = sum(map(len, parts[:first])) + first
+    rest = data[taken:]
+    n = dispatcher.patterns.count(rest)
+    if not n or tier is None or tier.loose:
+        return taken
+    match = dispatcher.reads.runs[-1][1]
+    missing = [
+        part
+        for part, reply in zip(parts[first:], replies[first:], strict=True)
+        if reply is None and match(b"*" + part, 0)
+    ]
+    tier.misses += len(missing)
+    tier.passed += n - len(missing)
+    session.run(n, rest)
+    admitted = tier.door.admitted(missing, sum(map(len, missing)))
+    if admitted:
+        _fill(session, list(admitted))
+    return len(data)
+
+
+def _send(session: Session, parts: list[bytes], data: bytes) -> None:
+    """Have Redis answer a pipeline of reads; its replies are expected already."""
+    reads, home = session.clients.dispatcher.reads, session.home
+    if session.protocol == home.key.protocol or reads.count(data) == len(parts):
+        home.submit(session, len(parts), data)
+        return
+    for part in parts:
+        frame = b"*" + part
+        if reads.runs[-1][1](frame, 0):
+            home.submit(session, 1, frame)
+            continue
+        tier = session.clients.tier
+        read = tier.rules.read(part) if tier is not None else None
+        shape = read.shape if read is not None else None
+        home.submit(Whole(session, 1, shape or Shape.TYPED, Touch.NOTHING), 1, frame)
+
+
+class Mosaic(Collector):
+    """A pipeline of reads of which most are in memory: the others are fetched, all are answered together."""
+
+    __slots__ = ("_data", "_drops", "_missing", "_replies", "_session", "_taken")
+
+    def __init__(
+        self,
+        session: Session,
+        data: bytes,
+        parts: list[bytes],
+        replies: list[bytes | None],
+        missing: list[bytes],
+    ) -> None:
+        super().__init__(len(missing))
+        self._session = session
+        self._data = data
+        self._taken = list(zip(parts, replies, strict=True))
+        self._replies = replies
+        self._missing = len(missing)
+        self._drops = session.shelf.drops if session.shelf is not None else -1
+        session.commands += len(parts)
+        session.expect(len(parts))
+        session.home.submit(self, len(missing), b"*" + b"*".join(missing))
+        session.ready()
+
+    def finish(self, replies: bytes) -> None:
+        """Put the pipeline's replies together."""
+        session = self._session
+        if not _kept(session, self._drops, self._taken):
+            _send(session, [part for part, _ in self._taken], self._data)
+            return
+        if session.protocol != 3 and b"_\r\n" in replies:
+            replies = lower_nulls(replies, 0)
+        fetched = iter(split_replies(replies, 0, self._missing))
+        whole = b"".join([next(fetched) if reply is None else reply for reply in self._replies])
+        session.take_all(len(self._taken), whole)
+
+    def owners(self) -> Collection[object]:
+        """The client."""
+        return (self._session,)
+
+    def cut(self) -> None:
+        """Ask again: nothing has been passed on."""
+        _send(self._session, [part for part, _ in self._taken], self._data)
+
+
+def _kept(session: Session, drops: int, taken: list[tuple[bytes, bytes | None]]) -> bool:
+    """Whether what was taken from the table is what it has held ever since."""
+    shelf = session.shelf
+    if shelf is not None and shelf.drops == drops:
+        return True
+    return all(reply is None or session.find(part) is reply for part, reply in taken)
+
+
+# --- MGET: served by its members, which are kept as if GET had asked for them
+
+
+def _mget(session: Session, data: bytes, part: bytes) -> int:
+    start = part.index(b"$", part.index(b"\r\n") + 8)
+    keys = find_bulks(part, start)
+    if sum(map(len, keys)) != len(part) - start:
+        return 0  # a long key
+    members = [_GET + key for key in keys]
+    replies = list(map(session.find, members))
+    found = len(replies) - replies.count(None)
+    if found:
+        session.table.note([member for member, reply in zip(members, replies, strict=True) if reply], found)
+    if found == len(members):
+        session.write(b"*%d\r\n%b" % (found, b"".join(replies)))  # type: ignore[arg-type]
+        session.commands += 1
+    else:
+        PartialMget(session, data, keys, members, replies)
+    return len(data)
+
+
+class PartialMget(Collector):
+    """An MGET of which some members have to be fetched: these, and only these, in one MGET."""
+
+    __slots__ = ("_data", "_drops", "_flights", "_members", "_replies", "_session")
+
+    def __init__(
+        self,
+        session: Session,
+        data: bytes,
+        keys: list[bytes],
+        members: list[bytes],
+        replies: list[bytes | None],
+    ) -> None:
+        missing = dict.fromkeys(key for key, reply in zip(keys, replies, strict=True) if reply is None)
+        self._session = session
+        self._data = data
+        self._members = members
+        self._replies = replies
+        self._flights: dict[bytes, Flight] = {}
+        tier, shelf = session.clients.tier, session.shelf
+        if tier is not None and shelf is not None:
+            tier.misses += len(missing)
+            self._drops = shelf.drops
+            for key in missing:
+                member = _GET + key
+                if member not in shelf.flights and tier.door.admits(member):
+                    flight = shelf.open(Read(member, (key,), Shape.PLAIN))
+                    if flight is not None:
+                        self._flights[member] = flight
+        super().__init__(len(self._flights) + 1)
+        questions = b"".join([b"*2\r\n$4\r\nPTTL\r\n" + member[len(_GET) :] for member in self._flights])
+        mget = b"*%d\r\n$4\r\nMGET\r\n%b" % (len(missing) + 1, b"".join(missing))
+        session.commands += 1
+        session.expect(1)
+        session.home.submit(self, len(self._flights) + 1, questions + mget)
+        session.ready()
+
+    def finish(self, replies: bytes) -> None:
+        """Keep what was fetched, and answer."""
+        session = self._session
+        lives, pos = [], 0
+        for _ in self._flights:
+            end = replies.index(b"\r\n", pos)
+            lives.append(replies[pos:end])
+            pos = end + 2
+        if replies[pos] != _STAR:
+            for flight in self._flights.values():
+                flight.land(b"-", None, replies[pos:])
+            session.take(replies[pos:])
+            return
+        missing = dict.fromkeys(
+            member for member, reply in zip(self._members, self._replies, strict=True) if reply is None
+        )
+        fetched = dict(
+            zip(missing, split_replies(replies, replies.index(b"\n", pos) + 1, len(missing)), strict=True)
+        )
+        taken = list(zip(self._members, self._replies, strict=True))
+        kept = _kept(session, self._drops, taken)
+        for (member, flight), line in zip(self._flights.items(), lives, strict=True):
+            reply = fetched[member]
+            milliseconds = int(line[1:]) if line.startswith(b":") else None
+            if reply == b"_\r\n" and milliseconds != MISSING:
+                milliseconds = None  # not a string: GET would say WRONGTYPE
+            flight.land(reply, milliseconds, reply)
+        if not kept:
+            session.home.submit(session, 1, self._data)
+            return
+        if session.protocol != 3:
+            fetched = {member: downgrade(reply, Shape.PLAIN) for member, reply in fetched.items()}
+        whole = b"".join([fetched[member] if reply is None else reply for member, reply in taken])
+        session.take(b"*%d\r\n%b" % (len(taken), whole))
+
+    def owners(self) -> Collection[object]:
+        """The client, and who has joined the flights."""
+        return [self._session, *(waiter for flight in self._flights.values() for waiter in flight.waiters)]
+
+    def cut(self) -> None:
+        """Ask again: nothing has been passed on."""
+        for flight in self._flights.values():
+            flight.cut()
+        self._session.home.submit(self._session, 1, self._data)

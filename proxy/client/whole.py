@@ -1,0 +1,71 @@
+"""Replies that are collected before they are passed on: to change their shape, or to wait for invalidations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from proxy.resp import encode
+from proxy.resp.downgrade import Shape, downgrade
+from proxy.tier.rules import Touch
+from proxy.upstream.caller import Collector
+
+if TYPE_CHECKING:
+    from proxy.client.session import Session
+
+
+BROKEN_OFF = encode.error(
+    "ERR pannier: upstream connection broke in the middle of a reply; outcome unknown: "
+    "the command may or may not have been carried out"
+)
+
+
+class Whole(Collector):
+    """A reply that can be passed on only as a whole, in the client's protocol."""
+
+    __slots__ = ("_fenced", "_session", "_shape", "_touch")
+
+    def __init__(self, session: Session, n: int, shape: Shape | None, touch: Touch) -> None:
+        super().__init__(n)
+        self._session = session
+        self._shape = shape
+        self._touch = touch
+        self._fenced = n == 2
+        """Whether the last reply is that to a PING."""
+
+    def finish(self, replies: bytes) -> None:
+        """Make the reply what the client expects, and pass it on."""
+        session = self._session
+        if self._fenced:
+            replies = replies[: replies.rfind(b"\r\n", 0, -2) + 2]
+        tier = session.clients.tier
+        if tier is not None and (
+            self._touch is Touch.EVERYTHING or (self._touch is Touch.UNKNOWN and tier.loose)
+        ):
+            tier.clear()
+        wire = session.home.wire
+        if session.protocol != 3 and self._shape is not None and (wire is None or wire.protocol == 3):
+            replies = downgrade(replies, self._shape)
+        self.hand_on(replies)
+
+    def hand_on(self, reply: bytes) -> None:
+        """Give the client its reply."""
+        self._session.take(reply)
+
+    def owners(self) -> Collection[object]:
+        """The client."""
+        return (self._session,)
+
+    def cut(self) -> None:
+        """Answer that the reply broke off: nothing of it has been passed on."""
+        self._session.take(BROKEN_OFF)
+
+
+class Aside(Whole):
+    """A reply that came over another link than the tracked one."""
+
+    __slots__ = ()
+
+    def hand_on(self, reply: bytes) -> None:
+        """Give the client its reply once the tracked links have told all that led to it."""
+        self._session.clients.links.fence(lambda: self._session.take(reply))

@@ -1,0 +1,170 @@
+"""Flights: reads on their way to Redis, whose replies are to be kept.
+
+A flight belongs to the shelf, not to the client that caused it. Later identical reads join it. It is one entry
+in the shared link's FIFO (`upstream.shared.Caller`), so its reply comes at a place in the order of everything
+else on that link, and a client may wait for it whose own replies are all due before that place.
+
+A *tainted* flight (a write, an invalidation or the loss of the link came in between) answers those who wait,
+is not kept, and cannot be joined any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.resp.downgrade import Shape, downgrade
+from proxy.tier.rules import Read
+
+if TYPE_CHECKING:
+    from proxy.tier.shelf import Shelf
+
+MISSING = -2
+"""PTTL's answer for a key that is not there."""
+FOREVER = -1
+"""PTTL's answer for a key that does not expire."""
+
+
+class Waiter(Protocol):
+    """A client that waits for a flight."""
+
+    protocol: int
+
+    def take(self, reply: bytes) -> None:
+        """Take the whole reply, in the client's protocol."""
+
+    def take_piece(self, piece: bytes, skip: int) -> None:
+        """Take a piece of a long RESP3 reply, of which `skip` bytes belong to a string begun before."""
+
+    def take_end(self) -> None:
+        """Hear that the reply which came in pieces is complete."""
+
+    def cut(self) -> None:
+        """Hear that the reply which came in pieces broke off."""
+
+
+class Flight:
+    """One fetch: PTTL for each key, then the read itself."""
+
+    __slots__ = (
+        "_parts", "_size", "_spilling", "began", "draining", "epoch", "pending", "read", "relay", "shelf",
+        "skipped", "tainted", "waiters",
+    )  # fmt: skip
+
+    def __init__(self, shelf: Shelf, read: Read, epoch: int, began: float) -> None:
+        self.shelf = shelf
+        self.read = read
+        self.epoch = epoch
+        self.began = began
+        """Monotonic seconds before sending: lifetimes count from here."""
+        self.tainted = False
+        self.waiters: list[Waiter] = []
+        self.pending = self.replies
+        self.draining = True
+        self.relay: Callable[[bytes], object] = self._collect
+        self.skipped: Callable[[], int] = _nothing_skipped
+        """How many bytes of the piece being relayed belong to a string begun before; set by who submits."""
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._spilling = False
+
+    @property
+    def replies(self) -> int:
+        """How many replies the fetch has."""
+        return len(self.read.keys) + 1
+
+    def _collect(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > self.shelf.tier.limits.max_value_size + 1024:
+            self._spill()
+
+    def _spill(self) -> None:
+        """The reply is too long to keep: hand it on as it arrives, if all who wait can take it so."""
+        if any(waiter.protocol != 3 for waiter in self.waiters) and self.read.shape is not Shape.PLAIN:
+            return
+        self.shelf.give_up(self)
+        self._spilling = True
+        _, reply = split_lifetime(b"".join(self._parts), len(self.read.keys))
+        self._parts = []
+        for waiter in self.waiters:
+            waiter.take_piece(reply, 0)
+        self.relay = self._pass_on
+
+    def _pass_on(self, data: bytes) -> None:
+        skip = self.skipped()
+        for waiter in self.waiters:
+            waiter.take_piece(data, skip)
+
+    def drained(self) -> None:
+        """Take the end of the reply: keep it, and answer all who wait."""
+        if self._spilling:
+            for waiter in self.waiters:
+                waiter.take_end()
+            return
+        milliseconds, reply = split_lifetime(b"".join(self._parts), len(self.read.keys))
+        self.land(reply, milliseconds, reply)
+
+    def land(self, reply: bytes, milliseconds: int | None, answer: bytes) -> None:
+        """Keep the reply for as long as PTTL's answer allows, and answer all who wait."""
+        self.shelf.land(self, reply, lifetime(milliseconds))
+        if self.waiters:
+            self.answer(answer)
+
+    def answer(self, reply: bytes) -> None:
+        """Give those who wait their reply."""
+        lowered = b""
+        for waiter in self.waiters:
+            if waiter.protocol == 3:
+                waiter.take(reply)
+            else:
+                lowered = lowered or downgrade(reply, self.read.shape or Shape.TYPED)
+                waiter.take(lowered)
+
+    def cut(self) -> None:
+        """Take the loss of the connection in the middle of the reply."""
+        self.tainted = True
+        if self._spilling:
+            for waiter in self.waiters:
+                waiter.cut()
+        else:
+            self.answer(b"-ERR pannier: upstream connection broke in the middle of a reply\r\n")
+
+    def owners(self) -> Collection[object]:
+        """Who waits."""
+        return self.waiters
+
+    def hold_back(self, link: object) -> None:
+        """Nothing more to submit."""
+
+    def go_on(self) -> None:
+        """Nothing waits."""
+
+
+def split_lifetime(data: bytes, keys: int) -> tuple[int | None, bytes]:
+    """Split a fetch's replies: the least PTTL in milliseconds, and the read's own reply.
+
+    None for the former if Redis did not tell it: then nothing may be kept.
+    """
+    least: int | None = FOREVER
+    pos = 0
+    for _ in range(keys):
+        end = data.index(b"\r\n", pos)
+        line = data[pos:end]
+        pos = end + 2
+        if not line.startswith(b":"):
+            least = None
+        elif least is not None and (left := int(line[1:])) >= 0:
+            least = left if least < 0 else min(least, left)
+    return least, data[pos:]
+
+
+def lifetime(milliseconds: int | None) -> float:
+    """Seconds for which a reply may be kept as far as Redis' own expiry goes."""
+    if milliseconds is None:
+        return 0.0
+    return milliseconds / 1000 if milliseconds >= 0 else float("inf")
+
+
+def _nothing_skipped() -> int:
+    return 0

@@ -1,0 +1,189 @@
+"""What the tier may keep, and what each command does to what it keeps.
+
+A *part* is a request frame without its leading star: what `chunk.split(b"*")` makes of a chunk of requests. A
+*key frame* is a key as the bulk string it is in requests and in invalidation pushes (`$5\\r\\nhello\\r\\n`).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from proxy.resp.commands import Command, CommandTable
+from proxy.resp.downgrade import PLAIN, Shape, shape_of
+from proxy.resp.keys import key_positions
+from proxy.resp.requests import RequestParser
+
+# fmt: off
+CACHEABLE = frozenset({
+    "get", "strlen", "getrange", "substr", "lcs", "exists", "type", "expiretime", "pexpiretime",
+    "getbit", "bitcount", "bitpos", "bitfield_ro",
+    "hget", "hmget", "hgetall", "hkeys", "hvals", "hlen", "hexists", "hstrlen",
+    "lrange", "lindex", "llen", "lpos",
+    "smembers", "scard", "sismember", "smismember", "sinter", "sintercard", "sunion", "sdiff",
+    "zscore", "zmscore", "zcard", "zcount", "zlexcount", "zrank", "zrevrank", "zrange", "zrangebyscore",
+    "zrangebylex", "zrevrange", "zrevrangebyscore", "zrevrangebylex", "zdiff", "zinter", "zintercard", "zunion",
+    "geodist", "geohash", "geopos", "geosearch", "georadius_ro", "georadiusbymember_ro",
+    "xlen", "xrange", "xrevrange",
+    "json.get", "json.mget", "json.type", "json.strlen", "json.arrlen", "json.objlen", "json.objkeys",
+})
+# fmt: on
+"""Commands whose reply depends on nothing but the values of their keys, and which leave no trace in them.
+
+Not here though read-only: what is random (SRANDMEMBER …), tells time (TTL, XPENDING, XINFO, OBJECT …), walks
+(SCAN …), rewrites its key (PFCOUNT) or reads keys that no argument names (SORT_RO … BY). MGET is served by
+its members.
+"""
+
+REWRITES = frozenset({"pfcount"})
+"""Commands that Redis calls read-only and that may change the bytes of their keys (a cached count) all the same."""
+_SCRIPTS = frozenset({"eval", "evalsha", "fcall"})
+_FLUSHES = frozenset({"flushall", "flushdb", "swapdb"})
+MOST_KEYS = 64
+"""Keys of one command above which it is not kept: each costs a PTTL with the fetch."""
+_MOST_KINDS = 4096
+
+
+class Touch(enum.Enum):
+    """What a command does to the keys it names."""
+
+    NOTHING = enum.auto()
+    READS = enum.auto()
+    READS_UNKNOWN = enum.auto()
+    """It reads keys that nobody can name."""
+    WRITES = enum.auto()
+    UNKNOWN = enum.auto()
+    """It may write keys that nobody can name: scripts, modules that declare nothing."""
+    EVERYTHING = enum.auto()
+    """FLUSHALL, FLUSHDB, SWAPDB."""
+
+
+def key_frame(key: bytes) -> bytes:
+    """The bulk string of a key."""
+    return b"$%d\r\n%b\r\n" % (len(key), key)
+
+
+@dataclass(slots=True)
+class Read:
+    """A read that may be kept: its frame, its keys, and how its RESP3 reply looks in RESP2."""
+
+    part: bytes
+    keys: tuple[bytes, ...]
+    """Key frames."""
+    shape: Shape | None
+    """None: not known for RESP2."""
+    request: bytes = field(init=False)
+    """What a fetch sends: PTTL for each key, then the read."""
+
+    def __post_init__(self) -> None:
+        questions = b"".join([b"*2\r\n$4\r\nPTTL\r\n" + key for key in self.keys])
+        self.request = questions + b"*" + self.part
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What the head of a part (argument count and command) tells already.
+
+    `key_at`: where the one key begins, if that is the first argument; 0 if the arguments must be looked at.
+    """
+
+    command: Command
+    key_at: int
+    shape: Shape | None
+    shape_known: bool
+
+
+class Rules:
+    """Judges commands by the table; remembers its judgement on heads of frames."""
+
+    def __init__(self, table: CommandTable) -> None:
+        self.table = table
+        self._kinds: dict[bytes, _Kind | None] = {}
+        self._parser = RequestParser(2**31)
+
+    def forget(self) -> None:
+        """Judge anew: the table has changed."""
+        self._kinds.clear()
+
+    def read(self, part: bytes) -> Read | None:
+        """What it takes to keep the reply of a complete, canonical request; None: it is not kept."""
+        at = part.index(b"\r\n", part.index(b"\r\n") + 2) + 2
+        begin = part.index(b"\r\n", at) + 2
+        head = part[:begin]
+        try:
+            kind = self._kinds[head]
+        except KeyError:
+            kind = self._judge(head, part)
+        if kind is None:
+            return None
+        if kind.key_at and kind.shape_known:
+            return Read(part, (_bulk_at(part, kind.key_at),), kind.shape)
+        return self._read_arguments(kind.command, part)
+
+    def _read_arguments(self, command: Command, part: bytes) -> Read | None:
+        request = self._parser.parse(b"*" + part, 0)
+        if request is None:
+            return None
+        keys = self.keys(command, request.arguments)
+        if not keys or len(keys) > MOST_KEYS:
+            return None
+        return Read(part, keys, shape_of(command, request.arguments))
+
+    def _judge(self, head: bytes, part: bytes) -> _Kind | None:
+        request = self._parser.parse(b"*" + part, 0)
+        kind = None
+        if request is not None and len(request.arguments) > 1:
+            command = self.table.find(request.arguments[0])
+            if command is not None and command.name in CACHEABLE and "readonly" in command.flags:
+                uses = key_positions(command, request.arguments) if command.keys_by_count else None
+                single = uses is not None and [use.index for use in uses] == [1]
+                # With options the shape may be another one.
+                known = command.name in PLAIN or len(request.arguments) == command.arity
+                shape = shape_of(command, request.arguments) if known else None
+                kind = _Kind(command, len(head) if single else 0, shape, known)
+        if len(self._kinds) >= _MOST_KINDS:
+            self._kinds.clear()
+        self._kinds[head] = kind
+        return kind
+
+    def keys(self, command: Command, arguments: Sequence[bytes]) -> tuple[bytes, ...] | None:
+        """The key frames a command names, each once; None if they cannot be known."""
+        uses = key_positions(command, arguments)
+        if uses is None:
+            return None
+        return tuple(dict.fromkeys([key_frame(arguments[use.index]) for use in uses]))
+
+    def part_keys(self, part: bytes) -> tuple[bytes, ...]:
+        """The key frames of a part that is kept."""
+        read = self.read(part)
+        return read.keys if read is not None else ()
+
+    def touch(self, command: Command | None, arguments: Sequence[bytes]) -> tuple[Touch, tuple[bytes, ...]]:
+        """What a command does, and to which keys (key frames; only for READS and WRITES)."""
+        if command is None:
+            return Touch.UNKNOWN, ()
+        if command.name in _FLUSHES:
+            return Touch.EVERYTHING, ()
+        if command.name in _SCRIPTS:
+            return Touch.UNKNOWN, ()
+        reads = "readonly" in command.flags
+        if (
+            not reads
+            and "write" not in command.flags
+            and "module" not in command.flags
+            and not command.key_specs
+        ):
+            return Touch.NOTHING, ()
+        keys = self.keys(command, arguments)
+        if keys is None or (not keys and "module" in command.flags):
+            return (Touch.READS_UNKNOWN if reads else Touch.UNKNOWN), ()
+        if not keys:
+            return Touch.NOTHING, ()
+        return (Touch.READS if reads and command.name not in REWRITES else Touch.WRITES), keys
+
+
+def _bulk_at(part: bytes, at: int) -> bytes:
+    """The bulk string that begins at `at`."""
+    end = part.index(b"\r\n", at)
+    return part[at : end + 4 + int(part[at + 1 : end])]

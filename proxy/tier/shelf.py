@@ -1,0 +1,334 @@
+"""A shelf: the replies kept for one identity and database, and what keeps them true.
+
+A shelf has a *table* for each protocol in use, from parts (requests without their star, see `rules`) to the
+replies a client of that protocol gets. One index leads from key frames to the parts that show the key, in
+tables and in flights alike, so that an invalidation is one look-up. The order of a table's dict is the order of
+eviction; hits are logged chunk by chunk and replayed into that order only when room is needed, and only a
+sample of them if there are many: counting is exact, recency is not.
+
+Nothing in a shelf outlives `until` unasked: that is the earlier of the next deadline of an entry and the end of
+the time for which the link's last sign of life vouches (the coherence gate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from proxy.resp.downgrade import downgrade
+from proxy.resp.tracking import INVALIDATE, Mode
+from proxy.tier.flights import Flight
+from proxy.tier.rules import Read
+
+if TYPE_CHECKING:
+    from proxy.tier.tier import Tier
+
+ENTRY_COST = 250
+"""Bytes an entry takes beside its part (twice: its key is in the index), its reply and its place among the
+deadlines: the headers of three objects, rounding, and slots in two dicts. Measured: tests/tier/test_memory.py."""
+_MOST_PARTS = 4096
+"""Parts kept for one key: an invalidation drops them all at once."""
+_LOG_HITS = 16384
+_REPLAYED = 4096
+"""Hits replayed at most out of one log."""
+_STAR = 0x2A
+_FRACTION = 16
+"""A deadline is rounded down by less than this fraction of the lifetime, so that entries share deadlines."""
+
+
+class Table:
+    """The replies of one shelf for one protocol, the least recently used first."""
+
+    __slots__ = ("find", "hits", "log", "replies", "trim_at")
+
+    def __init__(self) -> None:
+        self.replies: dict[bytes, bytes] = {}
+        self.find = self.replies.get
+        """Bound once: the hot path's look-up."""
+        self.hits = 0
+        self.log: list[list[bytes]] = []
+        """The parts answered since the last replay, chunk by chunk."""
+        self.trim_at = _LOG_HITS
+        """`hits` at which the log is to be replayed."""
+
+    def note(self, parts: list[bytes], hits: int) -> None:
+        """Take note of hits; `parts` may hold others as well."""
+        self.hits += hits
+        self.log.append(parts)
+        if self.hits > self.trim_at:
+            self.replay()
+
+    def replay(self) -> None:
+        """Bring the order of eviction up to date with the log."""
+        log, self.log = self.log, []
+        logged = self.hits + _LOG_HITS - self.trim_at
+        self.trim_at = self.hits + _LOG_HITS
+        recent = dict.fromkeys(part for parts in log[:: 1 + logged // _REPLAYED] for part in parts)
+        replies = self.replies
+        for part in recent:
+            reply = replies.pop(part, None)
+            if reply is not None:
+                replies[part] = reply
+
+
+class Shelf:
+    """See the module's docstring. Implements `upstream.shared.Keeper`."""
+
+    def __init__(self, tier: Tier) -> None:
+        self.tier = tier
+        self.tables: dict[int, Table] = {}
+        self.flights: dict[bytes, Flight] = {}
+        """By part: those that may still be joined."""
+        self.index: dict[bytes, bytes | set[bytes]] = {}
+        """From key frames to the part, or parts, that show the key."""
+        self.mode = Mode.OFF
+        self.until = 0.0
+        """Monotonic seconds up to which every entry may be served without asking `vouch`."""
+        self.heard = 0.0
+        """When bytes last came over the link (monotonic seconds)."""
+        self.epoch = 0
+        """Counts the connections; what was fetched over one is kept only while that one lasts."""
+        self.bytes = 0
+        self.drops = 0
+        """Entries dropped so far for whatever reason: while it stands still, every entry has kept its value."""
+        self._deadlines: dict[float, list[bytes]] = {}
+        self._due = 0
+
+    @property
+    def entries(self) -> int:
+        """How many replies are kept."""
+        return sum(len(table.replies) for table in self.tables.values())
+
+    def table(self, protocol: int) -> Table:
+        """The table for clients of a protocol; made when the first one comes."""
+        found = self.tables.get(protocol)
+        if found is None:
+            found = self.tables[protocol] = Table()
+        return found
+
+    def vouch(self, now: float) -> bool:
+        """Whether entries may be served now; drops those whose time is over."""
+        if self.mode is Mode.OFF:
+            return False
+        for deadline in [deadline for deadline in self._deadlines if deadline <= now]:
+            parts = self._deadlines.pop(deadline)
+            self._due -= len(parts)
+            self.tier.expired += sum([self._forget(part) for part in parts])
+        gate = self.heard + self.tier.limits.coherence_timeout
+        self.until = min(gate, min(self._deadlines, default=gate))
+        return now < self.until
+
+    # --- what the link tells (upstream.shared.Keeper)
+
+    def link_up(self, mode: Mode) -> None:
+        """Begin an epoch: Redis tracks from now on what the link reads."""
+        self.mode = mode
+        self.tier.loose = self.tier.loose or mode is Mode.BCAST
+        self.epoch += 1
+        self.until = 0.0
+
+    def link_lost(self) -> None:
+        """Empty the shelf: nobody vouches for it any more."""
+        self.mode = Mode.OFF
+        self.epoch += 1
+        self.until = 0.0
+        self.clear()
+
+    def pushed(self, frame: bytes) -> None:
+        """Take a push from Redis: drop what an invalidation names."""
+        if not frame.startswith(INVALIDATE):
+            return
+        self.tier.pushes += 1
+        before = self.drops
+        if frame[len(INVALIDATE)] != _STAR:
+            self.clear()  # FLUSHALL or FLUSHDB
+        pos = frame.index(b"\r\n", len(INVALIDATE)) + 2
+        while pos < len(frame):
+            end = frame.index(b"\r\n", pos)
+            after = end + 4 + int(frame[pos + 1 : end])
+            found = self.index.pop(frame[pos:after], None)
+            if found is not None:
+                self._drop(frame[pos:after], found)
+            pos = after
+        self.tier.invalidated += self.drops - before
+
+    # --- dropping
+
+    def drop(self, keys: Iterable[bytes]) -> None:
+        """Drop what shows any of the keys (key frames), and taint the flights under way to them."""
+        index = self.index
+        for key in keys:
+            found = index.pop(key, None)
+            if found is not None:
+                self._drop(key, found)
+
+    def clear(self) -> int:
+        """Drop everything; how many entries that were."""
+        count = self.entries
+        for table in self.tables.values():
+            table.replies.clear()
+            table.log.clear()
+        for flight in self.flights.values():
+            flight.tainted = True
+        self.flights.clear()
+        self.index.clear()
+        self._deadlines.clear()
+        self._due = 0
+        self.tier.used -= self.bytes
+        self.bytes = 0
+        self.drops += count
+        return count
+
+    def _drop(self, key: bytes, found: bytes | set[bytes]) -> None:
+        for part in (found,) if isinstance(found, bytes) else found:
+            flight = self.flights.pop(part, None)
+            if flight is not None:
+                flight.tainted = True
+            self._remove(part)
+            for other in self.tier.rules.part_keys(part):
+                if other != key:
+                    self._unlist(other, part)
+
+    def _remove(self, part: bytes) -> int:
+        """Take a part's replies out of the tables; how many there were."""
+        count = 0
+        for table in self.tables.values():
+            reply = table.replies.pop(part, None)
+            if reply is not None:
+                size = _size(part, reply)
+                self.bytes -= size
+                self.tier.used -= size
+                count += 1
+        self.drops += count
+        return count
+
+    def _forget(self, part: bytes) -> int:
+        """Drop one part; how many replies that were."""
+        count = self._remove(part)
+        if count and part not in self.flights:
+            for key in self.tier.rules.part_keys(part):
+                self._unlist(key, part)
+        return count
+
+    def _unlist(self, key: bytes, part: bytes) -> None:
+        """Take a part out of the index."""
+        found = self.index.get(key)
+        if isinstance(found, set):
+            found.discard(part)
+            if not found:
+                del self.index[key]
+        elif found == part:
+            del self.index[key]
+
+    # --- keeping
+
+    def open(self, read: Read) -> Flight | None:
+        """Begin to fetch a read; None if it cannot be kept at all."""
+        index = self.index
+        for key in read.keys:
+            found = index.get(key)
+            if found is None:
+                index[key] = read.part
+            elif isinstance(found, set):
+                if len(found) >= _MOST_PARTS:
+                    return None
+                found.add(read.part)
+            elif found != read.part:
+                index[key] = {found, read.part}
+        flight = self.flights[read.part] = Flight(self, read, self.epoch, self.tier.clock())
+        return flight
+
+    def land(self, flight: Flight, reply: bytes, lifetime: float) -> None:
+        """Keep what a flight has fetched, unless it was tainted; `lifetime` in seconds from its opening."""
+        if self.flights.get(flight.read.part) is flight:
+            del self.flights[flight.read.part]
+        if flight.tainted or flight.epoch != self.epoch:
+            return
+        part, limits = flight.read.part, self.tier.limits
+        if lifetime <= 0 or len(reply) > limits.max_value_size or reply.startswith(b"-"):
+            self._give_up(flight.read)
+            return
+        if self.mode is Mode.BCAST:
+            # The push for a change that this very reply shows may be still to come.
+            self._drop_others(flight.read)
+        deadline = _deadline(flight.began, min(lifetime, limits.l1_ttl * self.tier.jitter()))
+        if deadline <= self.tier.clock():
+            self._give_up(flight.read)
+            return
+        kept = 0
+        for protocol, table in self.tables.items():
+            if protocol == 3:
+                kept += self._keep(table, part, reply)
+            elif flight.read.shape is not None:
+                kept += self._keep(table, part, downgrade(reply, flight.read.shape))
+        if not kept:
+            self._give_up(flight.read)
+            return
+        self.tier.fills += 1
+        self._deadlines.setdefault(deadline, []).append(part)
+        self.until = min(self.until, deadline)
+        self._due += 1
+        if self._due > 2 * self.entries + _LOG_HITS:
+            self._sweep()
+        if self.tier.full:
+            self.tier.make_room()
+
+    def _keep(self, table: Table, part: bytes, reply: bytes) -> int:
+        old = table.replies.pop(part, None)
+        table.replies[part] = reply
+        size = _size(part, reply) - (_size(part, old) if old is not None else 0)
+        self.bytes += size
+        self.tier.used += size
+        return 1
+
+    def give_up(self, flight: Flight) -> None:
+        """Keep nothing of a flight: its reply is too long."""
+        if not flight.tainted:
+            del self.flights[flight.read.part]
+            flight.tainted = True
+            self._give_up(flight.read)
+
+    def _give_up(self, read: Read) -> None:
+        """Take out of the index what is not kept after all."""
+        if not any(read.part in table.replies for table in self.tables.values()):
+            for key in read.keys:
+                self._unlist(key, read.part)
+
+    def _drop_others(self, read: Read) -> None:
+        self.drop(read.keys)
+        for key in read.keys:
+            self.index[key] = read.part
+
+    def _sweep(self) -> None:
+        """Forget the deadlines of what is gone."""
+        alive = {part for table in self.tables.values() for part in table.replies}
+        self._due = 0
+        for deadline in sorted(self._deadlines):
+            parts = [part for part in dict.fromkeys(self._deadlines[deadline]) if part in alive]
+            alive.difference_update(parts)
+            if parts:
+                self._deadlines[deadline] = parts
+            else:
+                del self._deadlines[deadline]
+            self._due += len(parts)
+
+    def evict(self, count: int) -> int:
+        """Drop the `count` least recently used replies of the fullest table."""
+        table = max(self.tables.values(), key=lambda table: len(table.replies), default=None)
+        if table is None or not table.replies:
+            return 0
+        table.replay()
+        victims = [part for part, _ in zip(table.replies, range(count), strict=False)]
+        return sum([self._forget(part) for part in victims])
+
+
+def _size(part: bytes, reply: bytes) -> int:
+    return ENTRY_COST + 2 * len(part) + len(reply)
+
+
+def _deadline(began: float, lifetime: float) -> float:
+    """When an entry's time is over, rounded down so that entries of like lifetime share deadlines."""
+    step = 0.001
+    while step * 2 * _FRACTION <= lifetime:
+        step *= 2
+    return (began + lifetime) // step * step

@@ -1,0 +1,134 @@
+"""Who asks something of a shared link, and hears the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.resp import encode
+from proxy.resp.errors import UpstreamError
+
+if TYPE_CHECKING:
+    from proxy.upstream.shared import SharedLink
+
+PING = encode.request("PING")
+
+
+class Caller(Protocol):
+    """Who submits runs: a client's session, a flight of the tier, a `Question` of the sidecar's own."""
+
+    relay: Callable[[bytes], object]
+    """Takes reply bytes, in order, as Redis sent them.
+
+    Raises RuntimeError if uvloop has closed the client's transport and is about to say so.
+    """
+    pending: int
+    """Replies still to come."""
+    draining: bool
+    """Whether `drained` is to be called when `pending` falls to 0."""
+
+    def drained(self) -> None:
+        """Hear that no reply is pending any more."""
+
+    def cut(self) -> None:
+        """Hear that a reply ended in the middle: what was relayed cannot be completed."""
+
+    def owners(self) -> Collection[object]:
+        """Whose replies these are: they must not change places with others of the same owner."""
+
+    def hold_back(self, link: SharedLink) -> None:
+        """Hear that Redis takes no more bytes for now; submit nothing until `go_on`."""
+
+    def go_on(self) -> None:
+        """Hear that Redis takes bytes again."""
+
+
+def answer(caller: Caller, n: int, replies: bytes) -> None:
+    """Answer `n` of a caller's requests with these bytes."""
+    with contextlib.suppress(RuntimeError):  # see `Caller.relay`
+        caller.relay(replies)
+    caller.pending -= n
+    if caller.draining and not caller.pending:
+        caller.drained()
+
+
+class Collector:
+    """Collects the replies to a few requests and hands them to `finish`, as one piece."""
+
+    __slots__ = ("draining", "parts", "pending", "relay")
+
+    def __init__(self, n: int) -> None:
+        self.parts: list[bytes] = []
+        self.relay: Callable[[bytes], object] = self.parts.append
+        self.pending = n
+        self.draining = True
+
+    def drained(self) -> None:
+        """Take the end of the last reply."""
+        self.finish(b"".join(self.parts))
+
+    def finish(self, replies: bytes) -> None:
+        """Take the replies."""
+        raise NotImplementedError
+
+    def cut(self) -> None:
+        """Take the loss of the connection in the middle of a reply."""
+        raise NotImplementedError
+
+    def owners(self) -> Collection[object]:
+        """Nobody but this."""
+        return (self,)
+
+    def hold_back(self, link: SharedLink) -> None:
+        """Nothing more to submit."""
+
+    def go_on(self) -> None:
+        """Nothing waits."""
+
+
+class Question(Collector):
+    """One request of the sidecar's own, answered with the raw bytes of its reply."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def ask(self, link: SharedLink, request: bytes) -> bytes:
+        """Send `request`; the reply's bytes, or the error frame a client would get.
+
+        Raises UpstreamError if the reply breaks off.
+        """
+        link.submit(self, 1, request)
+        return await self._answer
+
+    def finish(self, replies: bytes) -> None:
+        """Hand the reply to who awaits it."""
+        if not self._answer.done():
+            self._answer.set_result(replies)
+
+    def cut(self) -> None:
+        """Tell who awaits the reply that it broke off."""
+        if not self._answer.done():
+            self._answer.set_exception(UpstreamError("ERR pannier: upstream's reply broke off"))
+
+
+class Ping(Collector):
+    """A PING whose answer calls a function, whatever it is: everything Redis sent before has been seen."""
+
+    __slots__ = ("_then",)
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        super().__init__(1)
+        self._then = then
+
+    def finish(self, replies: bytes) -> None:
+        """Go on."""
+        self._then()
+
+    def cut(self) -> None:
+        """Go on: the link is lost, and what it vouched for is gone."""
+        self._then()

@@ -1,0 +1,160 @@
+"""Keeping a shelf true: the tracked side of a shared link.
+
+The link asks Redis for CLIENT TRACKING as the first thing on each connection, down the ladder until a mode is
+granted; tells the *keeper* of the shelf when tracking begins and ends, and hands it every push in its place
+among the replies. A silent link is asked for a sign of life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.resp.tracking import Mode
+from proxy.upstream.caller import PING, Collector, Ping
+
+if TYPE_CHECKING:
+    from proxy.upstream.shared import SharedLink
+    from proxy.upstream.wire import Wire
+
+log = logging.getLogger("pannier.tracking")
+
+
+class Keeper(Protocol):
+    """Who keeps what was read over a link, for as long as Redis tells of changes."""
+
+    heard: float
+    """When bytes last came over the link (monotonic seconds); set by it."""
+
+    def link_up(self, mode: Mode) -> None:
+        """Hear that Redis tells of changes from now on."""
+
+    def link_lost(self) -> None:
+        """Hear that Redis tells of nothing any more. Called before anybody else hears of the loss."""
+
+    def pushed(self, frame: bytes) -> None:
+        """Take a push, in its place among the replies."""
+
+
+class Tracking:
+    """Has Redis track what a shared link reads."""
+
+    def __init__(self, link: SharedLink, keeper: Keeper, ladder: tuple[Mode, ...], heartbeat: float) -> None:
+        self.keeper = keeper
+        self.mode = Mode.OFF
+        """What is in effect on the present connection."""
+        self.reason = "not connected yet"
+        """Why it is that mode and none higher on the ladder."""
+        self.settled = asyncio.Event()
+        """Set as soon as it is known for the first time what is in effect."""
+        self._link = link
+        self._ladder = ladder
+        self._heartbeat = heartbeat
+        self._asking = False
+        self._said = ""
+        self._watched = b""
+        self._seen: Callable[[], object] | None = None
+
+    def begin(self, wire: Wire) -> tuple[Collector, bytes] | None:
+        """What is to be sent first on a new connection; None if it cannot be tracked."""
+        self.keeper.heard = time.monotonic()
+        self._asking = False
+        if wire.refusal:
+            self._settle(Mode.OFF, "the link is not authenticated")
+        elif wire.protocol != 3:
+            self._settle(Mode.OFF, f"the server does not speak RESP3 ({wire.no_resp3})")
+        else:
+            return self._probe(wire, 0, [])
+        return None
+
+    def lost(self) -> None:
+        """Empty the shelf."""
+        self.mode = Mode.OFF
+        self.reason = "not connected"
+        self.keeper.link_lost()
+
+    def pushed(self, frame: bytes) -> None:
+        """Take a push, in its place among the replies."""
+        self.keeper.pushed(frame)
+        if self._seen is not None and self._watched in frame:
+            self._seen()
+
+    def watch(self, key: bytes, seen: Callable[[], object] | None) -> None:
+        """Have a function called when a push names `key`; None: no more."""
+        self._watched, self._seen = key, seen
+
+    def tick(self, now: float) -> None:
+        """Ask for a sign of life if there has been none for a while."""
+        if self.mode is not Mode.OFF and not self._asking and now - self.keeper.heard > self._heartbeat:
+            self._asking = True
+            self._link.submit(Ping(self._alive), 1, PING)
+
+    def fence(self, then: Callable[[], None]) -> None:
+        """Call a function once every invalidation has been seen of what Redis has done up to now."""
+        if self.mode is Mode.OFF:
+            then()
+        elif self.mode is Mode.DEFAULT:
+            self._link.submit(Ping(then), 1, PING)
+        else:
+            # Broadcasts leave at the end of Redis' loop turn, after a reply of that turn.
+            self._link.submit(Ping(lambda: self._link.submit(Ping(then), 1, PING)), 1, PING)
+
+    def _alive(self) -> None:
+        self._asking = False
+
+    def _probe(self, wire: Wire, rung: int, refusals: list[str]) -> tuple[Collector, bytes] | None:
+        if rung == len(self._ladder):
+            self._settle(Mode.OFF, "; ".join(refusals) or "switched off")
+            return None
+        mode = self._ladder[rung]
+
+        def answered(reply: bytes) -> None:
+            if self._link.wire is not wire:
+                return
+            if reply == b"+OK\r\n":
+                self._settle(mode, "; ".join(refusals) or "granted by the server")
+                self.keeper.link_up(mode)
+                return
+            text = reply[1:-2].decode("utf-8", "replace")
+            following = self._probe(wire, rung + 1, [*refusals, f"{mode.value} refused: {text}"])
+            if following is not None:
+                caller, request = following
+                self._link.submit(caller, 1, request)
+
+        return _Probe(answered), mode.request
+
+    def _settle(self, mode: Mode, reason: str) -> None:
+        self.mode, self.reason = mode, reason
+        said = f"{mode.value} ({reason})"
+        if said != self._said:
+            level = logging.INFO if mode is Mode.DEFAULT else logging.WARNING
+            if not self._said and mode is Mode.DEFAULT:
+                level = logging.DEBUG  # as expected, and the banner says it
+            consequence = ": nothing is served from memory" if mode is Mode.OFF else ""
+            log.log(level, "tracking %s%s", said, consequence)
+        self._said = said
+        self.settled.set()
+
+
+class _Probe(Collector):
+    """A CLIENT TRACKING on its way."""
+
+    __slots__ = ("_then",)
+
+    def __init__(self, then: Callable[[bytes], None]) -> None:
+        super().__init__(1)
+        self._then = then
+
+    def finish(self, replies: bytes) -> None:
+        """Take Redis' verdict."""
+        self._then(replies)
+
+    def cut(self) -> None:
+        """Nothing: the next connection is asked anew."""
+
+
+Settle = Callable[[Iterable[bytes]], object]
+"""Takes the key frames of a command whose reply has come, before that reply goes downstream."""
