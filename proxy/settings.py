@@ -293,8 +293,8 @@ class Settings:
     )
     admit_after: int = option(
         count(1, 2, "reads"), 2, TIER,
-        "Which read of a key within a while is kept: the first, or the second, so that what is read only once "
-        "takes no room.",
+        "Which read of a key within a while is kept: the first, or the second, so that what is read only "
+        "once takes no room.",
     )
     canary_interval: float = option(
         duration(0.1, 3600, "never"), 5.0, TIER,

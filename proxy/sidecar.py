@@ -95,7 +95,9 @@ class Sidecar:
             connector, dispatcher, settings.upstream_timeout, backoff, self._care, self._closed
         )
         identity = Identity(_bytes(upstream.username), _bytes(upstream.password))
-        self.clients = Clients(settings, self.links, dispatcher, identity, upstream.db, self.info, self.tier, self.stats)
+        self.clients = Clients(
+            settings, self.links, dispatcher, identity, upstream.db, self.info, self.tier, self.stats
+        )
         self.addresses: list[str] = []
         """Where clients are served, with the ports the system chose."""
         self._started = time.monotonic()

@@ -64,7 +64,11 @@ class Clients:
         """Connections closed because of a limit."""
         self._commands = 0
         """Commands of sessions that have ended."""
+        self._hits = 0
+        """Their reads answered from memory."""
         self._next_id = FIRST_ID
+        if tier is not None:
+            tier.count_hits = lambda: self.hits
         self._ticks = 0
 
     def session(self) -> Session:
@@ -75,7 +79,12 @@ class Clients:
     @property
     def commands(self) -> int:
         """Commands received since the start."""
-        return self._commands + sum(session.commands for session in self.sessions.values())
+        return self._commands + sum(session.served for session in self.sessions.values())
+
+    @property
+    def hits(self) -> int:
+        """Reads answered from memory since the start."""
+        return self._hits + sum(session.hits for session in self.sessions.values())
 
     def admit(self, session: Session) -> bytes:
         """Register a session; the error to refuse it with if there are too many, else nothing."""
@@ -89,7 +98,8 @@ class Clients:
     def leave(self, session: Session) -> None:
         """Forget a session that has ended."""
         if self.sessions.pop(session.id, None) is not None:
-            self._commands += session.commands
+            self._commands += session.served
+            self._hits += session.hits
         self.stalled.pop(session, None)
 
     def tick(self) -> None:
@@ -115,8 +125,8 @@ class Clients:
         """Note who has been idle since when; close who has been so for too long (Redis' `timeout`)."""
         timeout = self.settings.client_timeout
         for session in list(self.sessions.values()):
-            if session.commands != session.idle_mark or session.pending or not _may_be_idle(session):
-                session.idle_mark = session.commands
+            if session.served != session.idle_mark or session.pending or not _may_be_idle(session):
+                session.idle_mark = session.served
                 session.idle_since = now
             elif timeout and now - session.idle_since > timeout:
                 self.killed += 1

@@ -223,7 +223,8 @@ def link_protocol(shape: Shape | None, protocol: int, tracked: bool) -> int:
 
     `shape` tells how the command's RESP3 reply becomes the RESP2 one. Where it is known, the one tracked link
     carries the commands of all clients, since only there do invalidations come in order with the replies.
-    Otherwise, and without a tier, replies are relayed as Redis wrote them, on a link of the client's protocol.
+    Otherwise, and without a tier, replies are relayed as Redis wrote them, on a link of the client's
+    protocol.
     """
     return 3 if tracked and shape is not None else protocol
 

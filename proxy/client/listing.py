@@ -26,7 +26,7 @@ def line(session: Session) -> str:
         "fd": _fd(session),
         "name": _text(session.name),
         "age": int(now - session.created),
-        "idle": int(now - session.idle_since) if session.commands == session.idle_mark else 0,
+        "idle": int(now - session.idle_since) if session.served == session.idle_mark else 0,
         "flags": flags(session),
         "db": session.database,
         "sub": 0,
@@ -42,7 +42,7 @@ def line(session: Session) -> str:
         "resp": session.protocol,
         "lib-name": _text(info.get("lib-name", b"")),
         "lib-ver": _text(info.get("lib-ver", b"")),
-        "tot-cmds": session.commands,
+        "tot-cmds": session.served,
     }
     return " ".join(f"{name}={value}" for name, value in fields.items())
 

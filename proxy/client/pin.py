@@ -61,7 +61,8 @@ class Pin:
         self.clean = True
         """Whether another client may use the connection afterwards."""
         self.touched: set[bytes] = set()
-        """Keys (key frames) whose change a reply may show before their invalidation comes over the tracked link."""
+        """Keys (key frames) whose change a reply may show before their invalidation comes over the tracked
+        link."""
         self.everything = False
         """Whether that may be all keys: FLUSHALL, FLUSHDB, SWAPDB."""
         self.large: LargeFrame | None = None

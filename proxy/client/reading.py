@@ -1,10 +1,10 @@
 """Reads that the tier may answer: what to do where its table does not hold all that a client asks for.
 
-A client is answered from memory only while nothing of its own is pending: what memory holds is the state at this
-place in the stream of the tracked link, and what is pending belongs to a later one. So a pipeline of which a
-part has to be fetched (`Mosaic`) is put together when the fetch is done, from entries that have kept their value
-all the while; if one has not, all of it is read from Redis instead. Nothing the client sends behind it is taken
-before that, so reading twice is safe.
+A client is answered from memory only while nothing of its own is pending: what memory holds is the state at
+this place in the stream of the tracked link, and what is pending belongs to a later one. So a pipeline of
+which a part has to be fetched (`Mosaic`) is put together when the fetch is done, from entries that have kept
+their value all the while; if one has not, all of it is read from Redis instead. Nothing the client sends
+behind it is taken before that, so reading twice is safe.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from proxy.resp.commands import Command
 from proxy.resp.downgrade import Shape, downgrade, lower_nulls, shape_of
 from proxy.resp.patterns import find_bulks
 from proxy.resp.replies import split_replies
-from proxy.tier.flights import MISSING, Flight
+from proxy.tier.flights import MISSING, Flight, lifetime
 from proxy.tier.rules import CACHEABLE, MOST_KEYS, Read, Touch
 from proxy.upstream.caller import Collector
 
@@ -56,21 +56,18 @@ def ask(session: Session, data: bytes, parts: list[bytes], replies: list[bytes |
     missing = [part for part, reply in zip(parts, replies, strict=True) if reply is None]
     whole = b"*" + b"*".join(missing)
     if session.clients.dispatcher.reads.count(whole) == len(missing):
-        _several(session, data, parts, replies, missing, len(whole))
+        _several(session, data, parts, replies, missing)
         return len(data)
     return _mixed(session, data, parts, replies)
 
 
 def ask_buffer(session: Session, buf: bytes, pos: int) -> int:
     """Deal with the reads at `pos` of what is buffered; how many bytes have been dealt with."""
-    shelf = session.shelf
-    if shelf is None or session.pending or buf[pos] != _STAR:
+    if session.pending or buf[pos] != _STAR or not _vouched(session):
         return 0
     end = buf.find(b"*", pos + 1)
     first = session.find(buf[pos + 1 : end if end > 0 else len(buf)])
     if first is None and session.clients.dispatcher.reads.runs[-1][1](buf, pos) is None:
-        return 0
-    if not (monotonic() < shelf.until or shelf.vouch(monotonic())):
         return 0
     data = buf[pos:]
     parts = data.split(b"*")
@@ -86,9 +83,6 @@ def read(
     session: Session, command: Command, arguments: list[bytes], frame: bytes, keys: tuple[bytes, ...]
 ) -> bool:
     """Deal with one parsed read; False if it is to be sent like any other command."""
-    shelf = session.shelf
-    if shelf is None:
-        return False
     quiet = not session.pending and session.link is session.home
     part = frame[1:]
     if command.name == "mget" and quiet:
@@ -117,13 +111,18 @@ def read(
 def answer(session: Session, parts: list[bytes], replies: list[bytes | None]) -> None:
     """Answer from memory, all of it."""
     session.write(b"".join(replies))  # type: ignore[arg-type]
-    session.commands += len(parts)
-    session.table.note(parts, len(parts))
+    count(session, parts, len(parts))
+
+
+def count(session: Session, parts: list[bytes], hits: int) -> None:
+    """Count reads answered from memory; now and then, log them."""
+    session.hits += hits
+    if session.hits > session.log_at:
+        session.log_at = session.hits + session.table.log(parts)
 
 
 def _vouched(session: Session) -> bool:
-    shelf = session.shelf
-    return shelf is not None and (monotonic() < shelf.until or shelf.vouch(monotonic()))
+    return monotonic() < session.shelf.until or session.shelf.vouch(monotonic())
 
 
 def _one(session: Session, data: bytes, part: bytes) -> int:
@@ -148,8 +147,8 @@ def _one(session: Session, data: bytes, part: bytes) -> int:
 def _join(session: Session, part: bytes) -> bool:
     """Wait for a flight under way, if there is one: its reply comes before anything still to be sent."""
     shelf = session.shelf
-    flight = shelf.flights.get(part) if shelf is not None else None
-    if flight is None or session.clients.tier is None:
+    flight = shelf.flights.get(part)
+    if flight is None or not flight.joinable or session.clients.tier is None:
         return False
     session.clients.tier.misses += 1
     session.clients.tier.coalesced += 1
@@ -162,7 +161,7 @@ def _join(session: Session, part: bytes) -> bool:
 def _fetch(session: Session, wanted: Read) -> bool:
     """Begin a flight and wait for it."""
     shelf = session.shelf
-    flight = shelf.open(wanted) if shelf is not None else None
+    flight = shelf.open(wanted)
     if flight is None:
         return False
     flight.waiters.append(session)
@@ -180,7 +179,7 @@ def _launch(session: Session, flight: Flight) -> None:
 def _fill(session: Session, parts: list[bytes]) -> None:
     """Fetch what has been read often enough; nobody waits for it."""
     shelf, tier = session.shelf, session.clients.tier
-    if shelf is None or tier is None:
+    if tier is None:
         return
     for part in parts[:_MOST_FILLS]:
         if part in shelf.flights:
@@ -200,27 +199,27 @@ def _several(
     parts: list[bytes],
     replies: list[bytes | None],
     missing: list[bytes],
-    size: int,
 ) -> None:
     """Deal with a pipeline of reads and nothing else."""
     tier = session.clients.tier
     if tier is None:
         return
     n, hits = len(parts), len(parts) - len(missing)
-    admitted = tier.door.admitted(missing, size)
+    admitted = tier.door.admitted(missing)
     tier.misses += len(missing)
     if hits * 2 >= n:
-        session.table.note(parts, hits)
+        count(session, parts, hits)
+        session.commands -= hits
         Mosaic(session, data, parts, replies, missing)
     else:
         tier.passed += hits
         session.commands += n
         session.expect(n)
         _send(session, parts, data)
-        if tier.evicted and n >= _PIPELINE and hits * _FEW_HITS < n:
-            session.skip_chunks = _SKIPPED
     if admitted:
         _fill(session, list(admitted))
+    if tier.evicted and n >= _PIPELINE and hits * _FEW_HITS < n:
+        session.skip(_SKIPPED)
 
 
 def _mixed(session: Session, data: bytes, parts: list[bytes], replies: list[bytes | None]) -> int:
@@ -244,7 +243,7 @@ def _mixed(session: Session, data: bytes, parts: list[bytes], replies: list[byte
     tier.misses += len(missing)
     tier.passed += n - len(missing)
     session.run(n, rest)
-    admitted = tier.door.admitted(missing, sum(map(len, missing)))
+    admitted = tier.door.admitted(missing)
     if admitted:
         _fill(session, list(admitted))
     return len(data)
@@ -286,7 +285,7 @@ class Mosaic(Collector):
         self._taken = list(zip(parts, replies, strict=True))
         self._replies = replies
         self._missing = len(missing)
-        self._drops = session.shelf.drops if session.shelf is not None else -1
+        self._drops = session.shelf.drops
         session.commands += len(parts)
         session.expect(len(parts))
         session.home.submit(self, len(missing), b"*" + b"*".join(missing))
@@ -316,7 +315,7 @@ class Mosaic(Collector):
 def _kept(session: Session, drops: int, taken: list[tuple[bytes, bytes | None]]) -> bool:
     """Whether what was taken from the table is what it has held ever since."""
     shelf = session.shelf
-    if shelf is not None and shelf.drops == drops:
+    if shelf.drops == drops:
         return True
     return all(reply is None or session.find(part) is reply for part, reply in taken)
 
@@ -333,11 +332,12 @@ def _mget(session: Session, data: bytes, part: bytes) -> int:
     replies = list(map(session.find, members))
     found = len(replies) - replies.count(None)
     if found:
-        session.table.note([member for member, reply in zip(members, replies, strict=True) if reply], found)
+        count(session, [member for member, reply in zip(members, replies, strict=True) if reply], found)
     if found == len(members):
         session.write(b"*%d\r\n%b" % (found, b"".join(replies)))  # type: ignore[arg-type]
-        session.commands += 1
+        session.commands += 1 - found
     else:
+        session.commands -= found
         PartialMget(session, data, keys, members, replies)
     return len(data)
 
@@ -362,7 +362,7 @@ class PartialMget(Collector):
         self._replies = replies
         self._flights: dict[bytes, Flight] = {}
         tier, shelf = session.clients.tier, session.shelf
-        if tier is not None and shelf is not None:
+        if tier is not None:
             tier.misses += len(missing)
             self._drops = shelf.drops
             for key in missing:
@@ -370,6 +370,7 @@ class PartialMget(Collector):
                 if member not in shelf.flights and tier.door.admits(member):
                     flight = shelf.open(Read(member, (key,), Shape.PLAIN))
                     if flight is not None:
+                        flight.joinable = False  # to a key that is no string, GET answers otherwise than MGET
                         self._flights[member] = flight
         super().__init__(len(self._flights) + 1)
         questions = b"".join([b"*2\r\n$4\r\nPTTL\r\n" + member[len(_GET) :] for member in self._flights])
@@ -389,7 +390,7 @@ class PartialMget(Collector):
             pos = end + 2
         if replies[pos] != _STAR:
             for flight in self._flights.values():
-                flight.land(b"-", None, replies[pos:])
+                flight.shelf.land(flight, b"-", 0.0)
             session.take(replies[pos:])
             return
         missing = dict.fromkeys(
@@ -405,7 +406,7 @@ class PartialMget(Collector):
             milliseconds = int(line[1:]) if line.startswith(b":") else None
             if reply == b"_\r\n" and milliseconds != MISSING:
                 milliseconds = None  # not a string: GET would say WRONGTYPE
-            flight.land(reply, milliseconds, reply)
+            flight.shelf.land(flight, reply, lifetime(milliseconds))
         if not kept:
             session.home.submit(session, 1, self._data)
             return
@@ -415,8 +416,8 @@ class PartialMget(Collector):
         session.take(b"*%d\r\n%b" % (len(taken), whole))
 
     def owners(self) -> Collection[object]:
-        """The client, and who has joined the flights."""
-        return [self._session, *(waiter for flight in self._flights.values() for waiter in flight.waiters)]
+        """The client."""
+        return (self._session,)
 
     def cut(self) -> None:
         """Ask again: nothing has been passed on."""

@@ -5,9 +5,10 @@ takes another path waits until no reply is pending there (`WAITING`), and the sh
 when nothing is owed on the other path. What the sidecar answers itself it writes only when nothing is owed.
 
 `data_received` is the hot path. While nothing is pending, a chunk is first looked up in the table of the LRU
-tier, request by request (`reading`): what is found never reaches the patterns, the parser or the link. A chunk of
-complete, canonical, stateless commands is then recognised by two calls into the regular expression engine and
-submitted as it came. Everything else is buffered and taken command by command, by a method for each state.
+tier, request by request (`reading`): what is found never reaches the patterns, the parser or the link. A
+chunk of complete, canonical, stateless commands is then recognised by two calls into the regular expression
+engine and submitted as it came. Everything else is buffered and taken command by command, by a method for
+each state.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
@@ -28,7 +30,7 @@ from proxy.client.states import Event, State, move
 from proxy.resp.downgrade import Shape, lower_nulls
 from proxy.resp.errors import ProtocolError, UpstreamError
 from proxy.resp.requests import LARGE, LargeFrame, RequestParser
-from proxy.tier.shelf import Shelf, Table
+from proxy.tier.shelf import EmptyShelf, Shelf
 from proxy.upstream.link import Identity, LinkKey
 from proxy.upstream.pinned import PinnedLink
 from proxy.upstream.shared import LinkState, SharedLink
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pannier.client")
 
-NO_TABLE = Table()
-"""The table of sessions that no shelf may answer: always empty."""
+NO_SHELF = cast(Shelf, EmptyShelf())
+"""The shelf of sessions that none may answer."""
 
 _WAITING_HIGH = 512 * 1024
 """Bytes that may wait behind a command under way before reading stops; with the chunk that exceeds it, this
@@ -62,9 +64,10 @@ class Session(asyncio.Protocol):
 
     __slots__ = (
         "_depth", "_patterns", "_whole", "buffer", "bypass", "clients", "commands", "created", "database",
-        "discarding", "draining", "eof", "farewell", "find", "flow", "home", "id", "identity", "idle_mark",
-        "idle_since", "info", "link", "name", "parser", "pending", "pin", "protocol", "relay", "relaying",
-        "reserved", "shelf", "skip_chunks", "state", "table", "task", "transport", "write",
+        "discarding", "draining", "eof", "farewell", "find", "flow", "hits", "home", "id", "identity",
+        "idle_mark", "idle_since", "info", "link", "log_at", "name", "parser", "pending", "pin", "protocol",
+        "relay", "relaying", "reserved", "shelf", "skip_chunks", "state", "table", "task", "transport",
+        "write",
     )  # fmt: skip
 
     def __init__(self, clients: Clients, session_id: int) -> None:
@@ -85,10 +88,14 @@ class Session(asyncio.Protocol):
         self.link: SharedLink = cast(SharedLink, None)
         """The shared link in use: `home`, or beside it one of the client's own protocol."""
         self.home: SharedLink = cast(SharedLink, None)
-        self.shelf: Shelf | None = None
-        """What may answer reads; None: nothing may."""
-        self.table: Table = NO_TABLE
-        self.find = NO_TABLE.find
+        self.shelf: Shelf = NO_SHELF
+        """What may answer reads."""
+        self.table = NO_SHELF.table(2)
+        self.find = self.table.find
+        self.hits = 0
+        """Reads answered from memory; not among `commands`."""
+        self.log_at = 0
+        """`hits` from which the next ones are to be logged."""
         self.bypass = False
         """Whether the client wants its reads answered by Redis (SIDECAR BYPASS ON)."""
         self.skip_chunks = 0
@@ -144,37 +151,62 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take a chunk of the client's bytes. The hot path."""
         if self.relaying:
-            shelf = self.shelf
-            if self.skip_chunks and len(data) > _PIPELINED:
-                self.skip_chunks -= 1
-            elif shelf is not None and not self.pending:
+            if not self.pending and monotonic() < self.shelf.until:
                 parts = data.split(b"*")
-                if not parts[0] and (monotonic() < shelf.until or shelf.vouch(monotonic())):
-                    del parts[0]
-                    replies = list(map(self.find, parts))
-                    if all(replies):
-                        self.write(b"".join(replies))  # type: ignore[arg-type]
-                        n = len(parts)
-                        self.commands += n
-                        table = self.table
-                        table.hits += n
-                        table.log.append(parts)
-                        if table.hits > table.trim_at:
-                            table.replay()
+                if len(parts) == 2:
+                    reply = self.find(parts[1])
+                    if reply is not None and not parts[0]:
+                        self.write(reply)
+                        self.hits += 1
+                        if self.hits > self.log_at:
+                            reading.count(self, parts, 0)
                         return
-                    taken = reading.ask(self, data, parts, replies)
+                if not parts[0]:
+                    taken = self._answer_chunk(data, parts)
+                    if taken == len(data):
+                        return
                     if taken:
-                        if taken == len(data):
-                            return
                         data = data[taken:]
                         if not self.relaying:
                             self._receive(data)
                             return
+            elif not self.pending:
+                self._ask_again(len(data))
             n = self._depth if self._whole(data) is not None else self._recount(data)
             if n:
                 self.run(n, data)
                 return
         self._receive(data)
+
+    def _answer_chunk(self, data: bytes, parts: list[bytes]) -> int:
+        """Answer what a chunk asks as far as the tier can; how many of its bytes have been dealt with."""
+        del parts[0]
+        try:
+            # Faster than a loop or map: two and more keys are looked up by one call into C.
+            replies = itemgetter(*parts)(self.table.replies) if len(parts) > 1 else None
+        except KeyError:
+            replies = None
+        if replies is None:
+            return reading.ask(self, data, parts, list(map(self.find, parts)))
+        self.write(b"".join(replies))
+        self.hits += len(parts)
+        if self.hits > self.log_at:
+            reading.count(self, parts, 0)
+        return len(data)
+
+    def _ask_again(self, size: int) -> None:
+        """Find out whether the shelf may be asked again from the next chunk on."""
+        if self.skip_chunks and size > _PIPELINED:
+            self.skip_chunks -= 1
+        elif self.shelf is NO_SHELF and self.home.tracking is not None and not self.bypass:
+            self._settle_in(self.home)
+        else:
+            self.shelf.vouch(monotonic())
+
+    def skip(self, chunks: int) -> None:
+        """Look up none of the next pipelined chunks: they would only cost."""
+        self.skip_chunks = chunks
+        self.shelf = NO_SHELF
 
     def pause_writing(self) -> None:
         """Called by the loop: the client does not read."""
@@ -251,6 +283,11 @@ class Session(asyncio.Protocol):
     def go_on(self) -> None:
         """Hear that Redis keeps up again."""
         self.release(Reason.LINK)
+
+    @property
+    def served(self) -> int:
+        """Commands taken so far."""
+        return self.commands + self.hits
 
     # --- tier.flights.Waiter
 
@@ -355,10 +392,11 @@ class Session(asyncio.Protocol):
 
     def _settle_in(self, link: SharedLink) -> None:
         self.home = self.link = link
-        shelf = link.tracking.keeper if link.tracking is not None else None
-        self.shelf = cast(Shelf, shelf) if shelf is not None and not self.bypass else None
-        self.table = self.shelf.table(self.protocol) if self.shelf is not None else NO_TABLE
+        keeper = link.tracking.keeper if link.tracking is not None and not self.bypass else NO_SHELF
+        self.shelf = cast(Shelf, keeper)
+        self.table = self.shelf.table(self.protocol)
         self.find = self.table.find
+        self.skip_chunks = 0
         if self.write is not _discard:
             self.relay = self._lower if link.key.protocol != self.protocol else self.write
 

@@ -1,4 +1,5 @@
-"""Stateless commands on the shared links, one by one: which link, and what their replies mean for the tier."""
+"""Stateless commands on the shared links, one by one: which link, and what their replies mean for the
+tier."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
-    """Send a command over a shared link, or answer it from memory; False: not before what is pending is done."""
+    """Send a command over a shared link, or answer it from memory; False: not before what is pending is
+    done."""
     tier = session.clients.tier
     if tier is None or session.home.auth_required:
         session.submit(1, frame)

@@ -1,4 +1,5 @@
-"""Replies that are collected before they are passed on: to change their shape, or to wait for invalidations."""
+"""Replies that are collected before they are passed on: to change their shape, or to wait for
+invalidations."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Always on a RESP3 connection, where invalidations come in the stream of replies; never with REDIRECT, whose
 pushes are not ordered against the replies of another connection; never with NOLOOP, which spends the
-registration of a key on one's own write without a word; and with one prefix at most, since overlapping ones are
-answered with an error *and* +OK.
+registration of a key on one's own write without a word; and with one prefix at most, since overlapping ones
+are answered with an error *and* +OK.
 """
 
 from __future__ import annotations

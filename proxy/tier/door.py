@@ -1,49 +1,74 @@
 """The doorkeeper: only what is read again soon is worth a place.
 
-Two generations of parts that were read and not found. What is seen again while it is in either of them may come
-in. The young generation becomes the old one when it is full, so a part is remembered for one to two
-generations. (Einziger, Friedman, Manes: TinyLFU, 2017, section 3.4.2, where it is a Bloom filter.)
+It remembers parts that were read and not found: a byte of each part's hash, in the slot that the rest of the
+hash names. What is found there when it comes again may come in; a newer part in the same slot makes it
+forgotten. So it takes a fixed amount of memory, remembers about as many parts as it has slots, and lets one
+in 256 in too soon. (After the doorkeeper of Einziger, Friedman, Manes: TinyLFU, 2017, section 3.4.2, which is
+a Bloom filter.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Sequence
 
-_MOST_PARTS = 32768
-_MOST_BYTES = 4 << 20
-"""Of one generation, frames without the objects' overhead."""
+_LEAST, _MOST = 1 << 16, 1 << 22
+_ENTRY = 256
+"""Bytes of the tier for each slot."""
+_THRASH_AFTER = 4096
+"""Fills between two judgements of `paid`."""
+_PAYS = 2.0
+"""Hits that a fill must bring, on average, to be worth its cost."""
+_RAREST = 32
 
 
 class Door:
-    """Remembers what has been read. `admit_after`: 1 lets everything in at once, 2 what is read twice."""
+    """Decides what comes in. `admit_after`: 1 lets everything in at once, 2 what is read twice."""
 
-    def __init__(self, admit_after: int) -> None:
+    def __init__(self, admit_after: int, max_memory: int) -> None:
         self.open = admit_after <= 1
-        self._young: set[bytes] = set()
-        self._old: set[bytes] = set()
-        self._bytes = 0
+        slots = _LEAST
+        while slots < _MOST and slots * _ENTRY < max_memory:
+            slots *= 2
+        self._mask = slots - 1
+        self._slots = bytearray(slots)
+        self._every = 1
+        """One in so many of those who may come in does."""
+        self._turn = 0
+        self._judged = (0, 0)
 
     def admits(self, part: bytes) -> bool:
         """Note a part; whether it may come in."""
-        if self.open or part in self._young or part in self._old:
-            return True
-        self._young.add(part)
-        self._count(len(part))
-        return False
+        return self.open or bool(self.admitted([part]))
 
-    def admitted(self, parts: Collection[bytes], size: int) -> Collection[bytes]:
-        """Note parts of `size` bytes in all; those that may come in."""
+    def admitted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
+        """Note parts; those that may come in."""
         if self.open:
             return parts
-        known = self._young.intersection(parts)
-        if self._old:
-            known |= self._old.intersection(parts)
-        self._young.update(parts)
-        self._count(size)
-        return known
+        slots, mask = self._slots, self._mask
+        known = []
+        for part in parts:
+            mark = hash(part)
+            place = mark & mask
+            mark = mark >> 24 & 0xFF
+            if slots[place] == mark:
+                known.append(part)
+            else:
+                slots[place] = mark
+        if self._every == 1 or not known:
+            return known
+        self._turn += 1
+        return known if self._turn % self._every == 0 else ()
 
-    def _count(self, size: int) -> None:
-        self._bytes += size
-        if len(self._young) > _MOST_PARTS or self._bytes > _MOST_BYTES:
-            self._old, self._young = self._young, set()
-            self._bytes = 0
+    def paid(self, fills: int, count_hits: Callable[[], int]) -> None:
+        """Hear, while the tier evicts, how many fills and hits there have been: what does not pay comes in
+        less.
+
+        A stream of reads over far more keys than fit would otherwise cost a fill each, for nothing.
+        """
+        since, at = self._judged
+        if fills - since < _THRASH_AFTER // self._every:
+            return
+        hits = count_hits()
+        worth = (hits - at) / (fills - since)
+        self._judged = (fills, hits)
+        self._every = min(self._every * 2, _RAREST) if worth < _PAYS else max(self._every // 2, 1)

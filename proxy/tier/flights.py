@@ -1,8 +1,8 @@
 """Flights: reads on their way to Redis, whose replies are to be kept.
 
-A flight belongs to the shelf, not to the client that caused it. Later identical reads join it. It is one entry
-in the shared link's FIFO (`upstream.shared.Caller`), so its reply comes at a place in the order of everything
-else on that link, and a client may wait for it whose own replies are all due before that place.
+A flight belongs to the shelf, not to the client that caused it. Later identical reads join it. It is one
+entry in the shared link's FIFO (`upstream.shared.Caller`), so its reply comes at a place in the order of
+everything else on that link, and a client may wait for it whose own replies are all due before that place.
 
 A *tainted* flight (a write, an invalidation or the loss of the link came in between) answers those who wait,
 is not kept, and cannot be joined any more.
@@ -47,8 +47,8 @@ class Flight:
     """One fetch: PTTL for each key, then the read itself."""
 
     __slots__ = (
-        "_parts", "_size", "_spilling", "began", "draining", "epoch", "pending", "read", "relay", "shelf",
-        "skipped", "tainted", "waiters",
+        "_parts", "_size", "_spilling", "began", "draining", "epoch", "joinable", "pending", "read", "relay",
+        "shelf", "skipped", "tainted", "waiters",
     )  # fmt: skip
 
     def __init__(self, shelf: Shelf, read: Read, epoch: int, began: float) -> None:
@@ -58,6 +58,8 @@ class Flight:
         self.began = began
         """Monotonic seconds before sending: lifetimes count from here."""
         self.tainted = False
+        self.joinable = True
+        """Whether identical reads may wait for it."""
         self.waiters: list[Waiter] = []
         self.pending = self.replies
         self.draining = True
@@ -103,13 +105,8 @@ class Flight:
                 waiter.take_end()
             return
         milliseconds, reply = split_lifetime(b"".join(self._parts), len(self.read.keys))
-        self.land(reply, milliseconds, reply)
-
-    def land(self, reply: bytes, milliseconds: int | None, answer: bytes) -> None:
-        """Keep the reply for as long as PTTL's answer allows, and answer all who wait."""
         self.shelf.land(self, reply, lifetime(milliseconds))
-        if self.waiters:
-            self.answer(answer)
+        self.answer(reply)
 
     def answer(self, reply: bytes) -> None:
         """Give those who wait their reply."""

@@ -23,8 +23,8 @@ CACHEABLE = frozenset({
     "lrange", "lindex", "llen", "lpos",
     "smembers", "scard", "sismember", "smismember", "sinter", "sintercard", "sunion", "sdiff",
     "zscore", "zmscore", "zcard", "zcount", "zlexcount", "zrank", "zrevrank", "zrange", "zrangebyscore",
-    "zrangebylex", "zrevrange", "zrevrangebyscore", "zrevrangebylex", "zdiff", "zinter", "zintercard", "zunion",
-    "geodist", "geohash", "geopos", "geosearch", "georadius_ro", "georadiusbymember_ro",
+    "zrangebylex", "zrevrange", "zrevrangebyscore", "zrevrangebylex", "zdiff", "zinter", "zintercard",
+    "zunion", "geodist", "geohash", "geopos", "geosearch", "georadius_ro", "georadiusbymember_ro",
     "xlen", "xrange", "xrevrange",
     "json.get", "json.mget", "json.type", "json.strlen", "json.arrlen", "json.objlen", "json.objkeys",
 })
@@ -37,7 +37,7 @@ its members.
 """
 
 REWRITES = frozenset({"pfcount"})
-"""Commands that Redis calls read-only and that may change the bytes of their keys (a cached count) all the same."""
+"""Commands that Redis calls read-only and that may change their keys (a cached count) all the same."""
 _SCRIPTS = frozenset({"eval", "evalsha", "fcall"})
 _FLUSHES = frozenset({"flushall", "flushdb", "swapdb"})
 MOST_KEYS = 64

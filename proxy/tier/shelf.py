@@ -2,12 +2,12 @@
 
 A shelf has a *table* for each protocol in use, from parts (requests without their star, see `rules`) to the
 replies a client of that protocol gets. One index leads from key frames to the parts that show the key, in
-tables and in flights alike, so that an invalidation is one look-up. The order of a table's dict is the order of
-eviction; hits are logged chunk by chunk and replayed into that order only when room is needed, and only a
-sample of them if there are many: counting is exact, recency is not.
+tables and in flights alike, so that an invalidation is one look-up. The order of a table's dict is the order
+of eviction; hits are logged chunk by chunk, only a sample of them while nothing has to be evicted, and
+replayed into that order when room is needed: counting is exact, recency is not.
 
-Nothing in a shelf outlives `until` unasked: that is the earlier of the next deadline of an entry and the end of
-the time for which the link's last sign of life vouches (the coherence gate).
+Nothing in a shelf outlives `until` unasked: that is the earlier of the next deadline of an entry and the end
+of the time for which the link's last sign of life vouches (the coherence gate).
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 
 ENTRY_COST = 250
 """Bytes an entry takes beside its part (twice: its key is in the index), its reply and its place among the
-deadlines: the headers of three objects, rounding, and slots in two dicts. Measured: tests/tier/test_memory.py."""
+deadlines: the headers of three objects, rounding, and slots in two dicts. Measured:
+tests/tier/test_memory.py."""
 _MOST_PARTS = 4096
 """Parts kept for one key: an invalidation drops them all at once."""
-_LOG_HITS = 16384
-_REPLAYED = 4096
-"""Hits replayed at most out of one log."""
+_LOGGED = 4096
+"""Parts in a log at most; it is then replayed."""
+_STRIDE = 16
+"""One in so many hits is logged while nothing has to be evicted."""
+_SPARE = 16384
+"""Deadlines of entries that are gone, beside as many as there are entries, before they are swept out."""
 _STAR = 0x2A
 _FRACTION = 16
 """A deadline is rounded down by less than this fraction of the lifetime, so that entries share deadlines."""
@@ -39,36 +43,43 @@ _FRACTION = 16
 class Table:
     """The replies of one shelf for one protocol, the least recently used first."""
 
-    __slots__ = ("find", "hits", "log", "replies", "trim_at")
+    __slots__ = ("_log", "_logged", "_stride", "find", "replies")
 
     def __init__(self) -> None:
         self.replies: dict[bytes, bytes] = {}
         self.find = self.replies.get
         """Bound once: the hot path's look-up."""
-        self.hits = 0
-        self.log: list[list[bytes]] = []
-        """The parts answered since the last replay, chunk by chunk."""
-        self.trim_at = _LOG_HITS
-        """`hits` at which the log is to be replayed."""
+        self._log: list[list[bytes]] = []
+        """Parts that were answered, of a sample of chunks since the last replay."""
+        self._logged = 0
+        self._stride = _STRIDE
 
-    def note(self, parts: list[bytes], hits: int) -> None:
-        """Take note of hits; `parts` may hold others as well."""
-        self.hits += hits
-        self.log.append(parts)
-        if self.hits > self.trim_at:
-            self.replay()
+    def log(self, parts: list[bytes]) -> int:
+        """Take note of parts that were answered (there may be others among them).
 
-    def replay(self) -> None:
-        """Bring the order of eviction up to date with the log."""
-        log, self.log = self.log, []
-        logged = self.hits + _LOG_HITS - self.trim_at
-        self.trim_at = self.hits + _LOG_HITS
-        recent = dict.fromkeys(part for parts in log[:: 1 + logged // _REPLAYED] for part in parts)
+        Returns after how many hits the same client's hits are to be logged again.
+        """
+        self._log.append(parts)
+        self._logged += len(parts)
+        if self._logged > _LOGGED:
+            self.replay(_STRIDE)
+        return len(parts) * self._stride
+
+    def replay(self, stride: int) -> None:
+        """Bring the order of eviction up to date with the log; log one in `stride` hits from now on."""
+        log, self._log, self._logged = self._log, [], 0
+        self._stride = stride
         replies = self.replies
-        for part in recent:
+        for part in dict.fromkeys([part for parts in log for part in parts]):
             reply = replies.pop(part, None)
             if reply is not None:
                 replies[part] = reply
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.replies.clear()
+        self._log.clear()
+        self._logged = 0
 
 
 class Shelf:
@@ -90,7 +101,8 @@ class Shelf:
         """Counts the connections; what was fetched over one is kept only while that one lasts."""
         self.bytes = 0
         self.drops = 0
-        """Entries dropped so far for whatever reason: while it stands still, every entry has kept its value."""
+        """Entries dropped so far for whatever reason: while it stands still, every entry has kept its
+        value."""
         self._deadlines: dict[float, list[bytes]] = {}
         self._due = 0
 
@@ -166,8 +178,7 @@ class Shelf:
         """Drop everything; how many entries that were."""
         count = self.entries
         for table in self.tables.values():
-            table.replies.clear()
-            table.log.clear()
+            table.clear()
         for flight in self.flights.values():
             flight.tainted = True
         self.flights.clear()
@@ -223,8 +234,10 @@ class Shelf:
     # --- keeping
 
     def open(self, read: Read) -> Flight | None:
-        """Begin to fetch a read; None if it cannot be kept at all."""
+        """Begin to fetch a read; None if it cannot be kept, or is being fetched already."""
         index = self.index
+        if read.part in self.flights:
+            return None
         for key in read.keys:
             found = index.get(key)
             if found is None:
@@ -240,10 +253,9 @@ class Shelf:
 
     def land(self, flight: Flight, reply: bytes, lifetime: float) -> None:
         """Keep what a flight has fetched, unless it was tainted; `lifetime` in seconds from its opening."""
-        if self.flights.get(flight.read.part) is flight:
-            del self.flights[flight.read.part]
         if flight.tainted or flight.epoch != self.epoch:
             return
+        del self.flights[flight.read.part]
         part, limits = flight.read.part, self.tier.limits
         if lifetime <= 0 or len(reply) > limits.max_value_size or reply.startswith(b"-"):
             self._give_up(flight.read)
@@ -268,7 +280,7 @@ class Shelf:
         self._deadlines.setdefault(deadline, []).append(part)
         self.until = min(self.until, deadline)
         self._due += 1
-        if self._due > 2 * self.entries + _LOG_HITS:
+        if self._due > 2 * self.entries + _SPARE:
             self._sweep()
         if self.tier.full:
             self.tier.make_room()
@@ -317,9 +329,26 @@ class Shelf:
         table = max(self.tables.values(), key=lambda table: len(table.replies), default=None)
         if table is None or not table.replies:
             return 0
-        table.replay()
+        table.replay(1)
         victims = [part for part, _ in zip(table.replies, range(count), strict=False)]
         return sum([self._forget(part) for part in victims])
+
+
+class EmptyShelf:
+    """A shelf that nobody fills and that vouches for nothing."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self.drops = 0
+        self._table = Table()
+
+    def table(self, protocol: int) -> Table:
+        """An empty table."""
+        return self._table
+
+    def vouch(self, now: float) -> bool:
+        """Never."""
+        return False
 
 
 def _size(part: bytes, reply: bytes) -> int:

@@ -12,7 +12,8 @@ from proxy.tier.rules import Rules
 from proxy.tier.shelf import Shelf
 
 _BATCH = 256
-"""Replies evicted at once: finding the least recently used one means stepping over what was dropped before."""
+"""Replies evicted at once: finding the least recently used one means stepping over what was dropped
+before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Tier:
         self.rules = rules
         self.clock = clock
         self.shelves: dict[Hashable, Shelf] = {}
-        self.door = Door(limits.admit_after)
+        self.door = Door(limits.admit_after, limits.max_memory)
         self.used = 0
         """Bytes taken by all entries."""
         self.loose = False
@@ -63,13 +64,13 @@ class Tier:
         """Entries dropped because of a write that passed through here."""
         self.pushes = 0
         """Invalidation messages from Redis."""
-        self._gone_hits = 0
+        self.count_hits: Callable[[], int] = int
+        """Adds up the reads answered from memory; they are counted by who answers them."""
 
     @property
     def hits(self) -> int:
         """Reads answered from memory."""
-        tables = [table for shelf in self.shelves.values() for table in shelf.tables.values()]
-        return self._gone_hits + sum(table.hits for table in tables)
+        return self.count_hits()
 
     @property
     def entries(self) -> int:
@@ -80,7 +81,7 @@ class Tier:
     def shows(self) -> bool:
         """Whether a write could matter to anything that is kept or under way."""
         shelves = self.shelves
-        return len(shelves) > 1 or any([shelf.index for shelf in shelves.values()])
+        return len(shelves) > 1 or any(shelf.index for shelf in shelves.values())
 
     @property
     def full(self) -> bool:
@@ -103,7 +104,6 @@ class Tier:
         shelf = self.shelves.pop(key, None)
         if shelf is not None:
             shelf.link_lost()
-            self._gone_hits += sum(table.hits for table in shelf.tables.values())
 
     def drop(self, keys: Iterable[bytes]) -> int:
         """Drop what shows any of the keys (key frames), in every shelf: they are views of one Redis.
@@ -125,6 +125,7 @@ class Tier:
 
     def make_room(self) -> None:
         """Evict until the limits hold."""
+        self.door.paid(self.fills, self.count_hits)
         while self.full:
             shelf = max(self.shelves.values(), key=lambda shelf: shelf.bytes)
             evicted = shelf.evict(min(_BATCH, 1 + shelf.entries // 16))

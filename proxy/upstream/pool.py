@@ -21,8 +21,8 @@ class LinkPool:
     """Makes links, lends them, closes what is no longer used.
 
     `timeout` (seconds) is how long a shared link may owe replies in silence; `backoff` the shortest and
-    longest wait between attempts to reconnect, in seconds. `care` tells how the shelf of a shared link is kept
-    true, `closed` hears of a shared link that is given up.
+    longest wait between attempts to reconnect, in seconds. `care` tells how the shelf of a shared link is
+    kept true, `closed` hears of a shared link that is given up.
     """
 
     def __init__(

@@ -275,7 +275,8 @@ class SharedLink:
         self.release_paused()
 
     def _sort_out(self, again: bool) -> None:
-        """Keep the runs of callers who only wait for reads, to be sent again in their order; answer the others."""
+        """Keep the runs of callers who only wait for reads, to be sent again in their order; answer the
+        others."""
         entries, self.fifo = list(self.fifo), deque()
         parts = [self._classifier.repeatable(requests)[-n:] for _, n, requests, _ in entries]
         doomed = _doomed(entries, parts)
@@ -330,8 +331,8 @@ _SUBMIT = {
 def _doomed(entries: list[Entry], parts: list[list[tuple[bytes, bool]]]) -> set[object]:
     """Who must be answered at once, because something of theirs cannot be sent again.
 
-    All that somebody waits for is then answered, or replies would change places; and so is, for the same reason,
-    all that those wait for who share a flight with them.
+    All that somebody waits for is then answered, or replies would change places; and so is, for the same
+    reason, all that those wait for who share a flight with them.
     """
     doomed: set[object] = set()
     for place, (caller, _, requests, _) in enumerate(entries):
