@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from proxy.resp import encode
-from proxy.tier.rules import key_frame
+from proxy.tier.rules import key_frame, marks
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
@@ -57,7 +57,7 @@ def _flush(session: Session, arguments: list[bytes]) -> bytes:
 
 def _invalidate(session: Session, arguments: list[bytes]) -> bytes:
     tier = session.clients.tier
-    dropped = tier.drop([key_frame(key) for key in arguments]) if tier is not None else 0
+    dropped = tier.drop(marks(map(key_frame, arguments))) if tier is not None else 0
     return encode.integer(dropped)
 
 

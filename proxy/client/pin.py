@@ -60,8 +60,8 @@ class Pin:
         """Whether another client's CLIENT TRACKING names this link in REDIRECT: the session keeps it."""
         self.clean = True
         """Whether another client may use the connection afterwards."""
-        self.touched: set[bytes] = set()
-        """Keys (key frames) whose change a reply may show before their invalidation comes over the tracked
+        self.touched: set[int] = set()
+        """Keys (their marks) whose change a reply may show before their invalidation comes over the tracked
         link."""
         self.everything = False
         """Whether that may be all keys: FLUSHALL, FLUSHDB, SWAPDB."""

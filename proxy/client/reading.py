@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from proxy.client.whole import Whole
 from proxy.resp.commands import Command
-from proxy.resp.downgrade import Shape, downgrade, lower_nulls, shape_of
+from proxy.resp.downgrade import Shape, downgrade, lower_nulls
 from proxy.resp.patterns import find_bulks
 from proxy.resp.replies import split_replies
 from proxy.tier.flights import MISSING, Flight, lifetime
-from proxy.tier.rules import CACHEABLE, MOST_KEYS, Read, Touch
+from proxy.tier.rules import CACHEABLE, Read, Touch
 from proxy.upstream.caller import Collector
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ def ask_buffer(session: Session, buf: bytes, pos: int) -> int:
     return len(data)
 
 
-def read(
-    session: Session, command: Command, arguments: list[bytes], frame: bytes, keys: tuple[bytes, ...]
-) -> bool:
+def read(session: Session, command: Command, frame: bytes) -> bool:
     """Deal with one parsed read; False if it is to be sent like any other command."""
     quiet = not session.pending and session.link is session.home
     part = frame[1:]
@@ -98,14 +96,14 @@ def read(
             return True
         if _join(session, part):
             return True
-    shape = shape_of(command, arguments)
-    if (shape is None and session.protocol == 2) or len(keys) > MOST_KEYS or session.link is not session.home:
-        return False
     tier = session.clients.tier
-    if tier is None:
+    if tier is None or session.link is not session.home:
         return False
     tier.misses += 1
-    return tier.door.admits(part) and _fetch(session, Read(part, keys, shape))
+    wanted = tier.rules.read(part) if tier.door.admits(part) else None
+    if wanted is None or (wanted.shape is None and session.protocol == 2):
+        return False
+    return _fetch(session, wanted)
 
 
 def answer(session: Session, parts: list[bytes], replies: list[bytes | None]) -> None:

@@ -30,10 +30,11 @@ from proxy.client.states import Event, State, move
 from proxy.resp.downgrade import Shape, lower_nulls
 from proxy.resp.errors import ProtocolError, UpstreamError
 from proxy.resp.requests import LARGE, LargeFrame, RequestParser
+from proxy.tier.rules import marks
 from proxy.tier.shelf import EmptyShelf, Shelf
 from proxy.upstream.link import Identity, LinkKey
 from proxy.upstream.pinned import PinnedLink
-from proxy.upstream.shared import LinkState, SharedLink
+from proxy.upstream.shared import Keys, LinkState, SharedLink
 from proxy.upstream.sockets import set_keepalive
 
 if TYPE_CHECKING:
@@ -367,11 +368,11 @@ class Session(asyncio.Protocol):
         tier = self.clients.tier
         keys = None
         if tier is not None and tier.shows:
-            keys = self.clients.dispatcher.written(data)
+            keys = marks(self.clients.dispatcher.written(data))
             tier.drop(keys)
         self.submit(n, data, keys)
 
-    def submit(self, n: int, data: bytes, keys: Collection[bytes] | None = None) -> None:
+    def submit(self, n: int, data: bytes, keys: Keys = None) -> None:
         """Send `n` stateless commands over the shared link; `keys` are those whose change it may reveal."""
         self.commands += n
         self.expect(n)

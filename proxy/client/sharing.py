@@ -28,7 +28,7 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
     if (
         touch is Touch.READS
         and command is not None
-        and reading.read(session, command, arguments, frame, keys)
+        and reading.read(session, command, frame)
     ):
         return True
     shape = shape_of(command, arguments) if command is not None else None

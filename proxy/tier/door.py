@@ -1,9 +1,9 @@
 """The doorkeeper: only what is read again soon is worth a place.
 
-It remembers parts that were read and not found: a byte of each part's hash, in the slot that the rest of the
-hash names. What is found there when it comes again may come in; a newer part in the same slot makes it
+It remembers parts that were read and not found: a byte of each part's hash, in one of two slots that the rest
+of the hash names. What is found there when it comes again may come in; newer parts in the same slots make it
 forgotten. So it takes a fixed amount of memory, remembers about as many parts as it has slots, and lets one
-in 256 in too soon. (After the doorkeeper of Einziger, Friedman, Manes: TinyLFU, 2017, section 3.4.2, which is
+in 128 in too soon. (After the doorkeeper of Einziger, Friedman, Manes: TinyLFU, 2017, section 3.4.2, which is
 a Bloom filter.)
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 _LEAST, _MOST = 1 << 16, 1 << 22
-_ENTRY = 256
+_ENTRY = 512
 """Bytes of the tier for each slot."""
 _THRASH_AFTER = 4096
 """Fills between two judgements of `paid`."""
@@ -33,7 +33,7 @@ class Door:
         self._slots = bytearray(slots)
         self._every = 1
         """One in so many of those who may come in does."""
-        self._turn = 0
+        self._due = self._turn = 0
         self._judged = (0, 0)
 
     def admits(self, part: bytes) -> bool:
@@ -48,16 +48,17 @@ class Door:
         known = []
         for part in parts:
             mark = hash(part)
-            place = mark & mask
-            mark = mark >> 24 & 0xFF
-            if slots[place] == mark:
+            one, other = mark & mask, mark >> 22 & mask
+            mark = mark >> 44 & 0xFF or 1
+            if slots[one] == mark or slots[other] == mark:
                 known.append(part)
             else:
-                slots[place] = mark
+                self._turn += 1
+                slots[one if self._turn & 1 else other] = mark
         if self._every == 1 or not known:
             return known
-        self._turn += 1
-        return known if self._turn % self._every == 0 else ()
+        self._due = (self._due + 1) % self._every
+        return () if self._due else known
 
     def paid(self, fills: int, count_hits: Callable[[], int]) -> None:
         """Hear, while the tier evicts, how many fills and hits there have been: what does not pay comes in

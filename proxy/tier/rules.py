@@ -7,7 +7,7 @@ A *part* is a request frame without its leading star: what `chunk.split(b"*")` m
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from proxy.resp.commands import Command, CommandTable
@@ -57,6 +57,19 @@ class Touch(enum.Enum):
     """It may write keys that nobody can name: scripts, modules that declare nothing."""
     EVERYTHING = enum.auto()
     """FLUSHALL, FLUSHDB, SWAPDB."""
+
+
+_MARK = (1 << 30) - 1
+"""Marks are Python's smallest integers: 32 bytes each, where a key frame takes 50 and more."""
+
+
+def marks(frames: Iterable[bytes]) -> list[int]:
+    """What stands for keys, given as key frames, in the index of a shelf.
+
+    Two keys may have the same mark, one in a thousand million pairs: each then drops the other's entries as
+    well.
+    """
+    return [hash(frame) & _MARK for frame in frames]
 
 
 def key_frame(key: bytes) -> bytes:
@@ -154,13 +167,13 @@ class Rules:
             return None
         return tuple(dict.fromkeys([key_frame(arguments[use.index]) for use in uses]))
 
-    def part_keys(self, part: bytes) -> tuple[bytes, ...]:
-        """The key frames of a part that is kept."""
+    def part_marks(self, part: bytes) -> list[int]:
+        """The marks of the keys of a part that is kept."""
         read = self.read(part)
-        return read.keys if read is not None else ()
+        return marks(read.keys) if read is not None else []
 
-    def touch(self, command: Command | None, arguments: Sequence[bytes]) -> tuple[Touch, tuple[bytes, ...]]:
-        """What a command does, and to which keys (key frames; only for READS and WRITES)."""
+    def touch(self, command: Command | None, arguments: Sequence[bytes]) -> tuple[Touch, Sequence[int]]:
+        """What a command does, and to which keys (their marks; only for READS and WRITES)."""
         if command is None:
             return Touch.UNKNOWN, ()
         if command.name in _FLUSHES:
@@ -180,7 +193,7 @@ class Rules:
             return (Touch.READS_UNKNOWN if reads else Touch.UNKNOWN), ()
         if not keys:
             return Touch.NOTHING, ()
-        return (Touch.READS if reads and command.name not in REWRITES else Touch.WRITES), keys
+        return (Touch.READS if reads and command.name not in REWRITES else Touch.WRITES), marks(keys)
 
 
 def _bulk_at(part: bytes, at: int) -> bytes:

@@ -1,7 +1,7 @@
 """A shelf: the replies kept for one identity and database, and what keeps them true.
 
 A shelf has a *table* for each protocol in use, from parts (requests without their star, see `rules`) to the
-replies a client of that protocol gets. One index leads from key frames to the parts that show the key, in
+replies a client of that protocol gets. One index leads from keys to the parts that show the key, in
 tables and in flights alike, so that an invalidation is one look-up. The order of a table's dict is the order
 of eviction; hits are logged chunk by chunk, only a sample of them while nothing has to be evicted, and
 replayed into that order when room is needed: counting is exact, recency is not.
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from proxy.resp.downgrade import downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
 from proxy.tier.flights import Flight
-from proxy.tier.rules import Read
+from proxy.tier.rules import Read, marks
 
 if TYPE_CHECKING:
     from proxy.tier.tier import Tier
 
-ENTRY_COST = 250
+ENTRY_COST = 225
 """Bytes an entry takes beside its part (twice: its key is in the index), its reply and its place among the
 deadlines: the headers of three objects, rounding, and slots in two dicts. Measured:
 tests/tier/test_memory.py."""
@@ -90,8 +90,8 @@ class Shelf:
         self.tables: dict[int, Table] = {}
         self.flights: dict[bytes, Flight] = {}
         """By part: those that may still be joined."""
-        self.index: dict[bytes, bytes | set[bytes]] = {}
-        """From key frames to the part, or parts, that show the key."""
+        self.index: dict[int, bytes | set[bytes]] = {}
+        """From the marks of keys to the part, or parts, that show the key."""
         self.mode = Mode.OFF
         self.until = 0.0
         """Monotonic seconds up to which every entry may be served without asking `vouch`."""
@@ -152,22 +152,22 @@ class Shelf:
             return
         self.tier.pushes += 1
         before = self.drops
+        keys: list[bytes] = []
         if frame[len(INVALIDATE)] != _STAR:
             self.clear()  # FLUSHALL or FLUSHDB
         pos = frame.index(b"\r\n", len(INVALIDATE)) + 2
         while pos < len(frame):
             end = frame.index(b"\r\n", pos)
             after = end + 4 + int(frame[pos + 1 : end])
-            found = self.index.pop(frame[pos:after], None)
-            if found is not None:
-                self._drop(frame[pos:after], found)
+            keys.append(frame[pos:after])
             pos = after
+        self.drop(marks(keys))
         self.tier.invalidated += self.drops - before
 
     # --- dropping
 
-    def drop(self, keys: Iterable[bytes]) -> None:
-        """Drop what shows any of the keys (key frames), and taint the flights under way to them."""
+    def drop(self, keys: Iterable[int]) -> None:
+        """Drop what shows any of the keys (their marks), and taint the flights under way to them."""
         index = self.index
         for key in keys:
             found = index.pop(key, None)
@@ -190,13 +190,13 @@ class Shelf:
         self.drops += count
         return count
 
-    def _drop(self, key: bytes, found: bytes | set[bytes]) -> None:
+    def _drop(self, key: int, found: bytes | set[bytes]) -> None:
         for part in (found,) if isinstance(found, bytes) else found:
             flight = self.flights.pop(part, None)
             if flight is not None:
                 flight.tainted = True
             self._remove(part)
-            for other in self.tier.rules.part_keys(part):
+            for other in self.tier.rules.part_marks(part):
                 if other != key:
                     self._unlist(other, part)
 
@@ -217,11 +217,11 @@ class Shelf:
         """Drop one part; how many replies that were."""
         count = self._remove(part)
         if count and part not in self.flights:
-            for key in self.tier.rules.part_keys(part):
+            for key in self.tier.rules.part_marks(part):
                 self._unlist(key, part)
         return count
 
-    def _unlist(self, key: bytes, part: bytes) -> None:
+    def _unlist(self, key: int, part: bytes) -> None:
         """Take a part out of the index."""
         found = self.index.get(key)
         if isinstance(found, set):
@@ -238,7 +238,7 @@ class Shelf:
         index = self.index
         if read.part in self.flights:
             return None
-        for key in read.keys:
+        for key in marks(read.keys):
             found = index.get(key)
             if found is None:
                 index[key] = read.part
@@ -303,12 +303,12 @@ class Shelf:
     def _give_up(self, read: Read) -> None:
         """Take out of the index what is not kept after all."""
         if not any(read.part in table.replies for table in self.tables.values()):
-            for key in read.keys:
+            for key in marks(read.keys):
                 self._unlist(key, read.part)
 
     def _drop_others(self, read: Read) -> None:
-        self.drop(read.keys)
-        for key in read.keys:
+        self.drop(marks(read.keys))
+        for key in marks(read.keys):
             self.index[key] = read.part
 
     def _sweep(self) -> None:

@@ -105,8 +105,8 @@ class Tier:
         if shelf is not None:
             shelf.link_lost()
 
-    def drop(self, keys: Iterable[bytes]) -> int:
-        """Drop what shows any of the keys (key frames), in every shelf: they are views of one Redis.
+    def drop(self, keys: Iterable[int]) -> int:
+        """Drop what shows any of the keys (their marks), in every shelf: they are views of one Redis.
 
         Returns how many entries that were.
         """

@@ -21,7 +21,7 @@ import enum
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from proxy.resp.errors import UpstreamError, UpstreamRefused
@@ -68,10 +68,11 @@ class LinkState(enum.Enum):
     CLOSED = enum.auto()
 
 
-Keys = Collection[bytes] | None
+Keys = Sequence[int] | None
+"""What stands for the keys of an entry, for whoever settles them."""
 Submit = Callable[..., None]
 Entry = tuple[Caller, int, bytes, Keys]
-"""An entry of the FIFO: whose requests, how many, their bytes, and the key frames to settle at the reply."""
+"""An entry of the FIFO: whose requests, how many, their bytes, and the keys to settle at the reply."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.resp.tracking import Mode
@@ -156,5 +156,5 @@ class _Probe(Collector):
         """Nothing: the next connection is asked anew."""
 
 
-Settle = Callable[[Iterable[bytes]], object]
-"""Takes the key frames of a command whose reply has come, before that reply goes downstream."""
+Settle = Callable[[Sequence[int]], object]
+"""Takes the keys of a command whose reply has come, before that reply goes downstream."""
