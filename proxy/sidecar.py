@@ -206,7 +206,7 @@ class Sidecar:
             return {"tracking": "off", "tracking_reason": "switched off"}
         asked = tier.hits + tier.misses
         fields: dict[str, object] = {
-            "tracking": link.tracking.mode.value,
+            "tracking": link.tracking.mode.label,
             "tracking_reason": link.tracking.reason,
             "tier_hits": tier.hits,
             "tier_misses": tier.misses,
@@ -297,7 +297,7 @@ class Sidecar:
             return f"reads will be kept in up to {size}"
         if tracking.mode is Mode.OFF:
             return f"nothing is kept: {tracking.reason}"
-        return f"reads are kept in up to {size}; Redis tells of changes (tracking {tracking.mode.value})"
+        return f"reads are kept in up to {size}; Redis tells of changes (tracking {tracking.mode.label})"
 
     def _version(self, link: SharedLink | None) -> str:
         version = link.wire.hello.get(b"version", b"") if link is not None and link.wire is not None else b""

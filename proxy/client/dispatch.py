@@ -203,7 +203,7 @@ class Dispatcher:
         pos = 0
         while pos < len(requests) and (request := self._parser.parse(requests, pos)) is not None:
             command = self.find(request.arguments) if request.arguments else None
-            reads = command is not None and "readonly" in command.flags
+            reads = command is not None and ("readonly" in command.flags or command.name == "client|caching")
             parts.append((requests[pos : request.end], reads))
             pos = request.end
         return parts

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from proxy.client.whole import Whole
 from proxy.resp.commands import Command
 from proxy.resp.downgrade import Shape, downgrade, lower_nulls
+from proxy.resp.encode import OK
 from proxy.resp.patterns import find_bulks
 from proxy.resp.replies import split_replies
 from proxy.tier.flights import MISSING, Flight, lifetime
-from proxy.tier.rules import CACHEABLE, Read, Touch
+from proxy.tier.rules import CACHEABLE, Read, Touch, lifetimes
 from proxy.upstream.caller import Collector
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _fetch(session: Session, wanted: Read) -> bool:
 
 def _launch(session: Session, flight: Flight) -> None:
     flight.skipped = session.home.skipped
-    session.home.submit(flight, flight.replies, flight.read.request)
+    session.home.submit(flight, flight.replies, flight.request)
 
 
 def _fill(session: Session, parts: list[bytes]) -> None:
@@ -370,12 +371,12 @@ class PartialMget(Collector):
                     if flight is not None:
                         flight.joinable = False  # to a key that is no string, GET answers otherwise than MGET
                         self._flights[member] = flight
-        super().__init__(len(self._flights) + 1)
-        questions = b"".join([b"*2\r\n$4\r\nPTTL\r\n" + member[len(_GET) :] for member in self._flights])
+        lines, questions = lifetimes([member[len(_GET) :] for member in self._flights], session.shelf.mode)
+        super().__init__(lines + 1)
         mget = b"*%d\r\n$4\r\nMGET\r\n%b" % (len(missing) + 1, b"".join(missing))
         session.commands += 1
         session.expect(1)
-        session.home.submit(self, len(self._flights) + 1, questions + mget)
+        session.home.submit(self, lines + 1, questions + mget)
         session.ready()
 
     def finish(self, replies: bytes) -> None:
@@ -383,6 +384,8 @@ class PartialMget(Collector):
         session = self._session
         lives, pos = [], 0
         for _ in self._flights:
+            if replies.startswith(OK, pos):
+                pos += len(OK)
             end = replies.index(b"\r\n", pos)
             lives.append(replies[pos:end])
             pos = end + 2

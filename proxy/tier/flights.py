@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.resp.downgrade import Shape, downgrade
-from proxy.tier.rules import Read
+from proxy.tier.rules import Read, lifetimes
 
 if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
@@ -48,7 +48,7 @@ class Flight:
 
     __slots__ = (
         "_parts", "_size", "_spilling", "began", "draining", "epoch", "joinable", "pending", "read", "relay",
-        "shelf", "skipped", "tainted", "waiters",
+        "replies", "request", "shelf", "skipped", "tainted", "waiters",
     )  # fmt: skip
 
     def __init__(self, shelf: Shelf, read: Read, epoch: int, began: float) -> None:
@@ -61,6 +61,11 @@ class Flight:
         self.joinable = True
         """Whether identical reads may wait for it."""
         self.waiters: list[Waiter] = []
+        questions, request = lifetimes(read.keys, shelf.mode)
+        self.request = request + b"*" + read.part
+        """What it sends: PTTL for each key, then the read."""
+        self.replies = questions + 1
+        """How many replies that has."""
         self.pending = self.replies
         self.draining = True
         self.relay: Callable[[bytes], object] = self._collect
@@ -69,11 +74,6 @@ class Flight:
         self._parts: list[bytes] = []
         self._size = 0
         self._spilling = False
-
-    @property
-    def replies(self) -> int:
-        """How many replies the fetch has."""
-        return len(self.read.keys) + 1
 
     def _collect(self, data: bytes) -> None:
         self._parts.append(data)
@@ -87,7 +87,7 @@ class Flight:
             return
         self.shelf.give_up(self)
         self._spilling = True
-        _, reply = split_lifetime(b"".join(self._parts), len(self.read.keys))
+        _, reply = split_lifetime(b"".join(self._parts), self.replies - 1)
         self._parts = []
         for waiter in self.waiters:
             waiter.take_piece(reply, 0)
@@ -104,7 +104,7 @@ class Flight:
             for waiter in self.waiters:
                 waiter.take_end()
             return
-        milliseconds, reply = split_lifetime(b"".join(self._parts), len(self.read.keys))
+        milliseconds, reply = split_lifetime(b"".join(self._parts), self.replies - 1)
         self.shelf.land(self, reply, lifetime(milliseconds))
         self.answer(reply)
 
@@ -138,17 +138,20 @@ class Flight:
         """Nothing waits."""
 
 
-def split_lifetime(data: bytes, keys: int) -> tuple[int | None, bytes]:
-    """Split a fetch's replies: the least PTTL in milliseconds, and the read's own reply.
+def split_lifetime(data: bytes, lines: int) -> tuple[int | None, bytes]:
+    """Split a fetch's replies: the least PTTL in milliseconds, and the read's own reply, behind so many
+    `lines`.
 
     None for the former if Redis did not tell it: then nothing may be kept.
     """
     least: int | None = FOREVER
     pos = 0
-    for _ in range(keys):
+    for _ in range(lines):
         end = data.index(b"\r\n", pos)
         line = data[pos:end]
         pos = end + 2
+        if line == b"+OK":
+            continue
         if not line.startswith(b":"):
             least = None
         elif least is not None and (left := int(line[1:])) >= 0:

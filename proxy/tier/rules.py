@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from proxy.resp.commands import Command, CommandTable
 from proxy.resp.downgrade import PLAIN, Shape, shape_of
 from proxy.resp.keys import key_positions
 from proxy.resp.requests import RequestParser
+from proxy.resp.tracking import Mode
 
 # fmt: off
 CACHEABLE = frozenset({
@@ -86,12 +87,15 @@ class Read:
     """Key frames."""
     shape: Shape | None
     """None: not known for RESP2."""
-    request: bytes = field(init=False)
-    """What a fetch sends: PTTL for each key, then the read."""
 
-    def __post_init__(self) -> None:
-        questions = b"".join([b"*2\r\n$4\r\nPTTL\r\n" + key for key in self.keys])
-        self.request = questions + b"*" + self.part
+
+def lifetimes(keys: Iterable[bytes], mode: Mode) -> tuple[int, bytes]:
+    """What asks PTTL for each key and has Redis track it: how many replies that has, and its bytes.
+
+    It is what registers the key, so that a read behind it is covered whether itself is tracked or not.
+    """
+    asked = [mode.tracked(b"*2\r\n$4\r\nPTTL\r\n" + key) for key in keys]
+    return sum([n for n, _ in asked]), b"".join([request for _, request in asked])
 
 
 @dataclass(frozen=True, slots=True)

@@ -338,6 +338,7 @@ class EmptyShelf:
     """A shelf that nobody fills and that vouches for nothing."""
 
     def __init__(self) -> None:
+        self.mode = Mode.OFF
         self.until = 0.0
         self.drops = 0
         self._table = Table()

@@ -89,12 +89,13 @@ class Collector:
 
 
 class Question(Collector):
-    """One request of the sidecar's own, answered with the raw bytes of its reply."""
+    """A request of the sidecar's own (or `n`, at once), answered with the raw bytes of the reply."""
 
-    __slots__ = ("_answer",)
+    __slots__ = ("_answer", "_n")
 
-    def __init__(self) -> None:
-        super().__init__(1)
+    def __init__(self, n: int = 1) -> None:
+        super().__init__(n)
+        self._n = n
         self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def ask(self, link: SharedLink, request: bytes) -> bytes:
@@ -102,7 +103,7 @@ class Question(Collector):
 
         Raises UpstreamError if the reply breaks off.
         """
-        link.submit(self, 1, request)
+        link.submit(self, self._n, request)
         return await self._answer
 
     def finish(self, replies: bytes) -> None:

@@ -65,7 +65,8 @@ class Canary:
         tracking = self._link.tracking
         if tracking is None:
             return
-        reply = await Question().ask(self._link, encode.request("EXISTS", self._key))
+        n, request = tracking.mode.tracked(encode.request("EXISTS", self._key))
+        reply = (await Question(n).ask(self._link, request)).removeprefix(encode.OK)
         if reply.startswith(b"-"):
             self._stumble(reply[1:-2].decode("utf-8", "replace"))
             return

@@ -240,7 +240,7 @@ class SharedLink:
         self._held = 0
         first = self.tracking.begin(wire) if self.tracking is not None else None
         if first is not None:
-            self.fifo.appendleft((first[0], 1, first[1], None))
+            self.fifo.appendleft((*first, None))
         self._out = [requests for _, _, requests, _ in self.fifo]
         self._flush()
         self.release_paused()

@@ -58,7 +58,7 @@ class Tracking:
         self._watched = b""
         self._seen: Callable[[], object] | None = None
 
-    def begin(self, wire: Wire) -> tuple[Collector, bytes] | None:
+    def begin(self, wire: Wire) -> tuple[Collector, int, bytes] | None:
         """What is to be sent first on a new connection; None if it cannot be tracked."""
         self.keeper.heard = time.monotonic()
         self._asking = False
@@ -96,7 +96,7 @@ class Tracking:
         """Call a function once every invalidation has been seen of what Redis has done up to now."""
         if self.mode is Mode.OFF:
             then()
-        elif self.mode is Mode.DEFAULT:
+        elif self.mode is not Mode.BCAST:
             self._link.submit(Ping(then), 1, PING)
         else:
             # Broadcasts leave at the end of Redis' loop turn, after a reply of that turn.
@@ -105,33 +105,35 @@ class Tracking:
     def _alive(self) -> None:
         self._asking = False
 
-    def _probe(self, wire: Wire, rung: int, refusals: list[str]) -> tuple[Collector, bytes] | None:
+    def _probe(self, wire: Wire, rung: int, refusals: list[str]) -> tuple[Collector, int, bytes] | None:
         if rung == len(self._ladder):
             self._settle(Mode.OFF, "; ".join(refusals) or "switched off")
             return None
         mode = self._ladder[rung]
 
-        def answered(reply: bytes) -> None:
+        def answered(replies: bytes) -> None:
             if self._link.wire is not wire:
                 return
-            if reply == b"+OK\r\n":
+            verdicts = replies.split(b"\r\n")[1:-1]
+            refused = next((line for line in verdicts if line != b"+OK"), None)
+            if refused is None:
                 self._settle(mode, "; ".join(refusals) or "granted by the server")
                 self.keeper.link_up(mode)
                 return
-            text = reply[1:-2].decode("utf-8", "replace")
+            text = refused[1:].decode("utf-8", "replace")
             following = self._probe(wire, rung + 1, [*refusals, f"{mode.value} refused: {text}"])
             if following is not None:
-                caller, request = following
-                self._link.submit(caller, 1, request)
+                caller, n, request = following
+                self._link.submit(caller, n, request)
 
-        return _Probe(answered), mode.request
+        return _Probe(answered, len(mode.requests)), len(mode.requests), b"".join(mode.requests)
 
     def _settle(self, mode: Mode, reason: str) -> None:
         self.mode, self.reason = mode, reason
-        said = f"{mode.value} ({reason})"
+        said = f"{mode.label} ({reason})"
         if said != self._said:
-            level = logging.INFO if mode is Mode.DEFAULT else logging.WARNING
-            if not self._said and mode is Mode.DEFAULT:
+            level = logging.INFO if mode in (Mode.OPTIN, Mode.DEFAULT) else logging.WARNING
+            if not self._said and mode is Mode.OPTIN:
                 level = logging.DEBUG  # as expected, and the banner says it
             consequence = ": nothing is served from memory" if mode is Mode.OFF else ""
             log.log(level, "tracking %s%s", said, consequence)
@@ -144,8 +146,8 @@ class _Probe(Collector):
 
     __slots__ = ("_then",)
 
-    def __init__(self, then: Callable[[bytes], None]) -> None:
-        super().__init__(1)
+    def __init__(self, then: Callable[[bytes], None], n: int) -> None:
+        super().__init__(n)
         self._then = then
 
     def finish(self, replies: bytes) -> None:

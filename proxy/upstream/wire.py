@@ -80,10 +80,15 @@ class Wire(Link):
                     return
             if done == n:
                 fifo.popleft()
+                if keys:
+                    self._settle(keys)
             elif done:
+                if keys:  # of several requests there is one key for each
+                    self._settle(keys[: done + 1])
+                    keys = keys[done:]
                 fifo[0] = (caller, n - done, requests, keys)
-            if keys:
-                self._settle(keys)
+            elif keys:
+                self._settle(keys if n == 1 else keys[:1])
             try:  # noqa: SIM105 - a context manager would cost every reply 0.3 µs
                 caller.relay(data[start:pos])
             except RuntimeError:
