@@ -81,6 +81,12 @@ BULK_RUNS = _runs(_BULK)
 find_bulks: Callable[[bytes, int], list[bytes]] = re.compile(_BULK.encode(), re.S).findall
 """Split what begins at a position and consists of short bulk strings."""
 
+match_invalidation: Match = re.compile(
+    rf">2\r\n\$10\r\ninvalidate\r\n\*1\r\n({_BULK})".encode(), re.S
+).match
+"""Recognise the push that invalidates one key, its first group (Redis docs: "Client-side caching
+reference")."""
+
 find_scalars: Callable[[bytes, int], list[bytes]] = re.compile(_SCALAR.encode(), re.S).findall
 """Split what begins at a position and consists of replies that are no aggregates and no long strings."""
 

@@ -103,6 +103,8 @@ class Shelf:
         self.drops = 0
         """Entries dropped so far for whatever reason: while it stands still, every entry has kept its
         value."""
+        self._several: dict[bytes, list[int]] = {}
+        """The keys of the parts in the index that show more than one."""
         self._deadlines: dict[float, list[bytes]] = {}
         self._due = 0
 
@@ -150,8 +152,6 @@ class Shelf:
         """Take a push from Redis: drop what an invalidation names."""
         if not frame.startswith(INVALIDATE):
             return
-        self.tier.pushes += 1
-        before = self.drops
         keys: list[bytes] = []
         if frame[len(INVALIDATE)] != _STAR:
             self.clear()  # FLUSHALL or FLUSHDB
@@ -161,6 +161,12 @@ class Shelf:
             after = end + 4 + int(frame[pos + 1 : end])
             keys.append(frame[pos:after])
             pos = after
+        self.invalidate(keys)
+
+    def invalidate(self, keys: list[bytes]) -> None:
+        """Take an invalidation of some keys (key frames) from Redis."""
+        self.tier.pushes += 1
+        before = self.drops
         self.drop(marks(keys))
         self.tier.invalidated += self.drops - before
 
@@ -183,6 +189,7 @@ class Shelf:
             flight.tainted = True
         self.flights.clear()
         self.index.clear()
+        self._several.clear()
         self._deadlines.clear()
         self._due = 0
         self.tier.used -= self.bytes
@@ -196,7 +203,7 @@ class Shelf:
             if flight is not None:
                 flight.tainted = True
             self._remove(part)
-            for other in self.tier.rules.part_marks(part):
+            for other in self._several.pop(part, ()):
                 if other != key:
                     self._unlist(other, part)
 
@@ -217,9 +224,14 @@ class Shelf:
         """Drop one part; how many replies that were."""
         count = self._remove(part)
         if count and part not in self.flights:
-            for key in self.tier.rules.part_marks(part):
-                self._unlist(key, part)
+            self._delist(part, self._several.get(part) or self.tier.rules.part_marks(part))
         return count
+
+    def _delist(self, part: bytes, keys: list[int]) -> None:
+        """Take a part that is not kept out of the index."""
+        self._several.pop(part, None)
+        for key in keys:
+            self._unlist(key, part)
 
     def _unlist(self, key: int, part: bytes) -> None:
         """Take a part out of the index."""
@@ -238,13 +250,16 @@ class Shelf:
         index = self.index
         if read.part in self.flights:
             return None
-        for key in marks(read.keys):
+        keys = marks(read.keys)
+        if any(isinstance(found := index.get(key), set) and len(found) >= _MOST_PARTS for key in keys):
+            return None
+        if len(keys) > 1:
+            self._several[read.part] = keys
+        for key in keys:
             found = index.get(key)
             if found is None:
                 index[key] = read.part
             elif isinstance(found, set):
-                if len(found) >= _MOST_PARTS:
-                    return None
                 found.add(read.part)
             elif found != read.part:
                 index[key] = {found, read.part}
@@ -303,13 +318,15 @@ class Shelf:
     def _give_up(self, read: Read) -> None:
         """Take out of the index what is not kept after all."""
         if not any(read.part in table.replies for table in self.tables.values()):
-            for key in marks(read.keys):
-                self._unlist(key, read.part)
+            self._delist(read.part, marks(read.keys))
 
     def _drop_others(self, read: Read) -> None:
-        self.drop(marks(read.keys))
-        for key in marks(read.keys):
+        keys = marks(read.keys)
+        self.drop(keys)
+        for key in keys:
             self.index[key] = read.part
+        if len(keys) > 1:
+            self._several[read.part] = keys
 
     def _sweep(self) -> None:
         """Forget the deadlines of what is gone."""

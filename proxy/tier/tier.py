@@ -81,7 +81,10 @@ class Tier:
     def shows(self) -> bool:
         """Whether a write could matter to anything that is kept or under way."""
         shelves = self.shelves
-        return len(shelves) > 1 or any(shelf.index for shelf in shelves.values())
+        if len(shelves) != 1:
+            return bool(shelves)
+        (shelf,) = shelves.values()
+        return bool(shelf.index)
 
     @property
     def full(self) -> bool:
@@ -112,7 +115,7 @@ class Tier:
         """
         count = 0
         for shelf in self.shelves.values():
-            if shelf.index and not shelf.index.keys().isdisjoint(keys):
+            if not shelf.index.keys().isdisjoint(keys):
                 before = shelf.drops
                 shelf.drop(keys)
                 count += shelf.drops - before

@@ -38,6 +38,9 @@ class Keeper(Protocol):
     def pushed(self, frame: bytes) -> None:
         """Take a push, in its place among the replies."""
 
+    def invalidate(self, keys: list[bytes]) -> None:
+        """Take an invalidation of some keys, given as the bulk strings of the push."""
+
 
 class Tracking:
     """Has Redis track what a shared link reads."""
@@ -80,6 +83,12 @@ class Tracking:
         """Take a push, in its place among the replies."""
         self.keeper.pushed(frame)
         if self._seen is not None and self._watched in frame:
+            self._seen()
+
+    def invalidate(self, key: bytes) -> None:
+        """Take an invalidation of one key, given as a bulk string."""
+        self.keeper.invalidate([key])
+        if self._seen is not None and self._watched in key:
             self._seen()
 
     def watch(self, key: bytes, seen: Callable[[], object] | None) -> None:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from proxy.resp.errors import UpstreamDesync
-from proxy.resp.patterns import SCALAR_RUNS
+from proxy.resp.patterns import SCALAR_RUNS, match_invalidation
 from proxy.resp.replies import ReplyScanner
 from proxy.upstream.link import Link
 
@@ -74,7 +74,9 @@ class Wire(Link):
                 pos, done = scanner.advance(data, pos, n)
                 if pos == start:
                     if data[pos] == _PUSH and not scanner.open:
-                        self.pushing = True
+                        pos = self._push(data, pos)
+                        if pos < 0:
+                            return
                         continue
                     self._tail = data[pos:]
                     return
@@ -102,6 +104,11 @@ class Wire(Link):
         if not self.pushing and data[pos] != _PUSH:
             reply = data[pos : pos + 40]
             raise UpstreamDesync(f"ERR pannier: upstream sent a reply that nobody asked for: {reply!r}")
+        if self._tracking is not None and not self.pushing:
+            found = match_invalidation(data, pos)
+            if found is not None:
+                self._tracking.invalidate(found[1])
+                return found.end()
         after = self.scanner.push(data, pos)
         self.pushing = self.scanner.open
         if self._tracking is not None:
