@@ -16,7 +16,7 @@ _ENTRY = 512
 """Bytes of the tier for each slot."""
 _THRASH_AFTER = 4096
 """Fills between two judgements of `paid`."""
-_PAYS = 2.0
+_PAYS = 3.0
 """Hits that a fill must bring, on average, to be worth its cost."""
 _RAREST = 32
 
