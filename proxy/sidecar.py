@@ -204,10 +204,11 @@ class Sidecar:
         tier, link = self.tier, self.links.shared.get(self._main)
         if tier is None or link is None or link.tracking is None:
             return {"tracking": "off", "tracking_reason": "switched off"}
+        trouble = tier.shelf(self._main).trouble
         asked = tier.hits + tier.misses
         fields: dict[str, object] = {
-            "tracking": link.tracking.mode.label,
-            "tracking_reason": link.tracking.reason,
+            "tracking": "off" if trouble else link.tracking.mode.label,
+            "tracking_reason": trouble or link.tracking.reason,
             "tier_hits": tier.hits,
             "tier_misses": tier.misses,
             "tier_hit_rate": f"{tier.hits / asked if asked else 0:.4f}",

@@ -14,7 +14,7 @@ from proxy.resp.downgrade import PLAIN, Shape
 from proxy.resp.keys import key_positions
 from proxy.resp.patterns import RequestPatterns, first_arguments
 from proxy.resp.requests import RequestParser
-from proxy.tier.rules import CACHEABLE, REWRITES
+from proxy.tier.rules import CACHEABLE, OVERTURNS, REWRITES
 from proxy.upstream.pinned import Expect
 
 
@@ -132,7 +132,7 @@ class Dispatcher:
 
     def _writes_first(self, command: Command, count: int) -> bool | None:
         """Whether a command of `count` arguments writes its first one; None if it may write others."""
-        if command.name in REWRITES:
+        if command.name in REWRITES | OVERTURNS:
             return None
         if "readonly" in command.flags or not ("write" in command.flags or command.key_specs):
             return False

@@ -64,7 +64,7 @@ class Pin:
         """Keys (their marks) whose change a reply may show before their invalidation comes over the tracked
         link."""
         self.everything = False
-        """Whether that may be all keys: FLUSHALL, FLUSHDB, SWAPDB."""
+        """Whether that may be all keys: FLUSHALL, SWAPDB and the like."""
         self.large: LargeFrame | None = None
         """The command that is being relayed while it arrives."""
 
@@ -170,8 +170,8 @@ class Pin:
         uncounted = self.session.state is State.STREAM
         if touch is Touch.EVERYTHING:
             tier.clear()
-            # A flush is pushed, so the fence is enough; SWAPDB is not.
-            self.everything = not uncounted or arguments[0].lower() == b"swapdb"
+            # A flush is pushed, so the fence is enough; the others are not.
+            self.everything = not uncounted or arguments[0].lower() not in (b"flushall", b"flushdb")
         if uncounted or touch in (Touch.UNKNOWN, Touch.READS_UNKNOWN) or self.large is not None:
             self.link.fence = self._fence
         else:

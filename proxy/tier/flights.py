@@ -104,7 +104,11 @@ class Flight:
             for waiter in self.waiters:
                 waiter.take_end()
             return
-        milliseconds, reply = split_lifetime(b"".join(self._parts), self.replies - 1)
+        data = b"".join(self._parts)
+        milliseconds, reply = split_lifetime(data, self.replies - 1)
+        if milliseconds is None and not self.tainted and not reply.startswith(b"-"):
+            refusal = next(line for line in data.split(b"\r\n") if line.startswith(b"-"))
+            self.shelf.give_in(refusal[1:])
         self.shelf.land(self, reply, lifetime(milliseconds))
         self.answer(reply)
 

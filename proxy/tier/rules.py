@@ -40,7 +40,11 @@ its members.
 REWRITES = frozenset({"pfcount"})
 """Commands that Redis calls read-only and that may change their keys (a cached count) all the same."""
 _SCRIPTS = frozenset({"eval", "evalsha", "fcall"})
-_FLUSHES = frozenset({"flushall", "flushdb", "swapdb"})
+OVERTURNS = frozenset({
+    "flushall", "flushdb", "swapdb", "debug", "replicaof", "slaveof", "failover",
+    "acl|setuser", "acl|deluser", "acl|load",
+})  # fmt: skip
+"""Commands that change what any key shows, or who may see it, and of which Redis need not tell the link."""
 MOST_KEYS = 64
 """Keys of one command above which it is not kept: each costs a PTTL with the fetch."""
 _MOST_KINDS = 4096
@@ -57,7 +61,7 @@ class Touch(enum.Enum):
     UNKNOWN = enum.auto()
     """It may write keys that nobody can name: scripts, modules that declare nothing."""
     EVERYTHING = enum.auto()
-    """FLUSHALL, FLUSHDB, SWAPDB."""
+    """FLUSHALL, SWAPDB and the like: `OVERTURNS`."""
 
 
 _MARK = (1 << 30) - 1
@@ -180,7 +184,7 @@ class Rules:
         """What a command does, and to which keys (their marks; only for READS and WRITES)."""
         if command is None:
             return Touch.UNKNOWN, ()
-        if command.name in _FLUSHES:
+        if command.name in OVERTURNS:
             return Touch.EVERYTHING, ()
         if command.name in _SCRIPTS:
             return Touch.UNKNOWN, ()

@@ -12,6 +12,7 @@ of the time for which the link's last sign of life vouches (the coherence gate).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from proxy.tier.rules import Read, marks
 
 if TYPE_CHECKING:
     from proxy.tier.tier import Tier
+
+log = logging.getLogger("pannier.tier")
 
 ENTRY_COST = 225
 """Bytes an entry takes beside its part (twice: its key is in the index), its reply and its place among the
@@ -93,6 +96,8 @@ class Shelf:
         self.index: dict[int, bytes | set[bytes]] = {}
         """From the marks of keys to the part, or parts, that show the key."""
         self.mode = Mode.OFF
+        self.trouble = ""
+        """Why nothing is kept although Redis tells of changes; empty if something is."""
         self.until = 0.0
         """Monotonic seconds up to which every entry may be served without asking `vouch`."""
         self.heard = 0.0
@@ -137,7 +142,8 @@ class Shelf:
     def link_up(self, mode: Mode) -> None:
         """Begin an epoch: Redis tracks from now on what the link reads."""
         self.mode = mode
-        self.tier.loose = self.tier.loose or mode is Mode.BCAST
+        self.trouble = ""
+        self.tier.loose = any(shelf.mode is Mode.BCAST for shelf in self.tier.shelves.values())
         self.epoch += 1
         self.until = 0.0
 
@@ -169,6 +175,14 @@ class Shelf:
         before = self.drops
         self.drop(marks(keys))
         self.tier.invalidated += self.drops - before
+
+    def give_in(self, refusal: bytes) -> None:
+        """Keep nothing over this connection: Redis does not tell how long keys live."""
+        self.trouble = f"PTTL refused: {refusal.decode('utf-8', 'replace')}"
+        log.warning("nothing is kept in memory: %s", self.trouble)
+        self.mode = Mode.OFF
+        self.until = 0.0
+        self.clear()
 
     # --- dropping
 
