@@ -432,10 +432,21 @@ class Pin:
         else:
             self._let_go()
         session.move(Event.RELEASE)
-        session.listen()
+        listen(session)
 
     def _let_go(self) -> None:
         session = self.session
         session.pin = None
         session.clients.links.unpin(self.link, self.clean)
         session.flow.release(Reason.PIN)
+
+
+def listen(session: Session) -> None:
+    """With RESP3, go over to the reserved link once nothing is pending: Redis pushes to the id it has."""
+    link = session.reserved
+    if link is None or session.protocol != 3 or session.state is not State.RELAY or not session.ready():
+        return
+    session.reserved = None
+    session.move(Event.PIN)
+    session.pin = Pin(session, link)
+    session.pin.listen()

@@ -22,10 +22,10 @@ from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import local, reading, sharing
+from proxy.client import local, pinning, reading, sharing
 from proxy.client.dispatch import LOCAL, Route, link_protocol
 from proxy.client.flow import Flow, Reason
-from proxy.client.pin import Pin
+from proxy.client.pin import Pin, listen
 from proxy.client.states import Event, State, move
 from proxy.resp.downgrade import Shape, lower_nulls
 from proxy.resp.errors import ProtocolError, UpstreamError
@@ -261,7 +261,7 @@ class Session(asyncio.Protocol):
             self.dismiss()
         elif self.state is State.WAITING and self.task is None:
             self.move(Event.RESUME)
-            self.listen()
+            listen(self)
             self.consume()
         elif self.flow.reasons & Reason.PENDING:
             self.release(Reason.PENDING)
@@ -470,34 +470,15 @@ class Session(asyncio.Protocol):
         return not isinstance(self.transport.get_extra_info("peername"), tuple)
 
     @property
+    def gone(self) -> bool:
+        """Whether nothing reaches the client any more."""
+        return self.write is _discard
+
+    @property
     def upstream_id(self) -> int | None:
         """Redis' id of the link that is this session's own; None while it has none."""
         link = self.pin.link if self.pin is not None else self.reserved
         return link.client_id if link is not None else None
-
-    async def reserve(self) -> None:
-        """Give the session a link of its own, for its next need, so that its id can be told.
-
-        Raises UpstreamError.
-        """
-        if self.upstream_id is not None:
-            return
-        link = await self.clients.links.pin(self.key)
-        if self.pin is None and self.reserved is None and self.write is not _discard:
-            self.reserved = link
-            self.listen()
-        else:
-            self.clients.links.unpin(link, True)
-
-    def listen(self) -> None:
-        """With RESP3, go over to the reserved link once nothing is pending: Redis pushes to the id it has."""
-        link = self.reserved
-        if link is None or self.protocol != 3 or self.state is not State.RELAY or not self.ready():
-            return
-        self.reserved = None
-        self.move(Event.PIN)
-        self.pin = Pin(self, link)
-        self.pin.listen()
 
     @property
     def address(self) -> str:
@@ -630,7 +611,7 @@ class Session(asyncio.Protocol):
             elif answer is not None:
                 self.start(answer)
             return
-        self.pinned(route, arguments, data, None)
+        pinning.send(self, route, arguments, data, None)
 
     def _discard_rest(self, frame: LargeFrame, buf: bytes, pos: int) -> int:
         """Step over the rest of a large command that has been answered with an error already."""
@@ -655,64 +636,8 @@ class Session(asyncio.Protocol):
         if not self.ready():
             return pos
         self.commands += 1
-        self.pinned(Route.ONCE if route is Route.SHARED else route, arguments, buf[pos:end], frame)
+        pinning.send(self, Route.ONCE if route is Route.SHARED else route, arguments, buf[pos:end], frame)
         return end
-
-    # --- links of its own
-
-    def pinned(self, route: Route, arguments: list[bytes], data: bytes, large: LargeFrame | None) -> None:
-        """Send a command over a link of the session's own, at once if one is at hand."""
-        target = local.redirect_target(self.clients, arguments)
-        if target is None or target.upstream_id is not None:
-            link, self.reserved = self.reserved, None
-            if link is not None and link.key != self.key:
-                self.clients.links.unpin(link, False)  # reserved before the client went elsewhere
-                link = None
-            link = link or self.clients.links.idle(self.key)
-            if link is not None:
-                self._pin(link, route, arguments, data, large)
-                return
-        self.move(Event.WAIT)
-        self.task = asyncio.get_running_loop().create_task(self._open_pin(route, arguments, data, large))
-
-    def _pin(
-        self, link: PinnedLink, route: Route, arguments: list[bytes], data: bytes, large: LargeFrame | None
-    ) -> None:
-        self.move(Event.PIN)
-        self.pin = Pin(self, link)
-        self.pin.large = large
-        self.pin.forward(route, arguments, data)
-
-    async def _open_pin(
-        self, route: Route, arguments: list[bytes], data: bytes, large: LargeFrame | None
-    ) -> None:
-        try:
-            target = local.redirect_target(self.clients, arguments)
-            if target is not None:
-                await target.reserve()
-            link = await self.clients.links.pin(self.key)
-        except UpstreamError as error:
-            self.task = None
-            self.discarding = large if large is not None and not large.done else None
-            if route is Route.TRANSACTION and self.buffer and self.state is State.WAITING:
-                self._refuse_transaction(error)
-            else:
-                self._resume(error.reply)
-            return
-        self.task = None
-        if self.state is not State.WAITING:
-            self.clients.links.unpin(link, True)  # the session was killed meanwhile
-            return
-        self._pin(link, route, arguments, data, large)
-        self.consume()
-
-    def _refuse_transaction(self, error: UpstreamError) -> None:
-        """Refuse what the client has sent behind a MULTI or WATCH that failed: it must not run by itself."""
-        self.write(error.reply)
-        self.move(Event.PIN)
-        self.pin = Pin(self, PinnedLink(self.clients.links.connector, self.key))
-        self.move(Event.BREAK)
-        self.consume()
 
     async def _answer(self, work: Coroutine[None, None, bytes]) -> None:
         try:
@@ -724,13 +649,14 @@ class Session(asyncio.Protocol):
             self.abort("internal error")
             return
         self.task = None
-        self._resume(reply)
+        self.resume(reply)
 
-    def _resume(self, reply: bytes) -> None:
+    def resume(self, reply: bytes) -> None:
+        """Answer what was waited for, and go on."""
         if self.state is State.WAITING:
             self.write(reply)
             self.move(Event.RESUME)
-            self.listen()
+            listen(self)
             self.consume()
 
     # --- ending
