@@ -288,8 +288,9 @@ class Settings:
         "Longest time an entry is served, whatever Redis says; a key's own TTL always counts as well.",
     )
     coherence_timeout: float = option(
-        duration(0.1, 3600), 3.0, TIER,
-        "Silence of Redis after which nothing is served from memory until it is heard from again.",
+        duration(0.5, 3600), 3.0, TIER,
+        "How late Redis' word of a change may be at most: nothing is served from memory while Redis has not "
+        "answered a question asked since.",
     )
     admit_after: int = option(
         count(1, 2, "reads"), 2, TIER,

@@ -191,9 +191,10 @@ class Sidecar:
         if self.tier is None:
             return None
         if key.protocol != 3:
-            return Care(settle=self.tier.drop)
+            return Care(settle=self.tier.drop, settle_run=self.clients.settle_run)
         heartbeat = self.settings.coherence_timeout / 3
-        return Care(self.tier.shelf(key), LADDERS[self.settings.tracking], heartbeat, self.tier.drop)
+        shelf, ladder = self.tier.shelf(key), LADDERS[self.settings.tracking]
+        return Care(shelf, ladder, heartbeat, self.tier.drop, self.clients.settle_run)
 
     def _closed(self, key: LinkKey) -> None:
         if self.tier is not None:

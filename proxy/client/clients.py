@@ -14,6 +14,7 @@ from proxy.client.session import Session
 from proxy.client.states import State
 from proxy.resp import encode
 from proxy.settings import Settings
+from proxy.tier.rules import marks
 from proxy.tier.tier import Tier
 from proxy.upstream.link import Identity
 from proxy.upstream.pool import LinkPool
@@ -69,6 +70,7 @@ class Clients:
         self._next_id = FIRST_ID
         if tier is not None:
             tier.count_hits = lambda: self.hits
+            tier.on_loose = self._refresh_all
         self._ticks = 0
 
     def session(self) -> Session:
@@ -86,6 +88,14 @@ class Clients:
         """Reads answered from memory since the start."""
         return self._hits + sum(session.hits for session in self.sessions.values())
 
+    def settle_run(self, requests: bytes) -> None:
+        """Have no shelf show what was before a run whose replies have come.
+
+        With one shelf there is nothing to do: what it has fetched since, over the same link, came later.
+        """
+        if self.tier is not None and len(self.tier.shelves) > 1:
+            self.tier.drop(marks(self.dispatcher.written(requests)))
+
     def admit(self, session: Session) -> bytes:
         """Register a session; the error to refuse it with if there are too many, else nothing."""
         if len(self.sessions) >= self.settings.max_clients:
@@ -94,6 +104,10 @@ class Clients:
         self.received += 1
         self.sessions[session.id] = session
         return b""
+
+    def _refresh_all(self) -> None:
+        for session in self.sessions.values():
+            session.refresh()
 
     def leave(self, session: Session) -> None:
         """Forget a session that has ended."""

@@ -88,7 +88,7 @@ _COMMON = [
 ]
 # fmt: on
 _COUNTS = (2, 3, 1, 4, 5, 6)
-_READ_COUNTS = (2, 3, 4)
+_READ_COUNTS = (2, 3, 4, 5, 6)
 
 
 class Dispatcher:

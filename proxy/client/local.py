@@ -152,14 +152,20 @@ async def _go_over(session: Session, identity: Identity, database: int, protocol
     served = link_protocol(Shape.PLAIN, protocol, session.clients.tier is not None)
     link = links.attach(LinkKey(identity, database, served))
     try:
+        if identity != session.identity:
+            link.retry()  # its credentials have just proved right
         await link.settled()
         if link.state in (LinkState.DOWN, LinkState.CLOSED):
             raise link.error
         if link.wire is not None and link.wire.refusal:
             raise UpstreamRefused(link.wire.refusal)
+        if protocol == 3 and link.wire is not None and link.wire.protocol != 3:
+            raise UpstreamRefused(link.wire.no_resp3)
     except BaseException:
         links.detach(link)
         raise
+    if identity != session.identity:
+        await links.passed()  # what the client has seen must not be older in that identity's shelf
     session.adopt(identity, database, protocol, link)
     return link
 
@@ -298,6 +304,14 @@ async def _info_with_ours(session: Session, arguments: list[bytes]) -> bytes:
 
 
 def _reset(session: Session, arguments: list[bytes]) -> Answer:
+    if session.identity != session.clients.identity:
+        return _reset_identity(session)
+    session.reset()
+    return b"+RESET\r\n"
+
+
+async def _reset_identity(session: Session) -> bytes:
+    await session.clients.links.passed()
     session.reset()
     return b"+RESET\r\n"
 

@@ -25,7 +25,9 @@ from proxy.upstream.caller import Collector
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
+    from proxy.upstream.shared import SharedLink
 
+_MGET_KEYS = len(b"4\r\n$4\r\nMGET\r\n")
 _GET = b"2\r\n$3\r\nGET\r\n"
 _MG = frozenset({b"MG", b"mg"})
 """How MGET's name begins: of all that `Dispatcher.reads` takes, no other's does."""
@@ -35,6 +37,9 @@ _FEW_HITS = 4
 """Of a pipeline of which less than one in so many was found, the next ones are not looked up (tier full)."""
 _SKIPPED = 3
 _PIPELINE = 8
+_WINDOW = 16384
+"""Bytes of a buffer that are looked up at once: where other commands stand between, it is done again for
+each."""
 _STAR = 0x2A
 
 
@@ -45,8 +50,11 @@ def ask(session: Session, data: bytes, parts: list[bytes], replies: list[bytes |
     """
     if len(parts) == 1:
         return _one(session, data, parts[0])
-    match = session.clients.dispatcher.reads.runs[-1][1]
-    if replies[-1] is None and match(b"*" + parts[-1], 0) is None:
+    if replies[0] is None and not _is_read(session, parts[0]):
+        # No read, or one with stars in its arguments.
+        if taken := _starred(session, data):
+            return taken
+    if replies[-1] is None and not _is_read(session, parts[-1]):
         # Cut off by the chunk's end, most likely, or a write.
         left = len(data) - len(parts.pop()) - 1
         replies.pop()
@@ -56,6 +64,12 @@ def ask(session: Session, data: bytes, parts: list[bytes], replies: list[bytes |
         if len(parts) == 1:
             return _one(session, data[:left], parts[0])
         data = data[:left]
+    for place, part in enumerate(parts):
+        if replies[place] is None and part[7:9] in _MG and _is_read(session, part):
+            replies[place] = _members(session, part)
+    if None not in replies:
+        answer(session, parts, replies)
+        return len(data)
     missing = [part for part, reply in zip(parts, replies, strict=True) if reply is None]
     whole = b"*" + b"*".join(missing)
     if session.clients.dispatcher.reads.count(whole) == len(missing):
@@ -66,13 +80,14 @@ def ask(session: Session, data: bytes, parts: list[bytes], replies: list[bytes |
 
 def ask_buffer(session: Session, buf: bytes, pos: int) -> int:
     """Deal with the reads at `pos` of what is buffered; how many bytes have been dealt with."""
-    if session.pending or buf[pos] != _STAR or not _vouched(session):
+    tier = session.clients.tier
+    if session.pending or buf[pos] != _STAR or tier is None or tier.loose or not _vouched(session):
         return 0
     end = buf.find(b"*", pos + 1)
     first = session.find(buf[pos + 1 : end if end > 0 else len(buf)])
     if first is None and session.clients.dispatcher.reads.runs[-1][1](buf, pos) is None:
         return 0
-    data = buf[pos:]
+    data = buf[pos : pos + _WINDOW]
     parts = data.split(b"*")
     del parts[0]
     replies = list(map(session.find, parts))
@@ -109,6 +124,18 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
     return _fetch(session, wanted)
 
 
+def _starred(session: Session, data: bytes) -> int:
+    """Deal with a single read that has stars in its arguments."""
+    if session.clients.dispatcher.reads.wholes[-1][1](data) is None:
+        return 0
+    part = data[1:]
+    reply = session.find(part)
+    if reply is None:
+        return _one(session, data, part)
+    answer(session, [part], [reply])
+    return len(data)
+
+
 def answer(session: Session, parts: list[bytes], replies: list[bytes | None]) -> None:
     """Answer from memory, all of it."""
     session.write(b"".join(replies))  # type: ignore[arg-type]
@@ -120,6 +147,11 @@ def count(session: Session, parts: list[bytes], hits: int) -> None:
     session.hits += hits
     if session.hits > session.log_at:
         session.log_at = session.hits + session.table.log(parts)
+
+
+def _is_read(session: Session, part: bytes) -> bool:
+    """Whether a piece between two stars is one plain read, and not a part of something longer."""
+    return session.clients.dispatcher.reads.wholes[-1][1](b"*" + part) is not None
 
 
 def _vouched(session: Session) -> bool:
@@ -152,6 +184,8 @@ def _join(session: Session, part: bytes) -> bool:
     shelf = session.shelf
     flight = shelf.flights.get(part)
     if flight is None or not flight.joinable or session.clients.tier is None:
+        return False
+    if flight.read.shape is None and session.protocol == 2:
         return False
     session.clients.tier.misses += 1
     session.clients.tier.coalesced += 1
@@ -237,11 +271,10 @@ def _mixed(session: Session, data: bytes, parts: list[bytes], replies: list[byte
     n = dispatcher.patterns.count(rest)
     if not n or tier is None or tier.loose:
         return taken
-    match = dispatcher.reads.runs[-1][1]
     missing = [
         part
         for part, reply in zip(parts[first:], replies[first:], strict=True)
-        if reply is None and match(b"*" + part, 0)
+        if reply is None and _is_read(session, part)
     ]
     tier.misses += len(missing)
     tier.passed += n - len(missing)
@@ -260,7 +293,7 @@ def _send(session: Session, parts: list[bytes], data: bytes) -> None:
         return
     for part in parts:
         frame = b"*" + part
-        if reads.runs[-1][1](frame, 0):
+        if _is_read(session, part):
             home.submit(session, 1, frame)
             continue
         tier = session.clients.tier
@@ -310,6 +343,14 @@ class Mosaic(Collector):
         """The client."""
         return (self._session,)
 
+    def hold_back(self, link: SharedLink) -> None:
+        """Have the client wait."""
+        self._session.hold_back(link)
+
+    def go_on(self) -> None:
+        """Let the client go on."""
+        self._session.go_on()
+
     def cut(self) -> None:
         """Ask again: nothing has been passed on."""
         _send(self._session, [part for part, _ in self._taken], self._data)
@@ -317,13 +358,23 @@ class Mosaic(Collector):
 
 def _kept(session: Session, drops: int, taken: list[tuple[bytes, bytes | None]]) -> bool:
     """Whether what was taken from the table is what it has held ever since."""
-    shelf = session.shelf
-    if shelf.drops == drops:
+    if not _vouched(session):
+        return False
+    if session.shelf.drops == drops:
         return True
     return all(reply is None or session.find(part) is reply for part, reply in taken)
 
 
 # --- MGET: served by its members, which are kept as if GET had asked for them
+
+
+def _members(session: Session, part: bytes) -> bytes | None:
+    """The reply to an MGET if all its members are in memory."""
+    keys = find_bulks(part, _MGET_KEYS)
+    replies = [session.find(_GET + key) for key in keys]
+    if None in replies:
+        return None
+    return b"*%d\r\n%b" % (len(replies), b"".join(replies))  # type: ignore[arg-type]
 
 
 def _mget(session: Session, data: bytes, part: bytes) -> int:
@@ -334,12 +385,14 @@ def _mget(session: Session, data: bytes, part: bytes) -> int:
     members = [_GET + key for key in keys]
     replies = list(map(session.find, members))
     found = len(replies) - replies.count(None)
-    if found:
-        count(session, [member for member, reply in zip(members, replies, strict=True) if reply], found)
     if found == len(members):
+        count(session, members, found)
         session.write(b"*%d\r\n%b" % (found, b"".join(replies)))  # type: ignore[arg-type]
         session.commands += 1 - found
+    elif session.clients.tier is None or session.clients.tier.loose:
+        return 0  # replies may be newer than pushes: what is at hand and what is fetched need not fit
     else:
+        count(session, members, found)
         session.commands -= found
         PartialMget(session, data, keys, members, replies)
     return len(data)
@@ -423,6 +476,14 @@ class PartialMget(Collector):
     def owners(self) -> Collection[object]:
         """The client."""
         return (self._session,)
+
+    def hold_back(self, link: SharedLink) -> None:
+        """Have the client wait."""
+        self._session.hold_back(link)
+
+    def go_on(self) -> None:
+        """Let the client go on."""
+        self._session.go_on()
 
     def cut(self) -> None:
         """Ask again: nothing has been passed on."""

@@ -32,9 +32,10 @@ from proxy.resp.errors import ProtocolError, UpstreamError
 from proxy.resp.requests import LARGE, LargeFrame, RequestParser
 from proxy.tier.rules import marks
 from proxy.tier.shelf import EmptyShelf, Shelf
+from proxy.upstream.caller import RUN, Keys
 from proxy.upstream.link import Identity, LinkKey
 from proxy.upstream.pinned import PinnedLink
-from proxy.upstream.shared import Keys, LinkState, SharedLink
+from proxy.upstream.shared import LinkState, SharedLink
 from proxy.upstream.sockets import set_keepalive
 
 if TYPE_CHECKING:
@@ -260,6 +261,7 @@ class Session(asyncio.Protocol):
         if self.farewell:
             self.dismiss()
         elif self.state is State.WAITING and self.task is None:
+            self.flow.release(Reason.PENDING)
             self.move(Event.RESUME)
             listen(self)
             self.consume()
@@ -366,10 +368,12 @@ class Session(asyncio.Protocol):
     def run(self, n: int, data: bytes) -> None:
         """Send a run of plain commands (`Dispatcher.patterns`) over the shared link."""
         tier = self.clients.tier
-        keys = None
-        if tier is not None and tier.shows:
-            keys = marks(self.clients.dispatcher.written(data))
-            tier.drop(keys)
+        keys: Keys = None
+        if tier is not None:
+            keys = RUN
+            if tier.shows:
+                keys = marks(self.clients.dispatcher.written(data))
+                tier.drop(keys)
         self.submit(n, data, keys)
 
     def submit(self, n: int, data: bytes, keys: Keys = None) -> None:

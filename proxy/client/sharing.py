@@ -46,15 +46,15 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
         touch = Touch.UNKNOWN
     if touch in (Touch.UNKNOWN, Touch.EVERYTHING):
         _apart(session, frame, shape, touch)
-    elif session.link is session.home and session.protocol == 2 and shape is not Shape.PLAIN:
+        return True
+    revealing = touch is Touch.WRITES or tier.loose or session.link is not session.home
+    revealed = keys if revealing else None
+    if session.link is session.home and session.protocol == 2 and shape is not Shape.PLAIN:
         session.commands += 1
         session.expect(1)
-        session.link.submit(
-            Whole(session, 1, shape, Touch.NOTHING), 1, frame, keys if touch is Touch.WRITES else None
-        )
+        session.link.submit(Whole(session, 1, shape, Touch.NOTHING), 1, frame, revealed)
     else:
-        revealed = touch is Touch.WRITES or tier.loose or session.link is not session.home
-        session.submit(1, frame, keys if revealed else None)
+        session.submit(1, frame, revealed)
     return True
 
 
@@ -67,7 +67,10 @@ def _apart(session: Session, frame: bytes, shape: Shape | None, touch: Touch) ->
     session.commands += 1
     session.expect(1)
     if session.link is session.home:
-        session.link.submit(Whole(session, 2, shape, touch), 2, frame + PING)
+        wide = session.clients.links.tracked > 1
+        session.link.submit(Whole(session, 2, shape, touch, wide), 2, frame + PING)
+        if wide:
+            session.ready()  # nothing may overtake the reply while it waits for the other links
     else:
         session.link.submit(Aside(session, 1, None, touch), 1, frame)
         session.ready()

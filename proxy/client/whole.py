@@ -13,6 +13,7 @@ from proxy.upstream.caller import Collector
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
+    from proxy.upstream.shared import SharedLink
 
 
 BROKEN_OFF = encode.error(
@@ -24,15 +25,19 @@ BROKEN_OFF = encode.error(
 class Whole(Collector):
     """A reply that can be passed on only as a whole, in the client's protocol."""
 
-    __slots__ = ("_fenced", "_session", "_shape", "_touch")
+    __slots__ = ("_fenced", "_session", "_shape", "_touch", "_wide")
 
-    def __init__(self, session: Session, n: int, shape: Shape | None, touch: Touch) -> None:
+    def __init__(
+        self, session: Session, n: int, shape: Shape | None, touch: Touch, wide: bool = False
+    ) -> None:
         super().__init__(n)
         self._session = session
         self._shape = shape
         self._touch = touch
         self._fenced = n == 2
         """Whether the last reply is that to a PING."""
+        self._wide = wide
+        """Whether other links may have to tell what the reply reveals."""
 
     def finish(self, replies: bytes) -> None:
         """Make the reply what the client expects, and pass it on."""
@@ -50,12 +55,26 @@ class Whole(Collector):
         self.hand_on(replies)
 
     def hand_on(self, reply: bytes) -> None:
-        """Give the client its reply."""
-        self._session.take(reply)
+        """Give the client its reply; if it may reveal changes, once every other link has told them, too."""
+        session, tier = self._session, self._session.clients.tier
+        if self._wide:
+            session.clients.links.fence(lambda: session.take(reply))
+            return
+        if self._fenced and tier is not None and session.clients.links.tracked > 1:
+            tier.clear()  # another link has come meanwhile, and the session does not wait
+        session.take(reply)
 
     def owners(self) -> Collection[object]:
         """The client."""
         return (self._session,)
+
+    def hold_back(self, link: SharedLink) -> None:
+        """Have the client wait."""
+        self._session.hold_back(link)
+
+    def go_on(self) -> None:
+        """Let the client go on."""
+        self._session.go_on()
 
     def cut(self) -> None:
         """Answer that the reply broke off: nothing of it has been passed on."""

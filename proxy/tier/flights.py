@@ -11,7 +11,7 @@ is not kept, and cannot be joined any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy.resp.downgrade import Shape, downgrade
 from proxy.tier.rules import Read, lifetimes
@@ -19,6 +19,9 @@ from proxy.tier.rules import Read, lifetimes
 if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
 
+_SPARE = 512
+_LINE = 256
+"""Bytes allowed for each of the lines in front of a reply before it counts as long."""
 MISSING = -2
 """PTTL's answer for a key that is not there."""
 FOREVER = -1
@@ -41,6 +44,12 @@ class Waiter(Protocol):
 
     def cut(self) -> None:
         """Hear that the reply which came in pieces broke off."""
+
+    def hold_back(self, link: Any) -> None:
+        """Hear that Redis does not keep up with the link."""
+
+    def go_on(self) -> None:
+        """Hear that Redis keeps up again."""
 
 
 class Flight:
@@ -78,16 +87,19 @@ class Flight:
     def _collect(self, data: bytes) -> None:
         self._parts.append(data)
         self._size += len(data)
-        if self._size > self.shelf.tier.limits.max_value_size + 1024:
+        if self._size > self.shelf.tier.limits.max_value_size + _SPARE + _LINE * self.replies:
             self._spill()
 
     def _spill(self) -> None:
         """The reply is too long to keep: hand it on as it arrives, if all who wait can take it so."""
         if any(waiter.protocol != 3 for waiter in self.waiters) and self.read.shape is not Shape.PLAIN:
             return
+        data = b"".join(self._parts)
+        if data.count(b"\r\n") < self.replies:
+            return  # refusals, longer than expected
         self.shelf.give_up(self)
         self._spilling = True
-        _, reply = split_lifetime(b"".join(self._parts), self.replies - 1)
+        _, reply = split_lifetime(data, self.replies - 1)
         self._parts = []
         for waiter in self.waiters:
             waiter.take_piece(reply, 0)
@@ -135,11 +147,15 @@ class Flight:
         """Who waits."""
         return self.waiters
 
-    def hold_back(self, link: object) -> None:
-        """Nothing more to submit."""
+    def hold_back(self, link: Any) -> None:
+        """Have who caused it wait."""
+        for waiter in self.waiters[:1]:
+            waiter.hold_back(link)
 
     def go_on(self) -> None:
-        """Nothing waits."""
+        """Let who caused it go on."""
+        for waiter in self.waiters[:1]:
+            waiter.go_on()
 
 
 def split_lifetime(data: bytes, lines: int) -> tuple[int | None, bytes]:

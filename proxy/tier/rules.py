@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from proxy.resp.commands import Command, CommandTable
 from proxy.resp.downgrade import PLAIN, Shape, shape_of
-from proxy.resp.keys import key_positions
+from proxy.resp.keys import key_positions, pattern_positions
 from proxy.resp.requests import RequestParser
 from proxy.resp.tracking import Mode
 
@@ -40,6 +40,7 @@ its members.
 REWRITES = frozenset({"pfcount"})
 """Commands that Redis calls read-only and that may change their keys (a cached count) all the same."""
 _SCRIPTS = frozenset({"eval", "evalsha", "fcall"})
+_READING_SCRIPTS = frozenset({"eval_ro", "evalsha_ro", "fcall_ro"})
 OVERTURNS = frozenset({
     "flushall", "flushdb", "swapdb", "debug", "replicaof", "slaveof", "failover",
     "acl|setuser", "acl|deluser", "acl|load",
@@ -187,8 +188,11 @@ class Rules:
         if command.name in OVERTURNS:
             return Touch.EVERYTHING, ()
         if command.name in _SCRIPTS:
-            return Touch.UNKNOWN, ()
+            swaps = command.name == "eval" and b"swapdb" in arguments[1].lower()
+            return (Touch.EVERYTHING if swaps else Touch.UNKNOWN), ()
         reads = "readonly" in command.flags
+        if command.name in _READING_SCRIPTS or pattern_positions(command, arguments) != []:
+            return (Touch.READS_UNKNOWN if reads else Touch.UNKNOWN), ()
         if (
             not reads
             and "write" not in command.flags

@@ -101,7 +101,7 @@ class Shelf:
         self.until = 0.0
         """Monotonic seconds up to which every entry may be served without asking `vouch`."""
         self.heard = 0.0
-        """When bytes last came over the link (monotonic seconds)."""
+        """When Redis was last asked what it has answered since (monotonic seconds)."""
         self.epoch = 0
         """Counts the connections; what was fetched over one is kept only while that one lasts."""
         self.bytes = 0
@@ -144,6 +144,8 @@ class Shelf:
         self.mode = mode
         self.trouble = ""
         self.tier.loose = any(shelf.mode is Mode.BCAST for shelf in self.tier.shelves.values())
+        if self.tier.loose:
+            self.tier.on_loose()
         self.epoch += 1
         self.until = 0.0
 
@@ -160,7 +162,7 @@ class Shelf:
             return
         keys: list[bytes] = []
         if frame[len(INVALIDATE)] != _STAR:
-            self.clear()  # FLUSHALL or FLUSHDB
+            self.tier.invalidated += self.clear()  # FLUSHALL or FLUSHDB
         pos = frame.index(b"\r\n", len(INVALIDATE)) + 2
         while pos < len(frame):
             end = frame.index(b"\r\n", pos)
@@ -283,15 +285,17 @@ class Shelf:
     def land(self, flight: Flight, reply: bytes, lifetime: float) -> None:
         """Keep what a flight has fetched, unless it was tainted; `lifetime` in seconds from its opening."""
         if flight.tainted or flight.epoch != self.epoch:
+            if self.mode is Mode.BCAST:
+                self.drop(marks(flight.read.keys))
             return
         del self.flights[flight.read.part]
         part, limits = flight.read.part, self.tier.limits
-        if lifetime <= 0 or len(reply) > limits.max_value_size or reply.startswith(b"-"):
-            self._give_up(flight.read)
-            return
         if self.mode is Mode.BCAST:
             # The push for a change that this very reply shows may be still to come.
             self._drop_others(flight.read)
+        if lifetime <= 0 or len(reply) > limits.max_value_size or reply.startswith(b"-"):
+            self._give_up(flight.read)
+            return
         deadline = _deadline(flight.began, min(lifetime, limits.l1_ttl * self.tier.jitter()))
         if deadline <= self.tier.clock():
             self._give_up(flight.read)
@@ -328,6 +332,8 @@ class Shelf:
             del self.flights[flight.read.part]
             flight.tainted = True
             self._give_up(flight.read)
+        if self.mode is Mode.BCAST:
+            self.drop(marks(flight.read.keys))
 
     def _give_up(self, read: Read) -> None:
         """Take out of the index what is not kept after all."""

@@ -64,6 +64,8 @@ class Tier:
         """Entries dropped because of a write that passed through here."""
         self.pushes = 0
         """Invalidation messages from Redis."""
+        self.on_loose: Callable[[], object] = int
+        """Called when `loose` has become True."""
         self.count_hits: Callable[[], int] = int
         """Adds up the reads answered from memory; they are counted by who answers them."""
 

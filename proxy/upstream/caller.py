@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.resp import encode
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from proxy.upstream.shared import SharedLink
 
 PING = encode.request("PING")
+
+Keys = Sequence[int] | None
+"""What stands for the keys of an entry in a link's FIFO, for whoever settles them."""
+
+RUN: Keys = ()
+"""Stands for keys that are to be found out at the reply, should they matter then."""
 
 
 class Caller(Protocol):

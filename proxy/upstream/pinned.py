@@ -22,6 +22,8 @@ from proxy.upstream.link import Connector, Link, LinkKey
 _PLUS, _PUSH = b"+>"
 _RESET = b"+RESET\r\n"
 _WRITE_HIGH = 1024 * 1024
+_HELD_CHUNKS = 16
+"""Chunks that may wait behind a fence before reading stops."""
 
 
 class Expect(enum.Enum):
@@ -98,6 +100,9 @@ class PinnedLink(Link):
         self._held: list[bytes] = []
         """What has come and waits for the next fence."""
         self._fencing = False
+        self._paused = False
+        """Whether the client does not keep up."""
+        self._reads = True
         self._end_later = ""
         self._chunks = 0
         self._silent_since: tuple[int, float] = (-1, 0.0)
@@ -122,12 +127,17 @@ class PinnedLink(Link):
 
     def pause(self, paused: bool) -> None:
         """Stop or go on reading: the client does not keep up, and nobody else shares this link."""
-        if self.transport is None or self.transport.is_closing():
+        self._paused = paused
+        self._read(not paused)
+
+    def _read(self, reads: bool) -> None:
+        if self.transport is None or self.transport.is_closing() or reads == self._reads:
             return
-        if paused:
-            self.transport.pause_reading()
-        else:
+        self._reads = reads
+        if reads:
             self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
 
     def finish(self) -> bool:
         """Tell Redis that no more is sent; False if the connection cannot (TLS)."""
@@ -157,6 +167,8 @@ class PinnedLink(Link):
             self._held.append(data)
             if not self._fencing:
                 self._hold()
+            elif len(self._held) > _HELD_CHUNKS:
+                self._read(False)
             return
         self._take(data)
 
@@ -169,6 +181,7 @@ class PinnedLink(Link):
 
         def passed() -> None:
             self._fencing = False
+            self._read(not self._paused)
             self._take(data)
             if self._held:
                 self._hold()

@@ -116,6 +116,11 @@ class LinkPool:
             elif now - self._unused_since.setdefault(key, now) > _IDLE_SHARED:
                 self._close(link)
 
+    @property
+    def tracked(self) -> int:
+        """How many shared links Redis tells of changes, or may soon."""
+        return sum(link.tracking is not None for link in self.shared.values())
+
     def fence(self, then: Callable[[], None]) -> None:
         """Call a function once every tracked link has told all invalidations of what Redis did up to now."""
         links = [link for link in self.shared.values() if link.tracking is not None]
@@ -131,6 +136,17 @@ class LinkPool:
             if link.tracking is not None:
                 link.tracking.fence(passed)
         passed()
+
+    async def passed(self) -> None:
+        """Wait until every tracked link has told all invalidations of what Redis did up to now."""
+        passed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done() -> None:
+            if not passed.done():
+                passed.set_result(None)
+
+        self.fence(done)
+        await passed
 
     async def close(self) -> None:
         """Close every link."""

@@ -16,17 +16,18 @@ A `SharedLink` outlives its connections. What `submit` does follows its state, w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import enum
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from proxy.resp.errors import UpstreamError, UpstreamRefused
 from proxy.resp.tracking import Mode
-from proxy.upstream.caller import Caller, answer
+from proxy.upstream.caller import RUN, Caller, Keys, answer
 from proxy.upstream.link import Connector, LinkKey, open_link
 from proxy.upstream.pacing import Pacer
 from proxy.upstream.tracking import Keeper, Settle, Tracking
@@ -68,8 +69,6 @@ class LinkState(enum.Enum):
     CLOSED = enum.auto()
 
 
-Keys = Sequence[int] | None
-"""What stands for the keys of an entry, for whoever settles them."""
 Submit = Callable[..., None]
 Entry = tuple[Caller, int, bytes, Keys]
 """An entry of the FIFO: whose requests, how many, their bytes, and the keys to settle at the reply."""
@@ -83,6 +82,9 @@ class Care:
     ladder: tuple[Mode, ...] = ()
     heartbeat: float = 1.0
     settle: Settle = list
+    """Takes the keys of a command whose reply has come, before that goes downstream."""
+    settle_run: Callable[[bytes], object] = len
+    """Takes the requests of a run of which it was not known at sending that its keys might matter."""
 
 
 class SharedLink:
@@ -111,6 +113,7 @@ class SharedLink:
         self.fifo: deque[Entry] = deque()
         care = care or Care()
         self.settle = care.settle
+        self.settle_run = care.settle_run
         self.tracking = Tracking(self, care.keeper, care.ladder, care.heartbeat) if care.keeper else None
         self.wire: Wire | None = None
         self.auth_required = False
@@ -124,6 +127,7 @@ class SharedLink:
         self._held = 0
         self._paused: set[Caller] = set()
         self._settled = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._stalled_since = _NOT_STALLED
         self.state = LinkState.CONNECTING
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -131,6 +135,12 @@ class SharedLink:
     async def settled(self) -> None:
         """Wait until the link is ready or known to be down."""
         await self._settled.wait()
+
+    def retry(self) -> None:
+        """Connect now, if the link is down: there is reason to think that it may work."""
+        if self.state is LinkState.DOWN:
+            self._enter(LinkState.CONNECTING)
+            self._hurry.set()
 
     async def close(self) -> None:
         """Drop the connection, answer what is pending, stop reconnecting."""
@@ -224,7 +234,10 @@ class SharedLink:
                 if delay == shortest:
                     delay *= 2
                     continue
-            await asyncio.sleep(random.uniform(delay / 2, delay))
+            self._hurry.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(random.uniform(delay / 2, delay)):
+                    await self._hurry.wait()
             delay = min(delay * 2, longest)
 
     def _up(self, wire: Wire) -> None:
@@ -268,37 +281,43 @@ class SharedLink:
         if self.state is not LinkState.CLOSED:
             log.warning("%s (%s); reconnecting", _plain(self.error), _describe(self.key))
         self._enter(LinkState.CONNECTING)
-        if wire.scanner.open and not wire.pushing and self.fifo:
-            cut = self.fifo[0][0]
+        # What callers submit from here on has not been sent.
+        entries, self.fifo = list(self.fifo), deque()
+        if wire.scanner.open and not wire.pushing and entries:
+            cut = entries[0][0]
+            entries = [entry for entry in entries if entry[0] is not cut]
             cut.cut()
-            self.fifo = deque(entry for entry in self.fifo if entry[0] is not cut)
-        self._sort_out(again)
+        self._sort_out(entries, again)
         self.release_paused()
 
-    def _sort_out(self, again: bool) -> None:
+    def _sort_out(self, entries: list[Entry], again: bool) -> None:
         """Keep the runs of callers who only wait for reads, to be sent again in their order; answer the
         others."""
-        entries, self.fifo = list(self.fifo), deque()
         parts = [self._classifier.repeatable(requests)[-n:] for _, n, requests, _ in entries]
         doomed = _doomed(entries, parts)
         lost, unknown = self.error.reply, self.error.of_unknown_outcome().reply
-        for place, (caller, n, _, keys) in enumerate(entries):
+        for place, (caller, n, sent, keys) in enumerate(entries):
             owners = caller.owners()
             if again and owners and doomed.isdisjoint(owners):
                 requests = b"".join([part for part, _ in parts[place]])
                 self.fifo.append((caller, n, Run(requests) if place == 0 else requests, keys))
                 continue
-            if keys:
-                self.settle(keys)
+            self._settle_lost(sent, keys)
             answer(caller, n, b"".join([lost if read else unknown for _, read in parts[place]]))
 
     def _fail_all(self) -> None:
         entries, self.fifo = self.fifo, deque()
         self._held = 0
-        for caller, n, _, keys in entries:
-            if keys:
-                self.settle(keys)
+        for caller, n, requests, keys in entries:
+            self._settle_lost(requests, keys)
             answer(caller, n, self.error.reply * n)
+
+    def _settle_lost(self, requests: bytes, keys: Keys) -> None:
+        """Settle what may have been carried out, though its reply never came."""
+        if keys is RUN:
+            self.settle_run(requests)
+        elif keys:
+            self.settle(keys)
 
     # --- called by the connection
 

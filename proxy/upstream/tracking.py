@@ -27,7 +27,10 @@ class Keeper(Protocol):
     """Who keeps what was read over a link, for as long as Redis tells of changes."""
 
     heard: float
-    """When bytes last came over the link (monotonic seconds); set by it."""
+    """When Redis was last asked what it has answered since (monotonic seconds); set by the link.
+
+    Whatever changed before that moment has been told.
+    """
 
     def link_up(self, mode: Mode) -> None:
         """Hear that Redis tells of changes from now on."""
@@ -96,10 +99,20 @@ class Tracking:
         self._watched, self._seen = key, seen
 
     def tick(self, now: float) -> None:
-        """Ask for a sign of life if there has been none for a while."""
-        if self.mode is not Mode.OFF and not self._asking and now - self.keeper.heard > self._heartbeat:
+        """Ask for a sign of life now and then.
+
+        Other replies do not count: they may have been long on their way, and what was told since with them.
+        """
+        if self.mode is not Mode.OFF and not self._asking and now - self.keeper.heard >= self._heartbeat:
+            asked = time.monotonic()
             self._asking = True
-            self._link.submit(Ping(self._alive), 1, PING)
+
+            def answered() -> None:
+                self._asking = False
+                if self.mode is not Mode.OFF:
+                    self.keeper.heard = asked
+
+            self._link.submit(Ping(answered), 1, PING)
 
     def fence(self, then: Callable[[], None]) -> None:
         """Call a function once every invalidation has been seen of what Redis has done up to now."""
@@ -110,9 +123,6 @@ class Tracking:
         else:
             # Broadcasts leave at the end of Redis' loop turn, after a reply of that turn.
             self._link.submit(Ping(lambda: self._link.submit(Ping(then), 1, PING)), 1, PING)
-
-    def _alive(self) -> None:
-        self._asking = False
 
     def _probe(self, wire: Wire, rung: int, refusals: list[str]) -> tuple[Collector, int, bytes] | None:
         if rung == len(self._ladder):

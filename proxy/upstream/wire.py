@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import contextlib
 from typing import TYPE_CHECKING
 
 from proxy.resp.errors import UpstreamDesync
 from proxy.resp.patterns import SCALAR_RUNS, match_invalidation
 from proxy.resp.replies import ReplyScanner
+from proxy.upstream.caller import RUN
 from proxy.upstream.link import Link
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class Wire(Link):
         self.falls_back = link.tracking is not None
         self._tracking = link.tracking
         self._settle = link.settle
+        self._settle_run = link.settle_run
+        self._held: list[bytes] = []
+        """Replies of the run at the head of the FIFO that are kept back while pushes are taken."""
+        self._held_replies = self._held_skipped = 0
         self._pushed: list[bytes] = []
         """What has come of the push under way."""
         self._tail = b""
@@ -42,14 +47,17 @@ class Wire(Link):
     def received(self, data: bytes) -> None:
         """Hand each reply to whom it belongs."""
         self.chunks += 1
-        if self._tracking is not None:
-            self._tracking.keeper.heard = time.monotonic()
         if self._tail:
             data, self._tail = self._tail + data, b""
+        desync = ""
         try:
             self._deliver(data)
         except UpstreamDesync as error:
-            self.drop(str(error).partition("upstream ")[2])
+            desync = str(error).partition("upstream ")[2]
+        if self._held:
+            self._let_go()
+        if desync:
+            self.drop(desync)
 
     def _deliver(self, data: bytes) -> None:
         fifo = self.link.fifo
@@ -68,9 +76,9 @@ class Wire(Link):
             if match is not None and not scanner.open and (found := match(data, pos)) is not None:
                 pos = found.end()
                 done = n
-                self.skipped = 0
+                skipped = 0
             else:
-                self.skipped = scanner.skip
+                skipped = scanner.skip
                 pos, done = scanner.advance(data, pos, n)
                 if pos == start:
                     if data[pos] == _PUSH and not scanner.open:
@@ -80,24 +88,55 @@ class Wire(Link):
                         continue
                     self._tail = data[pos:]
                     return
+            if keys is RUN:
+                self._settle_run(requests)
             if done == n:
                 fifo.popleft()
                 if keys:
                     self._settle(keys)
-            elif done:
+            else:
                 if keys:  # of several requests there is one key for each
-                    self._settle(keys[: done + 1])
-                    keys = keys[done:]
+                    self._settle(keys if n == 1 else keys[: done + 1])
+                    keys = keys[done:] if n > 1 else keys
                 fifo[0] = (caller, n - done, requests, keys)
-            elif keys:
-                self._settle(keys if n == 1 else keys[:1])
+                if not scanner.open:
+                    # A push comes next, or the end of the chunk: one write for all that belongs together.
+                    self._hold(data[start:pos], done, skipped)
+                    continue
+            piece = data[start:pos]
+            if self._held:
+                piece, done, skipped = self._release(piece, done)
+            self.skipped = skipped
             try:  # noqa: SIM105 - a context manager would cost every reply 0.3 µs
-                caller.relay(data[start:pos])
+                caller.relay(piece)
             except RuntimeError:
                 pass  # see `Caller.relay`
             caller.pending -= done
             if caller.draining and not caller.pending:
                 caller.drained()
+
+    def _hold(self, piece: bytes, done: int, skipped: int) -> None:
+        """Keep replies of the entry at the head back until more of it, or the end of the chunk, has come."""
+        if not self._held:
+            self._held_skipped = skipped
+        self._held.append(piece)
+        self._held_replies += done
+
+    def _release(self, piece: bytes, done: int) -> tuple[bytes, int, int]:
+        """Join what was kept back with the piece behind it: (bytes, replies, bytes skipped at the front)."""
+        self._held.append(piece)
+        whole, total = b"".join(self._held), self._held_replies + done
+        self._held.clear()
+        self._held_replies = 0
+        return whole, total, self._held_skipped
+
+    def _let_go(self) -> None:
+        """Relay what was kept back: the rest of the run has not come yet."""
+        caller = self.link.fifo[0][0]
+        piece, done, self.skipped = self._release(b"", 0)
+        with contextlib.suppress(RuntimeError):  # see `Caller.relay`
+            caller.relay(piece)
+        caller.pending -= done
 
     def _push(self, data: bytes, pos: int) -> int:
         """Step over a push; -1 if the rest of it is still to come."""

@@ -1,0 +1,59 @@
+"""The doorkeeper lets in what is read again, and takes a fixed amount of memory."""
+
+from __future__ import annotations
+
+from proxy.tier.door import Door
+
+PARTS = [b"2\r\n$3\r\nGET\r\n$%d\r\n%d\r\n" % (len(str(n)), n) for n in range(20_000)]
+
+
+def test_open_lets_in_everything() -> None:
+    door = Door(1, 1 << 26)
+    assert door.admits(b"x") and door.admitted(PARTS) == PARTS
+
+
+def test_the_second_read_comes_in() -> None:
+    door = Door(2, 1 << 26)
+    assert not door.admits(b"x")
+    assert door.admits(b"x") and door.admits(b"x")
+    door.admitted([b"y", b"z"])
+    assert list(door.admitted([b"z", b"w", b"y"])) == [b"z", b"y"]
+    assert door.admits(b"w"), "one door, whichever way it is asked"
+
+
+def test_hardly_anything_comes_in_unread() -> None:
+    door = Door(2, 1 << 26)
+    assert len(door.admitted(PARTS)) < len(PARTS) / 20
+
+
+def test_most_of_what_was_read_comes_in() -> None:
+    door = Door(2, 1 << 26)
+    door.admitted(PARTS)
+    assert len(door.admitted(PARTS)) > len(PARTS) * 0.85
+
+
+def test_memory_is_fixed() -> None:
+    door = Door(2, 1 << 26)
+    size = len(door._slots)
+    door.admitted(PARTS)
+    assert len(door._slots) == size <= (1 << 26) / 256
+    assert len(Door(2, 1)._slots) <= 1 << 16
+    assert len(Door(2, 1 << 40)._slots) <= 1 << 22
+
+
+def test_what_does_not_pay_comes_in_less_until_it_pays_again() -> None:
+    door = Door(2, 1 << 26)
+    door.admits(b"x")
+    hits = 0
+
+    def let_in() -> int:
+        return sum(door.admits(b"x") for _ in range(320))
+
+    assert let_in() == 320
+    for fills in range(1, 10):
+        door.paid(fills * 4096, lambda hits=hits: hits)  # type: ignore[misc]
+    assert 0 < let_in() <= 20
+    for fills in range(10, 30):
+        hits += 100_000
+        door.paid(fills * 4096, lambda hits=hits: hits)  # type: ignore[misc]
+    assert let_in() == 320
