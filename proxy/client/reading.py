@@ -43,17 +43,16 @@ each."""
 _STAR = 0x2A
 
 
-def ask(session: Session, data: bytes, parts: list[bytes], replies: list[bytes | None]) -> int:
+def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
     """Deal with a chunk of which the table does not hold all; how many of its bytes have been dealt with.
 
-    `parts` is the chunk split at its stars, `replies` what the table holds of each.
+    `parts` is the chunk split at its stars.
     """
     if len(parts) == 1:
         return _one(session, data, parts[0])
-    if replies[0] is None and not _is_read(session, parts[0]):
-        # No read, or one with stars in its arguments.
-        if taken := _starred(session, data):
-            return taken
+    if session.find(parts[0]) is None and not _is_read(session, parts[0]):
+        return _starred(session, data)  # or no read: then neither may be what comes behind
+    replies = list(map(session.find, parts))
     if replies[-1] is None and not _is_read(session, parts[-1]):
         # Cut off by the chunk's end, most likely, or a write.
         left = len(data) - len(parts.pop()) - 1
@@ -92,7 +91,7 @@ def ask_buffer(session: Session, buf: bytes, pos: int) -> int:
     del parts[0]
     replies = list(map(session.find, parts))
     if None in replies:
-        return ask(session, data, parts, replies)
+        return ask(session, data, parts)
     answer(session, parts, replies)
     return len(data)
 

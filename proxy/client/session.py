@@ -189,7 +189,7 @@ class Session(asyncio.Protocol):
         except KeyError:
             replies = None
         if replies is None:
-            return reading.ask(self, data, parts, list(map(self.find, parts)))
+            return reading.ask(self, data, parts)
         self.write(b"".join(replies))
         self.hits += len(parts)
         if self.hits > self.log_at:

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 _LEAST, _MOST = 1 << 16, 1 << 22
 _ENTRY = 512
 """Bytes of the tier for each slot."""
-_THRASH_AFTER = 4096
+_THRASH_AFTER = 1024
 """Fills between two judgements of `paid`."""
-_PAYS = 3.0
-"""Hits that a fill must bring, on average, to be worth its cost."""
-_RAREST = 32
+_PAYS = 16.0
+"""Hits for each fill above which all may come in that are read twice. A fill costs as much as six hits save."""
+_RAREST = 64
 
 
 class Door:

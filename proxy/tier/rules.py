@@ -99,8 +99,9 @@ def lifetimes(keys: Iterable[bytes], mode: Mode) -> tuple[int, bytes]:
 
     It is what registers the key, so that a read behind it is covered whether itself is tracked or not.
     """
-    asked = [mode.tracked(b"*2\r\n$4\r\nPTTL\r\n" + key) for key in keys]
-    return sum([n for n, _ in asked]), b"".join([request for _, request in asked])
+    n, question = mode.tracked(b"*2\r\n$4\r\nPTTL\r\n")
+    asked = [question + key for key in keys]
+    return n * len(asked), b"".join(asked)
 
 
 @dataclass(frozen=True, slots=True)

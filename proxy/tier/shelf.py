@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from math import frexp, ldexp
 from typing import TYPE_CHECKING
 
 from proxy.resp.downgrade import downgrade
@@ -105,6 +106,8 @@ class Shelf:
         self.epoch = 0
         """Counts the connections; what was fetched over one is kept only while that one lasts."""
         self.bytes = 0
+        self.entries = 0
+        """Replies kept."""
         self.drops = 0
         """Entries dropped so far for whatever reason: while it stands still, every entry has kept its
         value."""
@@ -112,11 +115,6 @@ class Shelf:
         """The keys of the parts in the index that show more than one."""
         self._deadlines: dict[float, list[bytes]] = {}
         self._due = 0
-
-    @property
-    def entries(self) -> int:
-        """How many replies are kept."""
-        return sum(len(table.replies) for table in self.tables.values())
 
     def table(self, protocol: int) -> Table:
         """The table for clients of a protocol; made when the first one comes."""
@@ -209,7 +207,8 @@ class Shelf:
         self._deadlines.clear()
         self._due = 0
         self.tier.used -= self.bytes
-        self.bytes = 0
+        self.tier.entries -= count
+        self.bytes = self.entries = 0
         self.drops += count
         return count
 
@@ -234,6 +233,8 @@ class Shelf:
                 self.tier.used -= size
                 count += 1
         self.drops += count
+        self.entries -= count
+        self.tier.entries -= count
         return count
 
     def _forget(self, part: bytes) -> int:
@@ -267,8 +268,10 @@ class Shelf:
         if read.part in self.flights:
             return None
         keys = marks(read.keys)
-        if any(isinstance(found := index.get(key), set) and len(found) >= _MOST_PARTS for key in keys):
-            return None
+        for key in keys:
+            found = index.get(key)
+            if isinstance(found, set) and len(found) >= _MOST_PARTS:
+                return None
         if len(keys) > 1:
             self._several[read.part] = keys
         for key in keys:
@@ -321,7 +324,12 @@ class Shelf:
     def _keep(self, table: Table, part: bytes, reply: bytes) -> int:
         old = table.replies.pop(part, None)
         table.replies[part] = reply
-        size = _size(part, reply) - (_size(part, old) if old is not None else 0)
+        size = _size(part, reply)
+        if old is None:
+            self.entries += 1
+            self.tier.entries += 1
+        else:
+            size -= _size(part, old)
         self.bytes += size
         self.tier.used += size
         return 1
@@ -395,7 +403,5 @@ def _size(part: bytes, reply: bytes) -> int:
 
 def _deadline(began: float, lifetime: float) -> float:
     """When an entry's time is over, rounded down so that entries of like lifetime share deadlines."""
-    step = 0.001
-    while step * 2 * _FRACTION <= lifetime:
-        step *= 2
+    step = ldexp(0.001, max(0, frexp(lifetime / (0.001 * _FRACTION))[1] - 1))
     return (began + lifetime) // step * step

@@ -45,6 +45,8 @@ class Tier:
         self.door = Door(limits.admit_after, limits.max_memory)
         self.used = 0
         """Bytes taken by all entries."""
+        self.entries = 0
+        """Replies kept."""
         self.loose = False
         """Whether some shelf learns of changes later than replies may show them (BCAST)."""
         self._rng = rng
@@ -73,11 +75,6 @@ class Tier:
     def hits(self) -> int:
         """Reads answered from memory."""
         return self.count_hits()
-
-    @property
-    def entries(self) -> int:
-        """Replies kept."""
-        return sum(shelf.entries for shelf in self.shelves.values())
 
     @property
     def shows(self) -> bool:
