@@ -84,7 +84,7 @@ GROUPS = (
         "A tier far too small for the keys, filled by uniform reads before the first row.",
         ("--max-memory", "64mb"),
         tier=True,
-        fill_requests=2_000_000,
+        fill_requests=4_000_000,
     ),
 )
 MEMORY_GROUP = "memory"

@@ -17,7 +17,7 @@ _ENTRY = 512
 _THRASH_AFTER = 1024
 """Fills between two judgements of `paid`."""
 _PAYS = 16.0
-"""Hits for each fill above which all may come in that are read twice. A fill costs as much as six hits save."""
+"""Hits for each fill above which all that is read twice may come in. A fill costs what six hits save."""
 _RAREST = 64
 
 

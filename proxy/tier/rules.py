@@ -189,7 +189,7 @@ class Rules:
         if command.name in OVERTURNS:
             return Touch.EVERYTHING, ()
         if command.name in _SCRIPTS:
-            swaps = command.name == "eval" and b"swapdb" in arguments[1].lower()
+            swaps = command.name == "eval" and b"swapdb" in b"".join(arguments[1:2]).lower()
             return (Touch.EVERYTHING if swaps else Touch.UNKNOWN), ()
         reads = "readonly" in command.flags
         if command.name in _READING_SCRIPTS or pattern_positions(command, arguments) != []:

@@ -43,17 +43,20 @@ class DirectWriter:
         self._redis = redis
         self._end = threading.Event()
         self.last = 0
+        self._named = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         with Wire(self._redis.port) as wire:
             wire.line("CLIENT SETNAME writer")
+            self._named.set()
             while not self._end.is_set():
                 self.last = int(wire.line("INCR k")[1:-2])
                 self._end.wait(0.0005)
 
     def __enter__(self) -> DirectWriter:
         self._thread.start()
+        assert self._named.wait(10)
         return self
 
     def __exit__(self, *ignored: object) -> None:
