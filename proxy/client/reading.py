@@ -34,7 +34,8 @@ _MG = frozenset({b"MG", b"mg"})
 _MOST_FILLS = 256
 """Fetches begun for one chunk."""
 _FEW_HITS = 4
-"""Of a pipeline of which less than one in so many was found, the next ones are not looked up (tier full)."""
+"""Of a pipeline of which less than one in so many was found, the next ones are not looked up (tier full); in
+front of other commands, fewer hits than that go to Redis as well."""
 _SKIPPED = 3
 _PIPELINE = 8
 _WINDOW = 16384
@@ -263,6 +264,8 @@ def _mixed(session: Session, data: bytes, parts: list[bytes], replies: list[byte
     dispatcher, tier = session.clients.dispatcher, session.clients.tier
     first = replies.index(None)
     taken = 0
+    if first * _FEW_HITS < len(parts):
+        first = 0  # not worth a write of its own
     if first:
         answer(session, parts[:first], replies[:first])
         taken = sum(map(len, parts[:first])) + first

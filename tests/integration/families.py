@@ -1,8 +1,8 @@
 """Scripts of commands, by family, whose replies the sidecar must hand on byte for byte.
 
 A line is a command as in redis-cli, a tuple one with arbitrary bytes. A mark before a line says how replies are
-compared: none, byte for byte; `~`, numbers blanked (times, ids); `&`, lines in any order (the keyspace's hash
-table is rehashed by a timer); `?`, only the type (random or measured content).
+compared: none, byte for byte; `~`, numbers blanked (times, ids); `&`, lines in any order (hash tables, of
+the keyspace and of commands, are rehashed meanwhile); `?`, only the type (random or measured content).
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ FAMILIES: dict[str, list[Line]] = {
         "PUBLISH c", "PUBSUB NOSUCH",
     ],
     "command table": [
-        "COMMAND", "COMMAND COUNT", "COMMAND INFO get set nosuch", "COMMAND GETKEYS MSET a b c d", "COMMAND GETKEYS GET", "COMMAND GETKEYS PING",
-        "COMMAND GETKEYS EVAL 'return 1' 2 a b c", "COMMAND GETKEYSANDFLAGS SET a b", "COMMAND DOCS get", "COMMAND LIST FILTERBY PATTERN xinfo*", "COMMAND HELP",
+        "& COMMAND", "COMMAND COUNT", "COMMAND INFO get set nosuch", "COMMAND GETKEYS MSET a b c d", "COMMAND GETKEYS GET", "COMMAND GETKEYS PING",
+        "COMMAND GETKEYS EVAL 'return 1' 2 a b c", "COMMAND GETKEYSANDFLAGS SET a b", "COMMAND DOCS get", "& COMMAND LIST FILTERBY PATTERN xinfo*", "COMMAND HELP",
         "COMMAND NOSUCH", "COMMAND INFO",
     ],
     "configuration": [
