@@ -47,7 +47,7 @@ def fill(proxy: Server, count: int) -> Growth:
     time.sleep(SETTLE)
     before = cpu.rss_bytes(proxy.pid)
     with connect(proxy.port) as link:
-        for _ in range(PASSES):
+        for _ in range(2 * PASSES):
             bulk_reads(link, count, name, value)
     time.sleep(SETTLE)
     after = cpu.rss_bytes(proxy.pid)

@@ -75,7 +75,8 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
     if session.clients.dispatcher.reads.count(whole) == len(missing):
         _several(session, data, parts, replies, missing)
         return len(data)
-    return _mixed(session, data, parts, replies)
+    # With a write in it, say, the pipeline waits for Redis anyway: what memory holds would save it nothing.
+    return 0
 
 
 def ask_buffer(session: Session, buf: bytes, pos: int) -> int:
@@ -257,34 +258,6 @@ def _several(
         _fill(session, list(admitted))
     if tier.evicted and n >= _PIPELINE and hits * _FEW_HITS < n:
         session.skip(_SKIPPED)
-
-
-def _mixed(session: Session, data: bytes, parts: list[bytes], replies: list[bytes | None]) -> int:
-    """Deal with a pipeline of reads and other commands: as far as the table answers, it does."""
-    dispatcher, tier = session.clients.dispatcher, session.clients.tier
-    first = replies.index(None)
-    taken = 0
-    if first * _FEW_HITS < len(parts):
-        first = 0  # not worth a write of its own
-    if first:
-        answer(session, parts[:first], replies[:first])
-        taken = sum(map(len, parts[:first])) + first
-    rest = data[taken:]
-    n = dispatcher.patterns.count(rest)
-    if not n or tier is None or tier.loose:
-        return taken
-    missing = [
-        part
-        for part, reply in zip(parts[first:], replies[first:], strict=True)
-        if reply is None and _is_read(session, part)
-    ]
-    tier.misses += len(missing)
-    tier.passed += n - len(missing)
-    session.run(n, rest)
-    admitted = tier.door.admitted(missing)
-    if admitted:
-        _fill(session, list(admitted))
-    return len(data)
 
 
 def _send(session: Session, parts: list[bytes], data: bytes) -> None:

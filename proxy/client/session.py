@@ -154,15 +154,15 @@ class Session(asyncio.Protocol):
         """Take a chunk of the client's bytes. The hot path."""
         if self.relaying:
             if not self.pending and monotonic() < self.shelf.until:
-                parts = data.split(b"*")
-                if len(parts) == 2:
-                    reply = self.find(parts[1])
-                    if reply is not None and not parts[0]:
+                if len(data) < _PIPELINED and data[0] == _STAR:
+                    reply = self.find(data[1:])
+                    if reply is not None:
                         self.write(reply)
                         self.hits += 1
                         if self.hits > self.log_at:
-                            reading.count(self, parts, 0)
+                            reading.count(self, [data[1:]], 0)
                         return
+                parts = data.split(b"*")
                 if not parts[0]:
                     taken = self._answer_chunk(data, parts)
                     if taken == len(data):
