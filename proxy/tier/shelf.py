@@ -33,7 +33,7 @@ deadlines: the headers of three objects, rounding, and slots in two dicts. Measu
 tests/tier/test_memory.py."""
 _MOST_PARTS = 4096
 """Parts kept for one key: an invalidation drops them all at once."""
-_LOGGED = 4096
+_LOGGED = 2048
 """Parts in a log at most; it is then replayed."""
 _STRIDE = 16
 """One in so many hits is logged while nothing has to be evicted."""
