@@ -1,6 +1,6 @@
 """Coherence, race by race: bytes between the sidecar and Redis are held back until the worst moment.
 
-What is promised is in docs and DESIGN ("Coherence"). tests/tier/MUTATIONS.md lists for each rule what was broken
+What is promised is in docs/memory.md. tests/tier/MUTATIONS.md lists for each rule what was broken
 in a copy and which of these tests saw it. `test_any_order` beside them tries orders nobody has thought of.
 """
 
