@@ -183,12 +183,11 @@ class Session(asyncio.Protocol):
     def _answer_chunk(self, data: bytes, parts: list[bytes]) -> int:
         """Answer what a chunk asks as far as the tier can; how many of its bytes have been dealt with."""
         del parts[0]
+        table = self.table.replies
         try:
             # Faster than a loop or map: two and more keys are looked up by one call into C.
-            replies = itemgetter(*parts)(self.table.replies) if len(parts) > 1 else None
+            replies = itemgetter(*parts)(table) if len(parts) > 1 else (table[parts[0]],)
         except KeyError:
-            replies = None
-        if replies is None:
             return reading.ask(self, data, parts)
         self.write(b"".join(replies))
         self.hits += len(parts)

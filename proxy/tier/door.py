@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 _LEAST, _MOST = 1 << 16, 1 << 22
-_ENTRY = 1024
+_ENTRY = 512
 """Bytes of the tier for each slot."""
 _THRASH_AFTER = 1024
 """Fills between two judgements of `paid`."""
