@@ -75,8 +75,12 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
     if session.clients.dispatcher.reads.count(whole) == len(missing):
         _several(session, data, parts, replies, missing)
         return len(data)
-    # With a write in it, say, the pipeline waits for Redis anyway: what memory holds would save it nothing.
-    return 0
+    first = replies.index(None)
+    if not first or session.clients.dispatcher.patterns.count(data):
+        # With a write in it, a pipeline waits for Redis anyway: what memory holds would save it nothing.
+        return 0
+    answer(session, parts[:first], replies[:first])
+    return sum(map(len, parts[:first])) + first
 
 
 def ask_buffer(session: Session, buf: bytes, pos: int) -> int:
