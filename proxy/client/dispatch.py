@@ -88,7 +88,8 @@ _COMMON = [
 ]
 # fmt: on
 _COUNTS = (2, 3, 1, 4, 5, 6)
-_READ_COUNTS = (2, 3, 4, 5, 6)
+_KEYED_COUNTS = (2, 3, 4, 5, 6)
+_READS = CACHEABLE | {"mget"}
 
 
 class Dispatcher:
@@ -96,11 +97,14 @@ class Dispatcher:
 
     def __init__(self, table: CommandTable) -> None:
         self.table = table
-        self.patterns = RequestPatterns({count: self._plain(count) for count in _COUNTS})
+        plain = {count: self._plain(count) for count in _COUNTS}
+        self.patterns = RequestPatterns(plain)
         """What travels as it came, whatever its arguments: see `_plain`."""
-        self.reads = RequestPatterns({count: self._plain_reads(count) for count in _READ_COUNTS}, (16, 1))
+        self.reads = RequestPatterns(
+            {count: [name for name in plain[count] if name in _READS] for count in _KEYED_COUNTS}, (16, 1)
+        )
         """Of these, what the tier may answer."""
-        self.written = first_arguments({count: self._plain_writes(count) for count in _COUNTS if count > 1})
+        self.written = first_arguments({count: self._writing(plain[count], count) for count in _KEYED_COUNTS})
         """The keys (key frames) that a chunk of such requests writes, and empty strings between."""
         self._parser = RequestParser(2**31)
 
@@ -123,11 +127,8 @@ class Dispatcher:
         rank = {name: place for place, name in enumerate(_COMMON)}
         return sorted(names, key=lambda name: (rank.get(name, len(_COMMON)), name))
 
-    def _plain_reads(self, count: int) -> list[str]:
-        return [name for name in self._plain(count) if name in CACHEABLE or name == "mget"]
-
-    def _plain_writes(self, count: int) -> list[str]:
-        commands = ((name, self.table.find(name.encode())) for name in self._plain(count))
+    def _writing(self, names: list[str], count: int) -> list[str]:
+        commands = ((name, self.table.find(name.encode())) for name in names)
         return [name for name, command in commands if command and self._writes_first(command, count)]
 
     def _writes_first(self, command: Command, count: int) -> bool | None:

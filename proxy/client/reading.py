@@ -9,11 +9,10 @@ behind it is taken before that, so reading twice is safe.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from proxy.client.whole import Whole
+from proxy.client.whole import ForClient, Whole
 from proxy.resp.commands import Command
 from proxy.resp.downgrade import Shape, downgrade, lower_nulls
 from proxy.resp.encode import OK
@@ -21,11 +20,9 @@ from proxy.resp.patterns import find_bulks
 from proxy.resp.replies import split_replies
 from proxy.tier.flights import MISSING, Flight, lifetime
 from proxy.tier.rules import CACHEABLE, Read, Touch, lifetimes
-from proxy.upstream.caller import Collector
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
-    from proxy.upstream.shared import SharedLink
 
 _MGET_KEYS = len(b"4\r\n$4\r\nMGET\r\n")
 _GET = b"2\r\n$3\r\nGET\r\n"
@@ -34,8 +31,7 @@ _MG = frozenset({b"MG", b"mg"})
 _MOST_FILLS = 256
 """Fetches begun for one chunk."""
 _FEW_HITS = 4
-"""Of a pipeline of which less than one in so many was found, the next ones are not looked up (tier full); in
-front of other commands, fewer hits than that go to Redis as well."""
+"""Of a pipeline of which less than one in so many was found, the next ones are not looked up (tier full)."""
 _SKIPPED = 3
 _PIPELINE = 8
 _WINDOW = 16384
@@ -166,8 +162,7 @@ def _vouched(session: Session) -> bool:
 def _one(session: Session, data: bytes, part: bytes) -> int:
     """Deal with a single request that the table does not hold."""
     dispatcher, tier = session.clients.dispatcher, session.clients.tier
-    found = dispatcher.reads.runs[-1][1](data, 0)
-    if found is None or found.end() != len(data) or tier is None:
+    if dispatcher.reads.wholes[-1][1](data) is None or tier is None:
         return 0
     if part[7:9] in _MG:
         return _mget(session, data, part)
@@ -281,10 +276,10 @@ def _send(session: Session, parts: list[bytes], data: bytes) -> None:
         home.submit(Whole(session, 1, shape or Shape.TYPED, Touch.NOTHING), 1, frame)
 
 
-class Mosaic(Collector):
+class Mosaic(ForClient):
     """A pipeline of reads of which most are in memory: the others are fetched, all are answered together."""
 
-    __slots__ = ("_data", "_drops", "_missing", "_replies", "_session", "_taken")
+    __slots__ = ("_data", "_drops", "_missing", "_replies", "_taken")
 
     def __init__(
         self,
@@ -294,8 +289,7 @@ class Mosaic(Collector):
         replies: list[bytes | None],
         missing: list[bytes],
     ) -> None:
-        super().__init__(len(missing))
-        self._session = session
+        super().__init__(session, len(missing))
         self._data = data
         self._taken = list(zip(parts, replies, strict=True))
         self._replies = replies
@@ -317,18 +311,6 @@ class Mosaic(Collector):
         fetched = iter(split_replies(replies, 0, self._missing))
         whole = b"".join([next(fetched) if reply is None else reply for reply in self._replies])
         session.take_all(len(self._taken), whole)
-
-    def owners(self) -> Collection[object]:
-        """The client."""
-        return (self._session,)
-
-    def hold_back(self, link: SharedLink) -> None:
-        """Have the client wait."""
-        self._session.hold_back(link)
-
-    def go_on(self) -> None:
-        """Let the client go on."""
-        self._session.go_on()
 
     def cut(self) -> None:
         """Ask again: nothing has been passed on."""
@@ -377,10 +359,10 @@ def _mget(session: Session, data: bytes, part: bytes) -> int:
     return len(data)
 
 
-class PartialMget(Collector):
+class PartialMget(ForClient):
     """An MGET of which some members have to be fetched: these, and only these, in one MGET."""
 
-    __slots__ = ("_data", "_drops", "_flights", "_members", "_replies", "_session")
+    __slots__ = ("_data", "_drops", "_flights", "_members", "_replies")
 
     def __init__(
         self,
@@ -391,7 +373,6 @@ class PartialMget(Collector):
         replies: list[bytes | None],
     ) -> None:
         missing = dict.fromkeys(key for key, reply in zip(keys, replies, strict=True) if reply is None)
-        self._session = session
         self._data = data
         self._members = members
         self._replies = replies
@@ -408,7 +389,7 @@ class PartialMget(Collector):
                         flight.joinable = False  # to a key that is no string, GET answers otherwise than MGET
                         self._flights[member] = flight
         lines, questions = lifetimes([member[len(_GET) :] for member in self._flights], session.shelf.mode)
-        super().__init__(lines + 1)
+        super().__init__(session, lines + 1)
         mget = b"*%d\r\n$4\r\nMGET\r\n%b" % (len(missing) + 1, b"".join(missing))
         session.commands += 1
         session.expect(1)
@@ -451,18 +432,6 @@ class PartialMget(Collector):
             fetched = {member: downgrade(reply, Shape.PLAIN) for member, reply in fetched.items()}
         whole = b"".join([fetched[member] if reply is None else reply for member, reply in taken])
         session.take(b"*%d\r\n%b" % (len(taken), whole))
-
-    def owners(self) -> Collection[object]:
-        """The client."""
-        return (self._session,)
-
-    def hold_back(self, link: SharedLink) -> None:
-        """Have the client wait."""
-        self._session.hold_back(link)
-
-    def go_on(self) -> None:
-        """Let the client go on."""
-        self._session.go_on()
 
     def cut(self) -> None:
         """Ask again: nothing has been passed on."""

@@ -25,11 +25,7 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
         return True
     command = session.clients.dispatcher.find(arguments)
     touch, keys = tier.rules.touch(command, arguments)
-    if (
-        touch is Touch.READS
-        and command is not None
-        and reading.read(session, command, frame)
-    ):
+    if touch is Touch.READS and command is not None and reading.read(session, command, frame):
         return True
     shape = shape_of(command, arguments) if command is not None else None
     if link_protocol(shape, session.protocol, True) == 3:

@@ -22,16 +22,37 @@ BROKEN_OFF = encode.error(
 )
 
 
-class Whole(Collector):
+class ForClient(Collector):
+    """Replies collected on behalf of one client, whose order and pauses are that client's."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session, n: int) -> None:
+        super().__init__(n)
+        self._session = session
+
+    def owners(self) -> Collection[object]:
+        """The client."""
+        return (self._session,)
+
+    def hold_back(self, link: SharedLink) -> None:
+        """Have the client wait."""
+        self._session.hold_back(link)
+
+    def go_on(self) -> None:
+        """Let the client go on."""
+        self._session.go_on()
+
+
+class Whole(ForClient):
     """A reply that can be passed on only as a whole, in the client's protocol."""
 
-    __slots__ = ("_fenced", "_session", "_shape", "_touch", "_wide")
+    __slots__ = ("_fenced", "_shape", "_touch", "_wide")
 
     def __init__(
         self, session: Session, n: int, shape: Shape | None, touch: Touch, wide: bool = False
     ) -> None:
-        super().__init__(n)
-        self._session = session
+        super().__init__(session, n)
         self._shape = shape
         self._touch = touch
         self._fenced = n == 2
@@ -63,18 +84,6 @@ class Whole(Collector):
         if self._fenced and tier is not None and session.clients.links.tracked > 1:
             tier.clear()  # another link has come meanwhile, and the session does not wait
         session.take(reply)
-
-    def owners(self) -> Collection[object]:
-        """The client."""
-        return (self._session,)
-
-    def hold_back(self, link: SharedLink) -> None:
-        """Have the client wait."""
-        self._session.hold_back(link)
-
-    def go_on(self) -> None:
-        """Let the client go on."""
-        self._session.go_on()
 
     def cut(self) -> None:
         """Answer that the reply broke off: nothing of it has been passed on."""

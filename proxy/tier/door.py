@@ -38,18 +38,7 @@ class Door:
 
     def admits(self, part: bytes) -> bool:
         """Note a part; whether it may come in."""
-        if self.open:
-            return True
-        slots, mask = self._slots, self._mask
-        mark = hash(part)
-        one, other = mark & mask, mark >> 22 & mask
-        mark = mark >> 44 & 0xFF or 1
-        if slots[one] == mark or slots[other] == mark:
-            self._due = (self._due + 1) % self._every
-            return not self._due
-        self._turn += 1
-        slots[one if self._turn & 1 else other] = mark
-        return False
+        return bool(self.admitted((part,)))
 
     def admitted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
         """Note parts; those that may come in."""
