@@ -15,12 +15,13 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from proxy import __version__
 from proxy.resp.errors import SettingsError, StartupError
-from proxy.settings import CONFIG_VARIABLE, OPTIONS, Option, Settings, did_you_mean, load
+from proxy.settings import CONFIG_VARIABLE, OPTIONS, Option, Settings, load
+from proxy.tenants import KEYS, LIMITS, MASKED, Tenant, did_you_mean, toml_key
 from proxy.upstream.address import shown
 
 COMMANDS = ("run", "config")
@@ -116,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
             option.flag,
             metavar=option.kind.metavar,
             action="append" if option.kind.many else "store",
-            help=f"{option.help} (default: {option.kind.show(option.default)})".replace("%", "%%"),
+            help=f"{option.help} (default: {_default(option)})".replace("%", "%%"),
         )
     return parser
 
@@ -138,27 +139,58 @@ def _as_toml(settings: Settings, origins: Mapping[str, str]) -> str:
     """The effective settings as a TOML file, but for masked passwords; the origins are its comments."""
     lines = [f"{option.name} = {_toml_value(option, getattr(settings, option.name))}" for option in OPTIONS]
     width = max(map(len, lines))
-    return "\n".join(
+    lines = [
         f"{line:<{width}}  # {origins[option.name]}" for line, option in zip(lines, OPTIONS, strict=True)
-    )
+    ]
+    # Last: every key after a table's head belongs to the table.
+    for tenant in settings.tenants:
+        key = toml_key(tenant.name)
+        lines += ["", f"[tenants.{key}]  # {origins['tenants']}.{key}", *_tenant_lines(tenant)]
+    return "\n".join(lines)
+
+
+def _tenant_lines(tenant: Tenant) -> Iterable[str]:
+    for name, value in _tenant_fields(tenant).items():
+        if name in LIMITS and value is not None:
+            value = LIMITS[name].show(value)
+            yield f"{name} = {value if value.isdigit() else json.dumps(value)}"
+        elif value is not None:
+            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+
+
+def _tenant_fields(tenant: Tenant) -> dict[str, Any]:
+    """What may be shown of a tenant; None: not given."""
+    return {
+        "password": MASKED,
+        "namespace": tenant.namespace,
+        **{name: getattr(tenant, name) for name in LIMITS},
+        "upstream_username": tenant.upstream_username,
+        "upstream_password": None if tenant.upstream_password is None else MASKED,
+    }
 
 
 def _toml_value(option: Option, value: Any) -> str:
     text = option.kind.show(value)
     if option.kind.many:
         return json.dumps(text.split(","), ensure_ascii=False)
-    return text if isinstance(value, int) and text.isdigit() else json.dumps(text, ensure_ascii=False)
+    bare = isinstance(value, bool) or (isinstance(value, int) and text.isdigit())
+    return text if bare else json.dumps(text, ensure_ascii=False)
+
+
+def _default(option: Option) -> str:
+    return option.kind.show(option.default) or '""'
 
 
 def _as_json(settings: Settings, origins: Mapping[str, str]) -> str:
-    """The effective settings for programs: numbers in their unit, addresses as texts."""
-    report = {}
+    """The effective settings for programs: numbers in their unit, addresses as texts; then the tenants."""
+    report: dict[str, Any] = {}
     for option in OPTIONS:
         value = getattr(settings, option.name)
         if not isinstance(value, int | float):
             value = option.kind.show(value).split(",") if option.kind.many else option.kind.show(value)
         unit = option.kind.unit or None
         report[option.name] = {"value": value, "unit": unit, "origin": origins[option.name]}
+    report["tenants"] = {tenant.name: _tenant_fields(tenant) for tenant in settings.tenants}
     return json.dumps(report, indent=2)
 
 
@@ -169,19 +201,21 @@ def markdown() -> str:
         rows = [_row(option) for option in OPTIONS if option.group == group]
         head = "| Flag | Default | Accepts | What it is for |\n|---|---|---|---|"
         parts.append(f"## {group}\n\n{head}\n" + "\n".join(rows))
+    keys = "\n".join(f"| `{key}` | {accepts} | {help} |" for key, (accepts, help) in KEYS.items())
+    head, tail = textwrap.dedent(_TENANTS).strip().split("TABLE")
+    parts.append(f"{head}| Key | Accepts | What it is for |\n|---|---|---|\n{keys}{tail}")
     parts.append(textwrap.dedent(_ADDRESSES).strip())
     return "\n\n".join(parts) + "\n"
 
 
 def _row(option: Option) -> str:
-    default = option.kind.show(option.default)
-    return f"| `{option.flag}` | `{default}` | {option.kind.accepts} | {option.help} |"
+    return f"| `{option.flag}` | `{_default(option)}` | {option.kind.accepts} | {option.help} |"
 
 
 _PREFACE = f"""
     # Settings
 
-    <!-- Written by `pannier config --markdown`; a test compares. Edit proxy/settings.py or proxy/cli.py. -->
+    <!-- Written by `pannier config --markdown`; a test compares. Edit settings.py, tenants.py or cli.py. -->
 
     Every option has three spellings: a flag (`--max-clients 500`), an environment variable
     (`PANNIER_MAX_CLIENTS=500`) and a key in a TOML file (`max_clients = 500`), which `--config FILE` or
@@ -195,6 +229,57 @@ _PREFACE = f"""
     - A wrong value, an unknown key of the file or an unknown `PANNIER_` variable ends the start with exit
       status 2 and a line that names it. (Variables such as `PANNIER_SERVICE_HOST`, which Kubernetes sets
       beside a Service called `pannier`, are passed over.)
+"""
+
+_TENANTS = """
+    ## Tenants
+
+    A tenant is a table `[tenants.<name>]` in the file; there is no flag or variable for it. Where there are
+    tenants, a client logs in with `AUTH <name> <password>`, and Pannier checks it (`auth = "tenants"`, which
+    `auto` comes to). A name is 1 to 64 printable ASCII characters without white space.
+
+    TABLE
+
+    Exactly one of `password`, `password_file` and `password_env` is required, at most one of the three of
+    `upstream_password` may be given, and `upstream_username` needs one of them.
+
+    ```toml
+    max_memory = "256mb"
+    auth = "tenants"
+
+    [tenants.acme]
+    password_file = "/run/secrets/acme"
+    max_memory = "16mb"
+    max_clients = 100
+    max_ops_per_second = 5000
+
+    [tenants.globex]
+    password = [
+        "#2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b",
+        "#da925a30e31f7fdaa7044e3e5ba4ae17670de82d677b0e7adf5700428a137a36",
+    ]
+    namespace = "customers:globex"
+
+    [tenants.operator]
+    password_env = "PANNIER_OPERATOR_PASSWORD"
+    namespace = ""
+    ```
+
+    `#` and 64 hexadecimal digits is the SHA-256 of a password, as in Redis' ACL files. To make one:
+
+    ```console
+    $ printf %s secret | sha256sum
+    2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b  -
+    ```
+
+    - Pannier keeps only hashes of the tenants' passwords. `pannier config` shows `***` for each; a file that
+      still has `***` for a password is refused.
+    - Whatever the source, a password is not empty, and one that itself begins with `#` is given as its hash.
+    - Beside tenants there is neither the option `namespace` nor a `?namespace=` on an address, and `auth` is
+      `auto` or `tenants`.
+    - The tenants' `max_memory` is taken out of the option `max_memory`, of which at least 1mb must be left.
+    - Tenants may share a namespace. But no namespace, of tenants, addresses or the option, may lie within
+      another (`a:b` within `a`), as its keys could be seen from there. The empty one sees every key.
 """
 
 _ADDRESSES = """
@@ -222,6 +307,10 @@ _ADDRESSES = """
       each of these.
     - `unix:///run/pannier.sock`. The socket is open to the user Pannier runs as and to nobody else (mode
       600); `?mode=660` admits its group, which is what two containers of a pod with a common `fsGroup` need.
+    - `?namespace=agent_service` after any of these puts the keys of the clients that come in there under
+      `agent_service:`, whatever the option `namespace` says; `?namespace=` under none. What a URL reserves is
+      percent-encoded, and so is a comma (`%2C`). For a socket with both: `?mode=660&namespace=agent_service`.
+      An address is listened on once: one namespace each.
     - Several: repeat the flag, separate them by commas, or give a list in the file:
       `listen = ["127.0.0.1:6380", "unix:///run/pannier.sock"]`.
 """

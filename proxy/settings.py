@@ -15,60 +15,42 @@ import dataclasses
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from proxy.resp.errors import SettingsError
+from proxy.tenants import (
+    NAMESPACE,
+    Kind,
+    Tenant,
+    check_nesting,
+    check_shares,
+    count,
+    did_you_mean,
+    named_variables,
+    ranged,
+    read_tenants,
+    size,
+    toml_key,
+    toml_text,
+)
+from proxy.tenants import show_size as show_size
 from proxy.upstream.address import Listen, Upstream, shown
 
 T = TypeVar("T")
-Number = TypeVar("Number", int, float)
 
 PREFIX = "PANNIER_"
 BUNDLED = "bundled"
 """The word for `upstream = None` wherever it is written or shown."""
 
 
-# --- kinds of value: text in, value out, and back
+# --- kinds of value: text in, value out, and back (the others are in proxy.tenants)
 
 
-@dataclass(frozen=True, slots=True)
-class Kind(Generic[T]):
-    """How values of one kind are read and shown. `parse(show(value)) == value`, but for masked passwords."""
-
-    parse: Callable[[str], T]
-    """Raises ValueError whose text quotes the value (masked) and says what would be right."""
-    show: Callable[[T], str]
-    metavar: str
-    accepts: str
-    """For the documentation: what may be given, with its range."""
-    unit: str = ""
-    """Of the parsed number; empty if it is none."""
-    many: bool = False
-    """Whether several may be given: a repeated flag, commas, a TOML list."""
-
-
+SWITCH_WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-SIZE_UNITS = {
-    **{"b": 1, "k": 1000, "m": 1000**2, "g": 1000**3},
-    **{"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30},
-    **{"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30},
-}
-"""redis.conf's: `mb` is 1024 x 1024 bytes, `m` a million. `mib` says the former without a doubt."""
-
-
-def count(low: int, high: int, unit: str) -> Kind[int]:
-    """Whole numbers in a range."""
-
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
-            example = min(high, 10_000)
-            raise ValueError(f"{shown(text)} is not a whole number; give a number such as {example}")
-        return _ranged(text, int(text), low, high, str)
-
-    return Kind(parse, str, "N", f"a whole number from {low} to {high}", unit)
 
 
 def duration(low: float, high: float, zero: str = "") -> Kind[float]:
@@ -81,22 +63,10 @@ def duration(low: float, high: float, zero: str = "") -> Kind[float]:
         # Division keeps 50ms the same float as 0.05.
         number, unit = float(match[1]), match[2] or "s"
         value = number / 1000 if unit == "ms" else number * DURATION_UNITS[unit]
-        return value if zero and not value else _ranged(text, value, low, high, show_duration)
+        return value if zero and not value else ranged(text, value, low, high, show_duration)
 
     accepts = f"a duration from {show_duration(low)} to {show_duration(high)}"
     return Kind(parse, show_duration, "TIME", accepts + (f", or 0: {zero}" if zero else ""), "s")
-
-
-def size(low: int, high: int) -> Kind[int]:
-    """Amounts of memory in bytes, written as in redis.conf."""
-
-    def parse(text: str) -> int:
-        match = re.fullmatch(r"(-?[0-9]{1,18})\s*([kmg]i?b|[bkmg]|)", text.lower())
-        if not match:
-            raise ValueError(f"{shown(text)} is not a size; give one such as 64mb, 1gb or plain bytes")
-        return _ranged(text, int(match[1]) * SIZE_UNITS[match[2] or "b"], low, high, show_size)
-
-    return Kind(parse, show_size, "SIZE", f"a size from {show_size(low)} to {show_size(high)}", "bytes")
 
 
 def choice(*words: str) -> Kind[str]:
@@ -112,10 +82,16 @@ def choice(*words: str) -> Kind[str]:
     return Kind(parse, str, "WORD", " or ".join([", ".join(words[:-1]), words[-1]]))
 
 
-def _ranged(text: str, value: Number, low: Number, high: Number, show: Callable[[Number], str]) -> Number:
-    if not low <= value <= high:
-        raise ValueError(f"{shown(text)} is out of range; give something from {show(low)} to {show(high)}")
-    return value
+def switch() -> Kind[bool]:
+    """Yes or no. TOML's own true and false come here as these words."""
+
+    def parse(text: str) -> bool:
+        if text.lower() not in SWITCH_WORDS:
+            words = ", ".join(SWITCH_WORDS)
+            raise ValueError(f"{shown(text)} is neither true nor false; give one of {words}")
+        return SWITCH_WORDS[text.lower()]
+
+    return Kind(parse, lambda value: str(value).lower(), "true|false", "true or false (yes, no, on, off)")
 
 
 def show_duration(seconds: float) -> str:
@@ -129,14 +105,6 @@ def show_duration(seconds: float) -> str:
     return f"{seconds:.9f}".rstrip("0") + "s"
 
 
-def show_size(value: int) -> str:
-    """The largest unit that divides the size, in redis.conf's spelling."""
-    for unit in ("gb", "mb", "kb"):
-        if value and value % SIZE_UNITS[unit] == 0:
-            return f"{value // SIZE_UNITS[unit]}{unit}"
-    return str(value)
-
-
 def _parse_upstream(text: str) -> Upstream | None:
     return None if text.strip().lower() == BUNDLED else Upstream.parse(text)
 
@@ -145,7 +113,7 @@ def _parse_listen(text: str) -> tuple[Listen, ...]:
     found: list[Listen] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         address = Listen.parse(part)
-        if address in found and (address.port or address.path):
+        if (address.port or address.path) and address.place in [other.place for other in found]:
             raise ValueError(f"{shown(part)} is given twice; give each address once")
         found.append(address)
     if not found:
@@ -163,7 +131,7 @@ LISTEN: Kind[tuple[Listen, ...]] = Kind(
     _parse_listen,
     lambda value: ",".join(map(str, value)),
     "ADDRESS",
-    "host:port, [::1]:port, :port, port or unix:///path?mode=660",
+    "host:port, [::1]:port, :port, port or unix:///path?mode=660; each with ?namespace=x",
     many=True,
 )
 
@@ -198,7 +166,8 @@ def option(kind: Kind[T], default: T, group: str, help: str) -> T:
     return dataclasses.field(default=default, metadata={"option": (kind, default, group, help)})
 
 
-WHERE, CLIENTS, REDIS, TIER, LOG = "Addresses", "Limits per client", "Redis behind", "Memory tier", "Logging"
+WHERE, CLIENTS, REDIS, TIER = "Addresses", "Limits per client", "Redis behind", "Memory tier"
+SPACES, LOG = "Namespaces and tenants", "Logging"
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -302,21 +271,53 @@ class Settings:
         "How often the lag of invalidations is measured: a key of Pannier's own is set and deleted in one "
         "transaction, so nobody ever sees it.",
     )
+    namespace: str = option(
+        NAMESPACE, "", SPACES,
+        "Prefix, without its colon, under which every key lives in Redis: agent_service makes "
+        "agent_service:key of key. Empty: none. A listener's ?namespace= goes before it.",
+    )
+    namespace_channels: bool = option(
+        switch(), False, SPACES,
+        "Whether pub/sub channels take the prefix as well. Keyspace notifications are always translated.",
+    )
+    namespace_scripts: str = option(
+        choice("allow", "warn", "refuse"), "warn", SPACES,
+        "Scripts in a namespace (EVAL, FCALL …): only the keys they declare take the prefix. warn: allowed, "
+        "with a warning in the log if Redis would let the script reach other keys.",
+    )
+    auth: str = option(
+        choice("auto", "none", "tenants", "passthrough"), "auto", SPACES,
+        "Who checks AUTH. none: nobody, clients need none. tenants: Pannier, by the [tenants] of the file. "
+        "passthrough: Redis. auto: tenants if there are any, else passthrough.",
+    )
     log_level: str = option(
         choice("debug", "info", "warning", "error"), "info", LOG,
         "Least serious message to print. debug prints every connection.",
     )
     # fmt: on
+    tenants: tuple[Tenant, ...] = ()
+    """From the file's [tenants.*] tables only. No option: a password in a flag can be read by others."""
+
+    @property
+    def auth_mode(self) -> str:
+        """`auth` with auto resolved: none, tenants or passthrough."""
+        if self.auth == "auto":
+            return "tenants" if self.tenants else "passthrough"
+        return self.auth
 
 
 OPTIONS: tuple[Option, ...] = tuple(
-    Option(field.name, *field.metadata["option"]) for field in dataclasses.fields(Settings)
+    Option(field.name, *field.metadata["option"])
+    for field in dataclasses.fields(Settings)
+    if "option" in field.metadata
 )
 BY_NAME: Mapping[str, Option] = {option.name: option for option in OPTIONS}
 
 
 # --- reading them
 
+LEAST_SHARED = 1 * MB
+"""Bytes of max_memory that the tenants' own shares must leave to all the rest."""
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 KUBERNETES = re.compile(
     r"PANNIER_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)=.*|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=.*|PORT=\w+://.*)"
@@ -327,14 +328,15 @@ KUBERNETES = re.compile(
 def load(
     flags: Mapping[str, str], env: Mapping[str, str], config: str | None = None
 ) -> tuple[Settings, dict[str, str]]:
-    """Read all sources; the second result says for each option where its value came from.
+    """Read all sources; the second result says for each option where its value came from, and for `tenants`
+    if there are any.
 
     `flags` maps names of options to their texts (several joined by commas), only those given. `config` is
     the value of `--config`; None: PANNIER_CONFIG in `env`, if set. Raises SettingsError.
     """
-    _no_unknown_variables(env)
     flag, path = ("--config", config) if config is not None else (CONFIG_VARIABLE, env.get(CONFIG_VARIABLE))
     table = _read_toml(flag, path) if path else {}
+    _no_unknown_variables(env, named_variables(table.get("tenants")))
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for option in OPTIONS:
@@ -345,8 +347,11 @@ def load(
                 raise SettingsError(f"{written}: {error}") from None
             origins[option.name] = origin
             break
-    settings = Settings(**values)
+    tenants = read_tenants(table.get("tenants", {}), f"{path}:tenants", env)
+    settings = Settings(**values, tenants=tenants)
     origins = {option.name: origins.get(option.name, "default") for option in OPTIONS}
+    if tenants:
+        origins["tenants"] = f"file {path}:tenants"
     _check_together(settings, origins)
     return settings, origins
 
@@ -367,13 +372,14 @@ def _sources(
             yield variable, text, f"environment {variable}"
     if option.name in table:
         written = f"{path}:{option.name}"
-        yield written, _toml_text(written, option, table[option.name]), f"file {written}"
+        yield written, toml_text(written, table[option.name], many=option.kind.many), f"file {written}"
 
 
-def _no_unknown_variables(env: Mapping[str, str]) -> None:
+def _no_unknown_variables(env: Mapping[str, str], named: Iterable[str]) -> None:
+    """`named` are those that the file gives a meaning of its own."""
     known = [CONFIG_VARIABLE, *(option.variable for option in OPTIONS)]
     for variable in sorted(env):
-        if not variable.startswith(PREFIX) or variable in known:
+        if not variable.startswith(PREFIX) or variable in known or variable in named:
             continue
         if KUBERNETES.fullmatch(f"{variable}={env[variable]}"):
             continue
@@ -388,36 +394,58 @@ def _read_toml(flag: str, path: str) -> dict[str, Any]:
     except ValueError as error:
         raise SettingsError(f"{flag}: {path!r} is not valid TOML ({error}); mend the file") from None
     for key in table:
-        if key not in BY_NAME:
-            raise SettingsError(f"{path}:{key}: no such option; {did_you_mean(key, BY_NAME)}")
+        if key not in BY_NAME and key != "tenants":
+            advice = did_you_mean(key, [*BY_NAME, "tenants"])
+            raise SettingsError(f"{path}:{key}: no such option; {advice}")
     return table
 
 
-def _toml_text(written: str, option: Option, value: object) -> str:
-    """A TOML value as the text a flag would have: a file may say 30, "30s" or a list of addresses."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | int | float):
-        return str(value)
-    if isinstance(value, list) and option.kind.many and all(isinstance(item, str) for item in value):
-        return ",".join(value)
-    wanted = "a text or a list of texts" if option.kind.many else "one number or text"
-    raise SettingsError(f"{written}: a {type(value).__name__} cannot stand here; give {wanted}")
-
-
 def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
+    written = {name: origin.partition(" ")[2] for name, origin in origins.items()}
     low, high = show_duration(settings.reconnect_min), show_duration(settings.reconnect_max)
     if settings.reconnect_min > settings.reconnect_max:
         name = "reconnect_min" if origins["reconnect_min"] != "default" else "reconnect_max"
         value = low if name == "reconnect_min" else high
         raise SettingsError(
-            f"{origins[name].partition(' ')[2]}: {value!r} is wrong beside the other limit; "
+            f"{written[name]}: {value!r} is wrong beside the other limit; "
             f"reconnect_min ({low}) must not exceed reconnect_max ({high})"
+        )
+    _check_auth(settings, written)
+    if settings.auth_mode == "tenants":
+        _check_no_other_namespace(settings, written)
+        check_shares(settings.tenants, written["tenants"], settings.max_memory, LEAST_SHARED)
+    check_nesting(list(_namespaces(settings, written)))
+
+
+def _check_auth(settings: Settings, written: Mapping[str, str]) -> None:
+    if settings.auth == "tenants" and not settings.tenants:
+        raise SettingsError(
+            f"{written['auth']}: 'tenants' is wrong without any; "
+            "add tables such as [tenants.acme] to the file of --config, or change auth"
+        )
+    if settings.tenants and settings.auth_mode != "tenants":
+        raise SettingsError(
+            f"{written['auth']}: {settings.auth!r} is wrong beside {written['tenants']}; "
+            "change auth to tenants, or take the tables out of the file"
         )
 
 
-def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """The end of an error about an unknown word; the `prefix` that all share does not count as likeness."""
-    words = [name.removeprefix(prefix) for name in known]
-    near = difflib.get_close_matches(word.removeprefix(prefix), words, 1)
-    return f"did you mean {prefix}{near[0]}?" if near else "see pannier --help for those there are"
+def _check_no_other_namespace(settings: Settings, written: Mapping[str, str]) -> None:
+    given = [("listen", str(listen)) for listen in settings.listen if listen.namespace is not None]
+    if settings.namespace:
+        given.insert(0, ("namespace", settings.namespace))
+    for name, value in given:
+        advice = "leave it out" if name == "namespace" else "leave its ?namespace= out"
+        raise SettingsError(
+            f"{written[name]}: {shown(value)} is wrong beside {written['tenants']}; "
+            f"the tenants' namespaces hold; {advice}"
+        )
+
+
+def _namespaces(settings: Settings, written: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    """Every namespace in use, after the place that gives it."""
+    yield written["namespace"], settings.namespace
+    for listen in settings.listen:
+        yield written["listen"], listen.namespace or ""
+    for tenant in settings.tenants:
+        yield f"{written['tenants']}.{toml_key(tenant.name)}.namespace", tenant.namespace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -20,6 +21,7 @@ import hiredis
 from proxy import __version__
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
+from proxy.client.spaces import Space
 from proxy.resp import encode
 from proxy.resp.commands import CommandTable
 from proxy.resp.downgrade import Shape
@@ -27,7 +29,7 @@ from proxy.resp.errors import StartupError, UpstreamError, UpstreamRefused
 from proxy.resp.tracking import LADDERS, Mode
 from proxy.settings import Settings, show_size
 from proxy.tier.rules import Rules
-from proxy.tier.tier import Limits, Tier
+from proxy.tier.tier import Account, Limits, Tier
 from proxy.upstream.address import Listen, Upstream, cannot_listen
 from proxy.upstream.caller import Question
 from proxy.upstream.canary import Canary
@@ -101,7 +103,8 @@ class Sidecar:
         self.addresses: list[str] = []
         """Where clients are served, with the ports the system chose."""
         self._started = time.monotonic()
-        self._main = LinkKey(identity, upstream.db, link_protocol(Shape.PLAIN, 2, self.tier is not None))
+        protocol = link_protocol(Shape.PLAIN, 2, self.tier is not None)
+        self._main = LinkKey(identity, upstream.db, protocol, self.clients.spaces.start.name)
         self._canary: Canary | None = None
         self._learning: asyncio.Task[None] | None = None
         self._learnt = -1
@@ -121,7 +124,8 @@ class Sidecar:
             ticker = loop.create_task(self._tick(main))
             if self.tier is not None and self.settings.canary_interval:
                 timeout = self.settings.coherence_timeout
-                self._canary = Canary(self.links, main, self.settings.canary_interval, timeout)
+                prefix = _prefix(self.clients.spaces.start)
+                self._canary = Canary(self.links, main, self.settings.canary_interval, timeout, prefix)
                 canary = loop.create_task(self._canary.run())
             yield
         finally:
@@ -152,6 +156,7 @@ class Sidecar:
         link = self.links.shared.get(self._main)
         listening = ", ".join(self.addresses)
         lines = [f"pannier {__version__} serves {listening}", f"  upstream   {self._behind(link)}"]
+        lines += [f"  {line}" for line in self._key_spaces()]
         lines.append(f"  memory     {self._memory(link)}")
         if self.bundled:
             lines.append(
@@ -160,11 +165,15 @@ class Sidecar:
         lines.append("  stop       Ctrl-C")
         return "\n".join(lines)
 
-    def info(self) -> str:
-        """The section `# Sidecar` of INFO."""
+    def info(self, space: Space) -> str:
+        """The section `# Sidecar` of INFO, for who is in a space: in a namespace, nothing about the
+        others."""
+        if space.namespace is not None:
+            fields = {"pannier_version": __version__} | _named(self.stats(space))
+            return "# Sidecar\r\n" + "".join(f"{name}:{value}\r\n" for name, value in fields.items())
         link = self.links.shared.get(self._main)
         clients, links = self.clients, self.links
-        fields: dict[str, object] = {
+        fields = {
             "pannier_version": __version__,
             "pannier_pid": os.getpid(),
             "pannier_uptime_in_seconds": int(time.monotonic() - self._started),
@@ -183,7 +192,10 @@ class Sidecar:
             "pannier_pinned_links": len(links.pinned),
             "pannier_commands_in_flight": sum(len(shared.fifo) for shared in links.shared.values()),
         }
-        fields |= {f"pannier_{name}": value for name, value in self.stats().items()}
+        fields |= _named(self.stats(space))
+        for other in clients.spaces:
+            if other.namespace is not None or other.tenant is not None:
+                fields[f"pannier_space_{other.name}"] = _in_short(other)
         return "# Sidecar\r\n" + "".join(f"{name}:{value}\r\n" for name, value in fields.items())
 
     def _care(self, key: LinkKey) -> Care | None:
@@ -192,39 +204,34 @@ class Sidecar:
             return None
         if key.protocol != 3:
             return Care(settle=self.tier.drop, settle_run=self.clients.settle_run)
+        space = self.clients.spaces.find(key.space)
         heartbeat = self.settings.coherence_timeout / 3
-        shelf, ladder = self.tier.shelf(key), LADDERS[self.settings.tracking]
-        return Care(shelf, ladder, heartbeat, self.tier.drop, self.clients.settle_run)
+        shelf, ladder = self.tier.shelf(key, space.account), LADDERS[self.settings.tracking]
+        return Care(shelf, ladder, heartbeat, self.tier.drop, self.clients.settle_run, _prefix(space))
 
     def _closed(self, key: LinkKey) -> None:
         if self.tier is not None:
             self.tier.discard(key)
 
-    def stats(self) -> dict[str, object]:
-        """What the memory tier holds and does, by name."""
-        tier, link = self.tier, self.links.shared.get(self._main)
+    def stats(self, space: Space) -> dict[str, object]:
+        """What the memory tier holds and does, by name: all of it, or for a namespace."""
+        tier, links = self.tier, self.links.shared
+        link = links.get(self._main)
+        if space.namespace is not None:
+            link = next(
+                (link for key, link in links.items() if key.space == space.name and link.tracking), None
+            )
         if tier is None or link is None or link.tracking is None:
-            return {"tracking": "off", "tracking_reason": "switched off"}
-        trouble = tier.shelf(self._main).trouble
-        asked = tier.hits + tier.misses
+            return {"tracking": "off", "tracking_reason": "switched off"} | _counted(space)
+        trouble = tier.shelf(link.key, space.account).trouble
+        accounts = (
+            [space.account] if space.namespace is not None and space.account is not None else tier.accounts
+        )
         fields: dict[str, object] = {
             "tracking": "off" if trouble else link.tracking.mode.label,
             "tracking_reason": trouble or link.tracking.reason,
-            "tier_hits": tier.hits,
-            "tier_misses": tier.misses,
-            "tier_hit_rate": f"{tier.hits / asked if asked else 0:.4f}",
-            "tier_coalesced": tier.coalesced,
-            "tier_passed": tier.passed,
-            "tier_entries": tier.entries,
-            "tier_bytes": tier.used,
-            "tier_max_memory": tier.limits.max_memory,
-            "tier_fills": tier.fills,
-            "tier_evictions": tier.evicted,
-            "tier_expirations": tier.expired,
-            "tier_invalidations": tier.invalidated,
-            "tier_overwritten": tier.overwritten,
-            "tier_pushes": tier.pushes,
-            "tier_pushes_per_fill": f"{tier.pushes / tier.fills if tier.fills else 0:.3f}",
+            **_tier_fields(accounts),
+            **_counted(space),
         }
         if self._canary is not None:
             canary = self._canary
@@ -240,15 +247,16 @@ class Sidecar:
     # --- listening
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen) -> asyncio.Server:
+        make = functools.partial(self.clients.session, self.clients.spaces.of(listen))
         try:
             if listen.path is not None:
                 _remove_stale_socket(listen.path)
-                server = await loop.create_unix_server(self.clients.session, listen.path, backlog=_BACKLOG)
+                server = await loop.create_unix_server(make, listen.path, backlog=_BACKLOG)
                 os.chmod(listen.path, listen.mode)
                 self.addresses.append(str(listen))
             else:
                 server = await loop.create_server(
-                    self.clients.session, listen.host, listen.port, backlog=_BACKLOG, reuse_address=True
+                    make, listen.host, listen.port, backlog=_BACKLOG, reuse_address=True
                 )
                 self.addresses += [_address(sock.getsockname()) for sock in server.sockets]
         except OSError as error:
@@ -274,6 +282,8 @@ class Sidecar:
         try:
             reader.feed(await Question().ask(link, encode.request("COMMAND")))
             added = self.table.overlay(reader.gets())
+            for space in self.clients.spaces:
+                space.forget()
             if self.tier is not None:
                 self.tier.rules.forget()
         except (UpstreamError, hiredis.ProtocolError) as error:
@@ -289,6 +299,18 @@ class Sidecar:
         what = "bundled redis-server" if self.bundled else "redis-server"
         needs = " (clients have to authenticate)" if link.auth_required else ""
         return f"{what} {self._version(link)} at {self.upstream.redacted}{needs}"
+
+    def _key_spaces(self) -> list[str]:
+        """Who sees which keys, if not everybody all of them."""
+        spaces = self.clients.spaces
+        tenants = [space for space in spaces if space.tenant is not None]
+        if tenants:
+            return [f"tenants    {len(tenants)}; clients have to authenticate as one of them"]
+        return [
+            f"namespace  {space.name}: keys live under {space.name}:"
+            for space in spaces
+            if space.namespace is not None
+        ]
 
     def _memory(self, link: SharedLink | None) -> str:
         if self.tier is None:
@@ -318,6 +340,67 @@ def _tier(settings: Settings, table: CommandTable) -> Tier | None:
         admit_after=settings.admit_after,
     )
     return Tier(limits, Rules(table))
+
+
+def _prefix(space: Space) -> bytes:
+    return space.namespace.prefix if space.namespace is not None else b""
+
+
+def _named(stats: dict[str, object]) -> dict[str, object]:
+    """Statistics as INFO calls them."""
+    return {f"pannier_{name}": value for name, value in stats.items()}
+
+
+def _tier_fields(accounts: list[Account]) -> dict[str, object]:
+    """What some accounts hold and do, added up."""
+
+    def total(counter: str) -> int:
+        return sum([getattr(account, counter) for account in accounts])
+
+    hits, misses, fills = total("hits"), total("misses"), total("fills")
+    budgets = {account.budget for account in accounts}
+    return {
+        "tier_hits": hits,
+        "tier_misses": misses,
+        "tier_hit_rate": f"{hits / (hits + misses) if hits + misses else 0:.4f}",
+        "tier_coalesced": total("coalesced"),
+        "tier_passed": total("passed"),
+        "tier_entries": total("entries"),
+        "tier_bytes": total("used"),
+        "tier_max_memory": sum([budget.max_memory for budget in budgets]),
+        "tier_fills": fills,
+        "tier_evictions": total("evicted"),
+        "tier_expirations": total("expired"),
+        "tier_invalidations": total("invalidated"),
+        "tier_overwritten": total("overwritten"),
+        "tier_pushes": total("pushes"),
+        "tier_pushes_per_fill": f"{total('pushes') / fills if fills else 0:.3f}",
+    }
+
+
+def _counted(space: Space) -> dict[str, object]:
+    """What is counted for a tenant or namespace beside the tier."""
+    if space.namespace is None:
+        return {}
+    counted: dict[str, object] = {
+        "connected_clients": len(space.sessions),
+        "total_commands_processed": space.commands,
+    }
+    if space.bucket is not None:
+        counted["refused_commands"] = space.refused
+    return counted
+
+
+def _in_short(space: Space) -> str:
+    """One line about a space, in the style of INFO's `# Keyspace`."""
+    account = space.account
+    fields: dict[str, object] = {"clients": len(space.sessions), "commands": space.commands}
+    if account is not None:
+        fields |= {"hits": account.hits, "misses": account.misses, "entries": account.entries}
+        fields |= {"bytes": account.used, "evictions": account.evicted}
+    if space.bucket is not None:
+        fields["refused"] = space.refused
+    return ",".join(f"{name}={value}" for name, value in fields.items())
 
 
 def _status(link: SharedLink | None) -> str:

@@ -17,9 +17,23 @@ import pytest
 import proxy
 from proxy import __version__, cli
 from proxy.resp.errors import StartupError
-from proxy.settings import OPTIONS, Settings
+from proxy.settings import OPTIONS, Settings, load
+from proxy.tenants import KEYS
 
 ROOT = Path(__file__).parent.parent
+SECRET = "s3cr3t"
+TENANTS = f"""
+[tenants.acme]
+password = "{SECRET}"
+[tenants.'b."c']
+password = ["{SECRET}", "x"]
+namespace = "é"
+max_memory = "2mb"
+max_clients = 7
+max_ops_per_second = 8
+upstream_username = "up"
+upstream_password = "{SECRET}"
+"""
 
 
 def pannier(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -48,6 +62,7 @@ class TestConfig:
             "max_entries": 1_000_000,
             "admit_after": 2,
             "reconnect_max": "3s",
+            "namespace_channels": False,
         }
         origins = {line.split()[0]: line.partition("  # ")[2].strip() for line in run.stdout.splitlines()}
         assert origins["upstream"] == "environment REDIS_URL"
@@ -59,14 +74,76 @@ class TestConfig:
         path = tmp_path / "p.toml"
         path.write_text(pannier("config").stdout)
         again = pannier("config", "--config", str(path), "--json")
-        assert {entry["origin"].partition(":")[0] for entry in json.loads(again.stdout).values()} == {
-            f"file {path}"
+        report = json.loads(again.stdout)
+        assert report.pop("tenants") == {}
+        assert {entry["origin"].partition(":")[0] for entry in report.values()} == {f"file {path}"}
+
+    def test_tenants_are_tables_after_the_options(self, tmp_path: Path) -> None:
+        path = tmp_path / "p.toml"
+        path.write_text(TENANTS)
+        run = pannier("config", "--config", str(path))
+        assert (run.returncode, run.stderr) == (0, "")
+        report = tomllib.loads(run.stdout)
+        assert report["log_level"] == "info"
+        assert report["tenants"] == {
+            "acme": {"password": "***", "namespace": "acme"},
+            'b."c': {
+                "password": "***",
+                "namespace": "é",
+                "max_memory": "2mb",
+                "max_clients": 7,
+                "max_ops_per_second": 8,
+                "upstream_username": "up",
+                "upstream_password": "***",
+            },
         }
+        assert f"[tenants.acme]  # file {path}:tenants.acme" in run.stdout.splitlines()
+        assert SECRET not in run.stdout
+
+    def test_tenants_of_its_output_need_their_passwords_again(self, tmp_path: Path) -> None:
+        path = tmp_path / "p.toml"
+        path.write_text(TENANTS)
+        path.write_text(pannier("config", "--config", str(path)).stdout)
+        run = pannier("config", "--config", str(path))
+        assert (run.returncode, run.stdout) == (2, "")
+        assert run.stderr == (
+            f"pannier: {path}:tenants.acme.password: *** stands for a password not shown; "
+            "give the password itself\n"
+        )
+        path.write_text(path.read_text().replace("***", "other"))
+        assert pannier("config", "--config", str(path)).returncode == 0
+
+    def test_tenants_as_json(self, tmp_path: Path) -> None:
+        path = tmp_path / "p.toml"
+        path.write_text(TENANTS)
+        run = pannier("config", "--json", "--config", str(path))
+        assert json.loads(run.stdout)["tenants"] == {
+            "acme": {
+                "password": "***",
+                "namespace": "acme",
+                "max_memory": None,
+                "max_clients": None,
+                "max_ops_per_second": None,
+                "upstream_username": None,
+                "upstream_password": None,
+            },
+            'b."c': {
+                "password": "***",
+                "namespace": "é",
+                "max_memory": 2 << 20,
+                "max_clients": 7,
+                "max_ops_per_second": 8,
+                "upstream_username": "up",
+                "upstream_password": "***",
+            },
+        }
+        assert SECRET not in run.stdout
 
     def test_json(self) -> None:
         run = pannier("config", "--json", "--upstream", "redis://:pw@h", PANNIER_CLIENT_TIMEOUT="2m")
         report = json.loads(run.stdout)
-        assert list(report) == [option.name for option in OPTIONS]
+        assert list(report) == [*(option.name for option in OPTIONS), "tenants"]
+        assert report["namespace_channels"] == {"value": False, "unit": None, "origin": "default"}
         assert report["upstream"] == {
             "value": "redis://:***@h:6379/0",
             "unit": None,
@@ -91,6 +168,20 @@ class TestConfig:
         assert (ROOT / "docs" / "settings.md").read_text("utf-8") == cli.markdown(), (
             "run: python -m proxy config --markdown > docs/settings.md"
         )
+
+    def test_the_reference_has_every_key_of_a_tenant_and_an_example_that_works(self, tmp_path: Path) -> None:
+        text = cli.markdown()
+        for key in KEYS:
+            assert f"| `{key}` |" in text
+        (tmp_path / "acme").write_text("pw\n")
+        path = tmp_path / "p.toml"
+        example = text.partition("```toml\n")[2].partition("```")[0]
+        path.write_text(example.replace("/run/secrets", str(tmp_path)))
+        settings, _ = load({}, {"PANNIER_OPERATOR_PASSWORD": "op"}, str(path))
+        acme, globex, operator = settings.tenants
+        assert acme.accepts(b"pw")
+        assert globex.accepts(b"secret")
+        assert (operator.accepts(b"op"), operator.namespace) == (True, "")
 
     def test_markdown(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["config", "--markdown"]) == 0
@@ -121,6 +212,8 @@ class TestAWrongCommandLineIsOneLineAndStatus2:
             ("--upstrem=redis://:pw@h", "--upstrem: no such flag; did you mean --upstream?"),
             ("--zzzzzz", "--zzzzzz: no such flag; see pannier --help for those there are"),
             ("--max-clients", "--max-clients: expected one argument"),
+            ("--namespace-channels", "--namespace-channels: expected one argument"),
+            ("--tenants x", "--tenants: no such flag; see pannier --help for those there are"),
             ("confg", "'confg': no such command; give run or config"),
             ("redis://:pw@h", "'redis://:***@h': no such command; give run or config"),
             ("run config", "'config': one command at most; give run or config"),

@@ -22,7 +22,9 @@ from proxy.settings import (
     show_duration,
     show_size,
     size,
+    switch,
 )
+from proxy.tenants import Tenant
 from proxy.upstream.address import Listen, Upstream
 
 
@@ -72,7 +74,12 @@ class TestDefaults:
             "coherence_timeout": 3.0,
             "admit_after": 2,
             "canary_interval": 5.0,
+            "namespace": "",
+            "namespace_channels": False,
+            "namespace_scripts": "warn",
+            "auth": "auto",
             "log_level": "info",
+            "tenants": (),
         }
         assert Settings().listen == (Listen("127.0.0.1", 6380),)
 
@@ -164,7 +171,7 @@ class TestValues:
 
     @given(st.text())
     def test_any_text_is_a_value_or_a_value_error(self, text: str) -> None:
-        kinds: list[Kind[Any]] = [count(0, 5, ""), duration(0, 5), size(0, 5)]
+        kinds: list[Kind[Any]] = [count(0, 5, ""), duration(0, 5), size(0, 5), switch()]
         for kind in kinds + [option.kind for option in OPTIONS]:
             try:
                 kind.parse(text)
@@ -177,6 +184,19 @@ class TestValues:
         path = toml(tmp_path, 'listen = ["127.0.0.1:1", "unix:///p.sock?mode=660"]')
         assert load({}, {}, path)[0].listen == expected
         assert load({"listen": "1:0,1:0"}, {})[0].listen == (Listen("1", 0),) * 2
+        assert load({"listen": "h:1?namespace=a,h:2?namespace="}, {})[0].listen == (
+            Listen("h", 1, namespace="a"),
+            Listen("h", 2, namespace=""),
+        )
+
+    @pytest.mark.parametrize("text", ["true", "yes", "on", "false", "no", "off", "TRUE", "Off"])
+    def test_switches(self, text: str, tmp_path: Path) -> None:
+        expected = text.lower() in ("true", "yes", "on")
+        assert switch().parse(text) is expected
+        assert switch().parse(switch().show(expected)) is expected
+        assert load({"namespace_channels": text}, {})[0].namespace_channels is expected
+        path = toml(tmp_path, f"namespace_channels = {str(expected).lower()}")
+        assert load({}, {}, path)[0].namespace_channels is expected
 
     def test_a_file_may_say_numbers_or_texts(self, tmp_path: Path) -> None:
         path = toml(tmp_path, 'connect_timeout = 1.5\nreconnect_max = "3s"\nquery_buffer_limit = 2097152')
@@ -199,6 +219,41 @@ class TestAWrongValueNamesItselfAndWhatWouldBeRight:
             ("log_level", "warn", "'warn' is not one of debug, info, warning, error; did you mean warning?"),
             ("log_level", "x", "'x' is not one of debug, info, warning, error; give one of these"),
             ("listen", "1:1,1:1", "'1:1' is given twice; give each address once"),
+            (
+                "listen",
+                "h:1?namespace=a,h:1?namespace=b",
+                "'h:1?namespace=b' is given twice; give each address once",
+            ),
+            (
+                "listen",
+                "unix:///p,unix:///p?mode=660",
+                "'unix:///p?mode=660' is given twice; give each address once",
+            ),
+            (
+                "namespace",
+                "a b",
+                "'a b' has white space or a control character; give a prefix such as agent_service",
+            ),
+            (
+                "namespace",
+                "a:",
+                "'a:' begins or ends with a colon; leave it out, Pannier puts one after the namespace",
+            ),
+            (
+                "namespace_channels",
+                "1",
+                "'1' is neither true nor false; give one of true, false, yes, no, on, off",
+            ),
+            (
+                "namespace_scripts",
+                "deny",
+                "'deny' is not one of allow, warn, refuse; give one of these",
+            ),
+            (
+                "auth",
+                "passthru",
+                "'passthru' is not one of auto, none, tenants, passthrough; did you mean passthrough?",
+            ),
             ("listen", ",", "',' names no address; give one such as 127.0.0.1:6380"),
             (
                 "upstream",
@@ -236,6 +291,135 @@ class TestAWrongValueNamesItselfAndWhatWouldBeRight:
         )
 
 
+ACME = '[tenants.acme]\npassword = "s3cr3t"\n'
+
+
+class TestNamespacesInUseDoNotNest:
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            (
+                {"namespace": "a:b", "listen": "h:1?namespace=a"},
+                "--namespace: 'a:b' lies within 'a' (--listen), where its keys would be visible; "
+                "give namespaces none of which begins with another and a colon",
+            ),
+            (
+                {"namespace": "a", "listen": "h:1?namespace=a::b"},
+                "--listen: 'a::b' lies within 'a' (--namespace), where its keys would be visible; "
+                "give namespaces none of which begins with another and a colon",
+            ),
+            (
+                {"listen": "h:1?namespace=a,h:2?namespace=a:b"},
+                "--listen: 'a:b' lies within 'a' (--listen), where its keys would be visible; "
+                "give namespaces none of which begins with another and a colon",
+            ),
+        ],
+    )
+    def test_said(self, flags: dict[str, str], said: str) -> None:
+        assert complaint(flags) == said
+
+    def test_of_tenants(self, tmp_path: Path) -> None:
+        path = toml(tmp_path, ACME + '[tenants."b.c"]\npassword = "x"\nnamespace = "acme:c"')
+        assert complaint({}, {}, path) == (
+            f"{path}:tenants.\"b.c\".namespace: 'acme:c' lies within 'acme' ({path}:tenants.acme.namespace), "
+            "where its keys would be visible; give namespaces none of which begins with another and a colon"
+        )
+
+    @pytest.mark.parametrize(
+        "listen", ["h:1?namespace=a", "h:1?namespace=ab", "h:1?namespace=", "h:1", "h:1?namespace=b:a"]
+    )
+    def test_equal_different_and_none_are_fine(self, listen: str) -> None:
+        assert load({"namespace": "a", "listen": listen}, {})[0].namespace == "a"
+
+    def test_tenants_may_share_and_one_may_see_all(self, tmp_path: Path) -> None:
+        more = '[tenants.b]\npassword = "x"\nnamespace = "acme"\n[tenants.c]\npassword = "y"\nnamespace = ""'
+        tenants = load({}, {}, toml(tmp_path, ACME + more))[0].tenants
+        assert [tenant.namespace for tenant in tenants] == ["acme", "acme", ""]
+
+
+class TestTenants:
+    def test_are_read_from_the_file(self, tmp_path: Path) -> None:
+        path = toml(tmp_path, 'max_clients = 5\n[tenants.b]\npassword_env = "B"\n' + ACME)
+        settings, origins = load({}, {"B": "pw"}, path)
+        assert [tenant.name for tenant in settings.tenants] == ["b", "acme"]
+        assert settings.tenants[0].accepts(b"pw")
+        assert origins["tenants"] == f"file {path}:tenants"
+        assert "s3cr3t" not in repr(settings)
+
+    def test_no_table_no_tenant(self, tmp_path: Path) -> None:
+        settings, origins = load({}, {}, toml(tmp_path, "[tenants]"))
+        assert settings.tenants == ()
+        assert "tenants" not in origins
+
+    def test_a_wrong_one_stops_the_start(self, tmp_path: Path) -> None:
+        path = toml(tmp_path, ACME + "max_clients = 0")
+        assert complaint({}, {}, path) == (
+            f"{path}:tenants.acme.max_clients: '0' is out of range; give something from 1 to 1000000"
+        )
+        path = toml(tmp_path, "tenants = 5")
+        assert complaint({}, {}, path) == (
+            f"{path}:tenants: a int cannot stand here; give a table per tenant, such as [tenants.acme]"
+        )
+
+    def test_their_variables_are_not_unknown(self, tmp_path: Path) -> None:
+        path = toml(
+            tmp_path,
+            '[tenants.a]\npassword_env = "PANNIER_A"\nupstream_password_env = "PANNIER_UP"\n',
+        )
+        env = {"PANNIER_A": "pw", "PANNIER_UP": "up"}
+        assert load({}, env, path)[0].tenants[0].upstream_password == "up"
+        assert complaint({}, env | {"PANNIER_B": "pw"}, path).startswith("PANNIER_B: no such variable; ")
+        assert complaint({}, env).startswith("PANNIER_A: no such variable; ")
+
+    def test_an_unknown_variable_is_named_also_beside_a_wrong_table(self, tmp_path: Path) -> None:
+        for text in ("tenants = 5", "[tenants]\na = 5", "[tenants.a]\npassword_env = 5"):
+            path = toml(tmp_path, text)
+            assert complaint({}, {"PANNIER_B": ""}, path).startswith("PANNIER_B: no such variable; ")
+
+    def test_are_asked_for_passwords_unless_auth_says_otherwise(self, tmp_path: Path) -> None:
+        path = toml(tmp_path, ACME)
+        assert load({}, {}, path)[0].auth_mode == "tenants"
+        assert load({"auth": "tenants"}, {}, path)[0].auth_mode == "tenants"
+        assert load({}, {})[0].auth_mode == "passthrough"
+        assert load({"auth": "none"}, {})[0].auth_mode == "none"
+        assert load({"auth": "passthrough"}, {})[0].auth_mode == "passthrough"
+        assert Settings(tenants=(Tenant("a", (), "a"),)).auth_mode == "tenants"
+
+    def test_auth_tenants_needs_some(self) -> None:
+        assert complaint({"auth": "tenants"}) == (
+            "--auth: 'tenants' is wrong without any; "
+            "add tables such as [tenants.acme] to the file of --config, or change auth"
+        )
+
+    @pytest.mark.parametrize("word", ["none", "passthrough"])
+    def test_another_auth_beside_them(self, word: str, tmp_path: Path) -> None:
+        path = toml(tmp_path, f'auth = "{word}"\n' + ACME)
+        said = f"{word!r} is wrong beside {path}:tenants; change auth to tenants, or take the tables out of the file"
+        assert complaint({}, {}, path) == f"{path}:auth: {said}"
+        assert complaint({}, {"PANNIER_AUTH": word}, path) == f"PANNIER_AUTH: {said}"
+        assert complaint({"auth": word}, {}, path) == f"--auth: {said}"
+
+    def test_another_namespace_beside_them(self, tmp_path: Path) -> None:
+        path = toml(tmp_path, ACME)
+        assert complaint({}, {"PANNIER_NAMESPACE": "x"}, path) == (
+            f"PANNIER_NAMESPACE: 'x' is wrong beside {path}:tenants; the tenants' namespaces hold; leave it out"
+        )
+        for query in ("?namespace=x", "?namespace="):
+            assert complaint({"listen": f"h:1,h:2{query}"}, {}, path) == (
+                f"--listen: 'h:2{query}' is wrong beside {path}:tenants; "
+                "the tenants' namespaces hold; leave its ?namespace= out"
+            )
+        assert load({"namespace": "", "listen": "h:1"}, {}, path)[0].tenants
+
+    def test_their_memory_must_leave_some_for_the_others(self, tmp_path: Path) -> None:
+        path = toml(tmp_path, ACME + 'max_memory = "48mb"\n[tenants.b]\npassword = "x"\nmax_memory = "16mb"')
+        assert complaint({}, {}, path) == (
+            f"{path}:tenants: the tenants' max_memory comes to 64mb; lower it or raise the setting "
+            "max_memory (64mb), of which 1mb must be left for the others"
+        )
+        assert load({"max_memory": "65mb"}, {}, path)[0].tenants[1].max_memory == 16 << 20
+
+
 class TestUnknownNames:
     def test_variable(self) -> None:
         assert complaint({}, {"PANNIER_MAX_CLIENT": "5"}) == (
@@ -263,6 +447,8 @@ class TestUnknownNames:
     def test_key_of_the_file(self, tmp_path: Path) -> None:
         path = toml(tmp_path, "max-clients = 5")
         assert complaint({}, {}, path) == f"{path}:max-clients: no such option; did you mean max_clients?"
+        path = toml(tmp_path, "[tenant.acme]")
+        assert complaint({}, {}, path) == f"{path}:tenant: no such option; did you mean tenants?"
 
 
 class TestAWrongFile:
@@ -285,6 +471,10 @@ class TestAWrongFile:
             ("max_clients = [1]", "a list cannot stand here; give one number or text"),
             ("max_clients = 1979-05-27", "a date cannot stand here; give one number or text"),
             ("max_clients = true", "'true' is not a whole number; give a number such as 10000"),
+            (
+                "namespace_channels = 1",
+                "'1' is neither true nor false; give one of true, false, yes, no, on, off",
+            ),
             ("listen = [1]", "a list cannot stand here; give a text or a list of texts"),
             ("[listen]", "a dict cannot stand here; give a text or a list of texts"),
         ],

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from proxy.client.dispatch import Dispatcher
 from proxy.client.local import FIRST_ID
 from proxy.client.session import Session
+from proxy.client.spaces import Space, Spaces
 from proxy.client.states import State
 from proxy.resp import encode
 from proxy.settings import Settings
@@ -36,9 +37,9 @@ class Clients:
         dispatcher: Dispatcher,
         identity: Identity,
         database: int,
-        info: Callable[[], str],
+        info: Callable[[Space], str],
         tier: Tier | None = None,
-        stats: Callable[[], dict[str, object]] = dict,
+        stats: Callable[[Space], dict[str, object]] = lambda space: {},
     ) -> None:
         # What sessions share.
         self.settings = settings
@@ -48,13 +49,16 @@ class Clients:
         """Whom a session is before it authenticates."""
         self.database = database
         self.info = info
-        """Makes INFO's section about the sidecar."""
+        """Makes INFO's section about the sidecar, for who is in a space."""
         self.stats = stats
-        """What the memory tier holds and does, by name."""
+        """What the memory tier holds and does for a space, by name."""
         self.tier = tier
         """What answers reads from memory; None: everything goes to Redis."""
+        self.spaces = Spaces(settings, dispatcher, tier)
         # Who is here.
         self.sessions: dict[int, Session] = {}
+        self.works: set[asyncio.Task[bytes]] = set()
+        """What goes on even if the client that asked for it leaves."""
         self.stalled: dict[Session, float] = {}
         """Sessions that do not read their replies, and since when (monotonic seconds)."""
         # What is counted.
@@ -63,30 +67,25 @@ class Clients:
         self.rejected = 0
         self.killed = 0
         """Connections closed because of a limit."""
-        self._commands = 0
-        """Commands of sessions that have ended."""
-        self._hits = 0
-        """Their reads answered from memory."""
         self._next_id = FIRST_ID
         if tier is not None:
-            tier.count_hits = lambda: self.hits
             tier.on_loose = self._refresh_all
         self._ticks = 0
 
-    def session(self) -> Session:
-        """A session for a connection that is being accepted."""
+    def session(self, space: Space | None = None) -> Session:
+        """A session for a connection that is being accepted, beginning in `space`."""
         self._next_id += 1
-        return Session(self, self._next_id)
+        return Session(self, self._next_id, space or self.spaces.start)
 
     @property
     def commands(self) -> int:
         """Commands received since the start."""
-        return self._commands + sum(session.served for session in self.sessions.values())
+        return sum([space.commands for space in self.spaces])
 
     @property
     def hits(self) -> int:
         """Reads answered from memory since the start."""
-        return self._hits + sum(session.hits for session in self.sessions.values())
+        return sum([space.hits for space in self.spaces])
 
     def settle_run(self, requests: bytes) -> None:
         """Have no shelf show what was before a run whose replies have come.
@@ -103,6 +102,7 @@ class Clients:
             return encode.error("ERR max number of clients reached")
         self.received += 1
         self.sessions[session.id] = session
+        session.space.enter(session)
         return b""
 
     def _refresh_all(self) -> None:
@@ -112,8 +112,7 @@ class Clients:
     def leave(self, session: Session) -> None:
         """Forget a session that has ended."""
         if self.sessions.pop(session.id, None) is not None:
-            self._commands += session.served
-            self._hits += session.hits
+            session.space.leave(session)
         self.stalled.pop(session, None)
 
     def tick(self) -> None:

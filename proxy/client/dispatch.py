@@ -13,6 +13,7 @@ from proxy.resp.commands import Command, CommandTable
 from proxy.resp.downgrade import PLAIN, Shape
 from proxy.resp.keys import key_positions
 from proxy.resp.patterns import RequestPatterns, first_arguments
+from proxy.resp.prefixes import first_keyed
 from proxy.resp.requests import RequestParser
 from proxy.tier.rules import CACHEABLE, OVERTURNS, REWRITES
 from proxy.upstream.pinned import Expect
@@ -55,6 +56,15 @@ LOCAL = {
     "select": "checked by Redis; the session then uses links to that database",
 }
 """Commands in which the sidecar has a hand, and what it does."""
+
+LOCAL_IN_NAMESPACE = {
+    "acl|whoami": "the tenant's name, or that of the user at Redis",
+    "dbsize": "counts the namespace's keys with SCAN; approximate while Redis resizes its table",
+    "flushall": "as FLUSHDB, in every database that has keys",
+    "flushdb": "deletes the namespace's keys, found with SCAN, with UNLINK in batches (SYNC: DEL)",
+    "randomkey": "asks a few times, then goes on from a random place with SCAN",
+}
+"""Commands in which the sidecar has a hand if the client lives in a namespace."""
 
 _TRANSACTION = frozenset({"multi", "watch"})
 # fmt: off
@@ -106,6 +116,8 @@ class Dispatcher:
         """Of these, what the tier may answer."""
         self.written = first_arguments({count: self._writing(plain[count], count) for count in _KEYED_COUNTS})
         """The keys (key frames) that a chunk of such requests writes, and empty strings between."""
+        self.first_keyed = first_keyed(table, {count: plain[count] for count in _KEYED_COUNTS})
+        """What of `patterns` travels so in a namespace, once it has the prefix."""
         self._parser = RequestParser(2**31)
 
     def _plain(self, count: int) -> list[str]:
@@ -179,6 +191,13 @@ class Dispatcher:
         """The command's name in lower case, `container|sub` for sub-commands; as sent if unknown."""
         command = self.find(arguments)
         return command.name if command else arguments[0].decode("latin-1").lower()
+
+    def local_in_namespace(self, arguments: Sequence[bytes]) -> bool:
+        """Whether the sidecar answers a command for clients in a namespace."""
+        command = self.find(arguments)
+        if command is None:
+            return arguments[0].lower() == b"sidecar"
+        return command.name in LOCAL_IN_NAMESPACE and _fits(command.arity, len(arguments))
 
     def expect(self, arguments: Sequence[bytes]) -> Expect:
         """What a command means for the state of a counted link."""

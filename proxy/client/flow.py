@@ -19,6 +19,8 @@ class Reason(enum.IntFlag):
     """Enough of the client's bytes wait for earlier commands."""
     PENDING = 16
     """Enough of the client's commands are in flight."""
+    RATE = 32
+    """The tenant has done all it may for now."""
 
 
 class Flow:

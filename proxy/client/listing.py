@@ -9,7 +9,6 @@ from proxy.client.states import State
 from proxy.upstream.pinned import Mode
 
 if TYPE_CHECKING:
-    from proxy.client.clients import Clients
     from proxy.client.session import Session
 
 
@@ -17,7 +16,7 @@ def line(session: Session) -> str:
     """One session in the format of CLIENT LIST."""
     now = time.monotonic()
     pin = session.pin
-    user = session.identity.user or b"default"
+    user = _text(_user(session))
     info = session.info or {}
     fields: dict[str, object] = {
         "id": session.id,
@@ -37,7 +36,7 @@ def line(session: Session) -> str:
         "obl": session.transport.get_write_buffer_size(),
         "events": "r",
         "cmd": "NULL",
-        "user": _text(user),
+        "user": user,
         "redir": -1,
         "resp": session.protocol,
         "lib-name": _text(info.get("lib-name", b"")),
@@ -61,9 +60,24 @@ def flags(session: Session) -> str:
     return letters or "N"
 
 
-def chosen(clients: Clients, options: list[bytes]) -> list[Session]:
+def sees(session: Session, other: Session) -> bool:
+    """Whether a session may know of another one: in a namespace, of those in the same space only."""
+    return session.space.namespace is None or other.space is session.space
+
+
+def seen(session: Session) -> list[Session]:
+    """The sessions that one may know of."""
+    return [other for other in session.clients.sessions.values() if sees(session, other)]
+
+
+def _user(session: Session) -> bytes:
+    tenant = session.space.tenant
+    return tenant.name.encode() if tenant is not None else session.identity.user or b"default"
+
+
+def chosen(session: Session, options: list[bytes]) -> list[Session]:
     """The sessions that CLIENT LIST's options ask for. Raises ValueError with Redis' error text."""
-    sessions = list(clients.sessions.values())
+    sessions = seen(session)
     if not options:
         return sessions
     option = options[0].upper()
@@ -80,7 +94,7 @@ def victims(session: Session, options: list[bytes]) -> list[Session]:
     """The sessions that CLIENT KILL's filters match. Raises ValueError with Redis' error text."""
     if len(options) % 2:
         raise ValueError("ERR syntax error")
-    found = list(session.clients.sessions.values())
+    found = seen(session)
     skip_me = True
     for name, value in zip(options[::2], options[1::2], strict=True):
         option = name.upper()
@@ -97,7 +111,7 @@ def victims(session: Session, options: list[bytes]) -> list[Session]:
             local = session.clients.address
             found = [other for other in found if local(other.transport, "sockname") == text]
         elif option == b"USER":
-            found = [other for other in found if _text(other.identity.user or b"default") == text]
+            found = [other for other in found if _text(_user(other)) == text]
         elif option == b"MAXAGE" and value.isdigit():
             oldest = time.monotonic() - int(value)
             found = [other for other in found if other.created <= oldest]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from proxy.client import listing, own
+from proxy.client import keyspace, listing, own
 from proxy.client.dispatch import link_protocol
 from proxy.resp import encode
 from proxy.resp.downgrade import Shape, downgrade
@@ -20,11 +20,18 @@ from proxy.upstream.link import LINK_NAME, Identity, LinkKey
 from proxy.upstream.shared import LinkState, SharedLink
 
 if TYPE_CHECKING:
-    from proxy.client.clients import Clients
     from proxy.client.session import Session
+    from proxy.client.spaces import Space
 
 WITHOUT_AUTH = frozenset({"auth", "hello", "quit", "reset"})
 """Commands that a client may send before it has authenticated."""
+
+NOAUTH = encode.error("NOAUTH Authentication required.")
+_HELLO_WITHOUT_AUTH = encode.error(
+    "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH "
+    "<user> <pass> option can be used to authenticate the client and select the RESP protocol version at the "
+    "same time"
+)
 
 FIRST_ID = 1 << 40
 """Session ids begin here, so that they are never taken for ids of Redis' own."""
@@ -109,10 +116,12 @@ def _hello(session: Session, arguments: list[bytes]) -> Answer:
 async def _say_hello(
     session: Session, protocol: int, credentials: list[bytes] | None, name: bytes | None
 ) -> bytes:
-    identity = session.identity
+    space, identity = session.space, session.identity
     if credentials is not None:
-        identity = await session.clients.links.login(credentials, protocol)
-    link = await _go_over(session, identity, session.database, protocol)
+        space, identity = await _identify(session, credentials, protocol)
+    elif space.locked:
+        return _HELLO_WITHOUT_AUTH
+    link = await _go_over(session, space, identity, session.database, protocol)
     if name is not None:
         session.name = name
     hello: dict[Any, Any] = dict(link.wire.hello if link.wire is not None else {})
@@ -127,9 +136,18 @@ def _auth(session: Session, arguments: list[bytes]) -> Answer:
 
 
 async def _log_in(session: Session, credentials: list[bytes]) -> bytes:
-    identity = await session.clients.links.login(credentials, session.protocol)
-    await _go_over(session, identity, session.database, session.protocol)
+    space, identity = await _identify(session, credentials, session.protocol)
+    await _go_over(session, space, identity, session.database, session.protocol)
     return encode.OK
+
+
+async def _identify(session: Session, credentials: list[bytes], protocol: int) -> tuple[Space, Identity]:
+    """Who the client is by these arguments of an AUTH, and where it lives. Raises UpstreamError."""
+    clients = session.clients
+    if clients.spaces.mode == "passthrough":
+        return session.space, await clients.links.login(credentials, protocol)
+    space = clients.spaces.judge(credentials)
+    return space, space.identity or clients.identity
 
 
 def _select(session: Session, arguments: list[bytes]) -> Answer:
@@ -142,15 +160,17 @@ def _select(session: Session, arguments: list[bytes]) -> Answer:
 async def _select_database(session: Session, database: int) -> bytes:
     if database < 0:
         return await _ask(session, encode.request("SELECT", database))
-    await _go_over(session, session.identity, database, session.protocol)
+    await _go_over(session, session.space, session.identity, database, session.protocol)
     return encode.OK
 
 
-async def _go_over(session: Session, identity: Identity, database: int, protocol: int) -> SharedLink:
+async def _go_over(
+    session: Session, space: Space, identity: Identity, database: int, protocol: int
+) -> SharedLink:
     """Move the session to another shared link once that is known to work. Raises UpstreamError."""
     links = session.clients.links
     served = link_protocol(Shape.PLAIN, protocol, session.clients.tier is not None)
-    link = links.attach(LinkKey(identity, database, served))
+    link = links.attach(LinkKey(identity, database, served, space.name))
     try:
         if identity != session.identity:
             link.retry()  # its credentials have just proved right
@@ -161,12 +181,12 @@ async def _go_over(session: Session, identity: Identity, database: int, protocol
             raise UpstreamRefused(link.wire.refusal)
         if protocol == 3 and link.wire is not None and link.wire.protocol != 3:
             raise UpstreamRefused(link.wire.no_resp3)
+        if identity != session.identity or space is not session.space:
+            await links.passed()  # what the client has seen must not be older in the shelf it comes to
+        session.adopt(space, identity, database, protocol, link)
     except BaseException:
         links.detach(link)
         raise
-    if identity != session.identity:
-        await links.passed()  # what the client has seen must not be older in that identity's shelf
-    session.adopt(identity, database, protocol, link)
     return link
 
 
@@ -204,7 +224,7 @@ def _client_info(session: Session, arguments: list[bytes]) -> Answer:
 
 def _client_list(session: Session, arguments: list[bytes]) -> Answer:
     try:
-        chosen = listing.chosen(session.clients, arguments[2:])
+        chosen = listing.chosen(session, arguments[2:])
     except ValueError as error:
         return encode.error(str(error))
     return encode.text("".join(listing.line(other) + "\n" for other in chosen), session.protocol)
@@ -213,12 +233,12 @@ def _client_list(session: Session, arguments: list[bytes]) -> Answer:
 def _client_kill(session: Session, arguments: list[bytes]) -> Answer:
     if len(arguments) == 3:
         address = arguments[2].decode("utf-8", "replace")
-        victims = [other for other in session.clients.sessions.values() if other.address == address]
+        victims = [other for other in listing.seen(session) if other.address == address]
         if not victims:
             return encode.error("ERR No such client")
         reply = encode.OK
     else:
-        if arguments[2].upper() == b"ID" and _theirs(arguments[3]):
+        if arguments[2].upper() == b"ID" and _theirs(arguments[3]) and session.space.namespace is None:
             return _ask(session, encode.request(*arguments))
         try:
             victims = listing.victims(session, arguments[2:])
@@ -236,10 +256,16 @@ def _client_kill(session: Session, arguments: list[bytes]) -> Answer:
 
 
 def _client_unblock(session: Session, arguments: list[bytes]) -> Answer:
-    if len(arguments) > 4 or not _ours(arguments[2]):
+    if len(arguments) > 4 or (not _ours(arguments[2]) and session.space.namespace is None):
         return _ask(session, encode.request(*arguments))
-    target = session.clients.sessions.get(int(arguments[2]))
-    if target is None or target.pin is None or not target.pin.blocking or target.upstream_id is None:
+    target = session.clients.sessions.get(int(arguments[2])) if _ours(arguments[2]) else None
+    if (
+        target is None
+        or not listing.sees(session, target)
+        or target.pin is None
+        or not target.pin.blocking
+        or target.upstream_id is None
+    ):
         return encode.integer(0)
     request = encode.request("CLIENT", "UNBLOCK", target.upstream_id, *arguments[3:])
     return _ask(session, request)
@@ -254,15 +280,18 @@ def _ours(number: bytes) -> bool:
     return bool(_INTEGER(number)) and int(number) >= FIRST_ID
 
 
-def redirect_target(clients: Clients, arguments: Sequence[bytes]) -> Session | None:
-    """The session that CLIENT TRACKING … REDIRECT names, if it is one of ours."""
+def redirect_target(session: Session, arguments: Sequence[bytes]) -> Session | None:
+    """The session that CLIENT TRACKING … REDIRECT names, if it is one that this one may see."""
     place = _redirect_place(arguments)
-    return clients.sessions.get(int(arguments[place])) if place and _ours(arguments[place]) else None
+    if not place or not _ours(arguments[place]):
+        return None
+    target = session.clients.sessions.get(int(arguments[place]))
+    return target if target is not None and listing.sees(session, target) else None
 
 
-def redirected(clients: Clients, arguments: list[bytes], data: bytes) -> bytes:
+def redirected(session: Session, arguments: list[bytes], data: bytes) -> bytes:
     """A CLIENT TRACKING request with the session's id in REDIRECT replaced by that of its link."""
-    target = redirect_target(clients, arguments)
+    target = redirect_target(session, arguments)
     if target is None or target.upstream_id is None:
         return data
     if target.pin is not None:
@@ -286,7 +315,7 @@ def _redirect_place(arguments: Sequence[bytes]) -> int:
 def _info(session: Session, arguments: list[bytes]) -> Answer:
     sections = {argument.lower() for argument in arguments[1:]}
     if sections == {b"sidecar"}:
-        return encode.text(session.clients.info(), session.protocol)
+        return encode.text(session.clients.info(session.space), session.protocol)
     ours = not sections or bool(sections & {b"all", b"default", b"everything", b"sidecar"})
     if not ours:
         return _ask(session, encode.request(*arguments))
@@ -299,12 +328,12 @@ async def _info_with_ours(session: Session, arguments: list[bytes]) -> bytes:
     if kind[:1] not in (b"$", b"="):
         return reply
     theirs = rest[:-2].removeprefix(b"txt:") if kind[:1] == b"=" else rest[:-2]
-    whole = theirs.decode("utf-8", "surrogateescape") + "\r\n" + session.clients.info()
+    whole = theirs.decode("utf-8", "surrogateescape") + "\r\n" + session.clients.info(session.space)
     return encode.text(whole, session.protocol)
 
 
 def _reset(session: Session, arguments: list[bytes]) -> Answer:
-    if session.identity != session.clients.identity:
+    if session.identity != session.clients.identity or session.space is not session.origin:
         return _reset_identity(session)
     session.reset()
     return b"+RESET\r\n"
@@ -322,7 +351,27 @@ def _quit(session: Session, arguments: list[bytes]) -> Answer:
     return None
 
 
+def _acl_whoami(session: Session, arguments: list[bytes]) -> Answer:
+    tenant = session.space.tenant
+    if tenant is not None:
+        return encode.bulk(tenant.name)
+    return _ask(session, encode.request(*arguments))
+
+
+def _whole(session: Session, arguments: list[bytes]) -> Answer:
+    """A command on all keys of the session's namespace."""
+    namespace, name = session.space.namespace, arguments[0].lower()
+    if namespace is None:
+        return _ask(session, encode.request(*arguments))
+    if name == b"dbsize":
+        return keyspace.dbsize(session, namespace)
+    if name == b"randomkey":
+        return keyspace.randomkey(session, namespace)
+    return keyspace.flush(session, namespace, arguments)
+
+
 _ANSWERS: dict[str, Callable[[Session, list[bytes]], Answer]] = {
+    "acl|whoami": _acl_whoami,
     "auth": _auth,
     "client|getname": _client_getname,
     "client|id": _client_id,
@@ -332,9 +381,13 @@ _ANSWERS: dict[str, Callable[[Session, list[bytes]], Answer]] = {
     "client|setinfo": _client_setinfo,
     "client|setname": _client_setname,
     "client|unblock": _client_unblock,
+    "dbsize": _whole,
+    "flushall": _whole,
+    "flushdb": _whole,
     "hello": _hello,
     "info": _info,
     "quit": _quit,
+    "randomkey": _whole,
     "reset": _reset,
     "select": _select,
     "sidecar": own.sidecar,

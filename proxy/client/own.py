@@ -16,7 +16,7 @@ SIDECAR <subcommand> [<arg> ...]. Subcommands are:
 BYPASS (ON|OFF)
     Have Redis answer all reads of this connection, or let memory answer them again.
 FLUSH
-    Drop everything kept in memory. Redis is not touched.
+    Drop everything kept in memory, in a namespace what is kept of it. Redis is not touched.
 INVALIDATE <key> [<key> ...]
     Drop what is kept in memory of these keys; replies with the number of entries dropped.
 STATS
@@ -50,19 +50,25 @@ def _bypass(session: Session, arguments: list[bytes]) -> bytes:
 
 
 def _flush(session: Session, arguments: list[bytes]) -> bytes:
-    if session.clients.tier is not None:
-        session.clients.tier.clear()
+    tier, space = session.clients.tier, session.space
+    if space.namespace is not None and space.account is not None:
+        space.account.clear()
+    elif tier is not None and not space.locked:
+        tier.clear()
     return encode.OK
 
 
 def _invalidate(session: Session, arguments: list[bytes]) -> bytes:
-    tier = session.clients.tier
-    dropped = tier.drop(marks(map(key_frame, arguments))) if tier is not None else 0
+    tier, namespace = session.clients.tier, session.space.namespace
+    frames = map(key_frame, arguments)
+    if namespace is not None:
+        frames = map(namespace.bulk, frames)
+    dropped = tier.drop(marks(frames)) if tier is not None else 0
     return encode.integer(dropped)
 
 
 def _stats(session: Session, arguments: list[bytes]) -> bytes:
-    return encode.value(session.clients.stats(), session.protocol)
+    return encode.value(session.clients.stats(session.space), session.protocol)
 
 
 def _help(session: Session, arguments: list[bytes]) -> bytes:

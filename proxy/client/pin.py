@@ -15,6 +15,8 @@ from proxy.client.dispatch import LOCAL, PING, Route
 from proxy.client.flow import Reason
 from proxy.client.states import Event, State
 from proxy.resp import encode
+from proxy.resp.messages import SUBSCRIPTIONS, Translator
+from proxy.resp.namespace import RefusedHere, Strip, spoken
 from proxy.resp.requests import LARGE, LargeFrame, Request
 from proxy.tier.rules import Touch
 from proxy.upstream.pinned import Expect, Mode, PinnedLink
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("pannier.client")
 
 _PLUS, _MINUS = b"+-"
+_OF_OTHERS = frozenset({"client|list", "client|kill", "client|unblock"})
+"""Commands that Redis would answer from, or carry out on, the connections of all."""
+_INVALID = [b"GET"]
+"""A command that Redis refuses, in whatever state a connection is."""
 
 
 class Pin:
@@ -32,7 +38,7 @@ class Pin:
 
     __slots__ = (
         "blocking", "clean", "ending", "everything", "large", "leaving", "link", "multi", "named", "off",
-        "session", "skip", "touched", "transaction", "watching",
+        "session", "skip", "skipping", "touched", "transaction", "translator", "watching",
     )  # fmt: skip
 
     def __init__(self, session: Session, link: PinnedLink) -> None:
@@ -67,6 +73,12 @@ class Pin:
         """Whether that may be all keys: FLUSHALL, SWAPDB and the like."""
         self.large: LargeFrame | None = None
         """The command that is being relayed while it arrives."""
+        self.skipping = False
+        """Whether it is not relayed: it has been refused."""
+        space = session.space
+        self.translator = Translator(space.namespace, session.protocol) if space.guarded else None
+        """What makes Redis' replies the client's, if they are not."""
+        link.whole = self.translator is not None
 
     @property
     def owes(self) -> bool:
@@ -98,6 +110,8 @@ class Pin:
         session = self.session
         if self.ending or self.leaving or (session.state is State.PINNED and not self.transaction):
             return pos  # one command only: the next ones wait for its reply
+        if not session.arrived(buf, pos):
+            return pos
         request = session.parser.parse(buf, pos)
         if request is None:
             return self._begin_large(buf, pos)
@@ -115,9 +129,49 @@ class Pin:
     def _send(self, arguments: list[bytes], data: bytes) -> None:
         """Send a command, or its first part, as the link's mode demands."""
         if self.session.state is State.STREAM:
-            self._stream(arguments, data)
+            self._stream(*self._translated(arguments, data))
         else:
             self.forward(self.session.clients.dispatcher.route(arguments), arguments, data)
+
+    def _translated(self, arguments: list[bytes], data: bytes) -> tuple[list[bytes], bytes, Strip | None]:
+        """A command, or its first part, as Redis is to get it, and what its reply needs.
+
+        What is refused becomes a command that Redis refuses, too, so that a transaction fails with it.
+        """
+        session, large = self.session, self.large
+        if self.translator is None:
+            return arguments, data, None
+        command = session.clients.dispatcher.find(arguments)
+        try:
+            self._allow(arguments)
+            if large is None:
+                real, strip = session.space.translate(command, arguments)
+                return real, data if real is arguments else encode.request(*real), strip
+            leading = session.space.leading(command, arguments, large.count)
+            if leading is None:
+                raise RefusedHere("which arguments of so large a command are keys is not known")
+            head = b"*%d\r\n%b" % (large.count, b"".join(map(encode.bulk, leading[0])))
+            return leading[0], head + data[large.body :], leading[1]
+        except RefusedHere as refusal:
+            reply = refusal.reply
+            self.skipping = large is not None
+            return _INVALID, encode.request(*_INVALID), lambda _: reply
+
+    def _allow(self, arguments: list[bytes]) -> None:
+        """Raises RefusedHere for what must not be said on a link of the client's own."""
+        space, name = self.session.space, self.session.clients.dispatcher.name(arguments)
+        words = [argument.upper() for argument in arguments]
+        if space.refuses_auth and (name == "auth" or (name == "hello" and b"AUTH" in words[2:])):
+            raise RefusedHere("a connection that holds state cannot authenticate: send RESET first")
+        if space.namespace is None:
+            return
+        if name in _OF_OTHERS:
+            raise RefusedHere(f"{spoken(name)} is refused on a connection that holds state, in a namespace")
+        if self.multi and (name in SUBSCRIPTIONS or name == "client|reply"):
+            raise RefusedHere(f"{spoken(name)} cannot be part of a transaction in a namespace")
+        redirects = name == "client|tracking" and b"REDIRECT" in words[3:]
+        if redirects and local.redirect_target(self.session, arguments) is None:
+            raise RefusedHere("the client id to redirect to does not exist")
 
     def _forwardable(self, arguments: list[bytes]) -> bool:
         """Whether a command may be sent now; one that changes the link's mode waits for earlier replies."""
@@ -131,12 +185,15 @@ class Pin:
     def forward(self, route: Route, arguments: list[bytes], data: bytes) -> None:
         """Send a command over the counted link."""
         dispatcher = self.session.clients.dispatcher
+        arguments, data, strip = self._translated(arguments, data)
+        if arguments is _INVALID:
+            route = Route.ONCE
         name = dispatcher.name(arguments)
         if not self.transaction and route not in (Route.ONCE, Route.TUNNEL):
             self._introduce()
         if self._leaves_state(route, name):
             self.listen()
-            self._stream(arguments, data)
+            self._stream(arguments, data, strip)
             return
         if name in LOCAL and not self.transaction:
             self.clean = False  # a malformed command of ours: Redis answers it, whatever it makes of it
@@ -150,6 +207,8 @@ class Pin:
         self.link.patient = self.blocking or self.large is not None
         self._note(arguments)
         self.link.expect(what)
+        if self.translator is not None:
+            self.translator.sent(arguments, strip)
         self.link.send(data)
         if self.session.eof:
             self.leave()
@@ -209,7 +268,7 @@ class Pin:
         changes = route is Route.PROBE or self.session.clients.dispatcher.changes_link(name)
         return self.transaction and changes
 
-    def _stream(self, arguments: list[bytes], data: bytes) -> None:
+    def _stream(self, arguments: list[bytes], data: bytes, strip: Strip | None) -> None:
         """Send a command over a link whose replies are not counted."""
         session = self.session
         name = session.clients.dispatcher.name(arguments)
@@ -223,15 +282,19 @@ class Pin:
             session.move(Event.WAIT)
             return
         self.multi = what is Expect.MULTI or (self.multi and what not in (Expect.END, Expect.DISCARD))
-        self.skip = False
+        silent, self.skip = self.off or self.skip, False
         if name == "client|reply" and len(arguments) == 3 and not self.multi:
             self._switch_replies(arguments[2].upper())
+            silent = silent or self.off or self.skip
+            silent = silent and arguments[2].upper() != b"ON"
+        if self.translator is not None and not silent:
+            self.translator.sent(arguments, strip)
         if session.clients.dispatcher.route(arguments) is Route.TUNNEL:
             self.link.mode = Mode.TUNNEL
             session.move(Event.TUNNEL)
         self._note(arguments)
         if name == "client|tracking":
-            data = local.redirected(session.clients, arguments, data)
+            data = local.redirected(session, arguments, data)
         self.link.send(data)
 
     def _switch_replies(self, how: bytes) -> None:
@@ -249,20 +312,35 @@ class Pin:
         arguments, frame, end = known
         if self.session.state is State.BROKEN or not self._forwardable(arguments):
             return pos
+        if self.translator is not None and self._waits_for_all(arguments, frame, end - pos):
+            return pos
         self.session.commands += 1
         self.large = frame
         self._send(arguments, buf[pos:end])
         return end
+
+    def _waits_for_all(self, arguments: list[bytes], frame: LargeFrame, stepped: int) -> bool:
+        """Whether a large command's keys can be told only once all of it is here."""
+        session = self.session
+        command = session.clients.dispatcher.find(arguments)
+        try:
+            if session.space.leading(command, arguments, frame.count) is None:
+                session.arriving = (frame, stepped)
+                return True
+        except RefusedHere:
+            pass  # said when it is sent
+        return False
 
     def _take_large(self, buf: bytes, pos: int) -> int:
         frame = self.large
         if frame is None:
             return pos
         end = frame.advance(buf, pos)
-        if end > pos:
+        if end > pos and not self.skipping:
             self.link.send(buf[pos:end])
         if frame.done:
             self.large = None
+            self.skipping = False
         return end
 
     def _take_broken(self, request: Request) -> None:
@@ -293,7 +371,10 @@ class Pin:
         """Take reply bytes for the client."""
         if self.touched or self.everything:
             self._settle()
-        self.session.write(data)
+        if self.translator is not None:
+            data = self.translator.take(data)
+        if data:
+            self.session.write(data)
 
     def answered(self, what: Expect, first: int) -> None:
         """Follow the state of the connection by its replies."""

@@ -25,7 +25,7 @@ def send(
     `large`: the frame of a command of which `data` is only the first part.
     """
     links = session.clients.links
-    target = local.redirect_target(session.clients, arguments)
+    target = local.redirect_target(session, arguments)
     if target is None or target.upstream_id is not None:
         link, session.reserved = session.reserved, None
         if link is not None and link.key != session.key:
@@ -73,7 +73,7 @@ async def _open(
     session: Session, route: Route, arguments: list[bytes], data: bytes, large: LargeFrame | None
 ) -> None:
     try:
-        target = local.redirect_target(session.clients, arguments)
+        target = local.redirect_target(session, arguments)
         if target is not None:
             await reserve(target)
         link = await session.clients.links.pin(session.key)

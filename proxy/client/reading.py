@@ -19,13 +19,12 @@ from proxy.resp.encode import OK
 from proxy.resp.patterns import find_bulks
 from proxy.resp.replies import split_replies
 from proxy.tier.flights import MISSING, Flight, lifetime
-from proxy.tier.rules import CACHEABLE, Read, Touch, lifetimes
+from proxy.tier.rules import CACHEABLE, GET, Read, Touch, lifetimes
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
 
 _MGET_KEYS = len(b"4\r\n$4\r\nMGET\r\n")
-_GET = b"2\r\n$3\r\nGET\r\n"
 _MG = frozenset({b"MG", b"mg"})
 """How MGET's name begins: of all that `Dispatcher.reads` takes, no other's does."""
 _MOST_FILLS = 256
@@ -115,11 +114,11 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
             return True
         if _join(session, part):
             return True
-    tier = session.clients.tier
-    if tier is None or session.link is not session.home:
+    if session.clients.tier is None or session.link is not session.home:
         return False
-    tier.misses += 1
-    wanted = tier.rules.read(part) if tier.door.admits(part) else None
+    shelf = session.shelf
+    shelf.account.misses += 1
+    wanted = shelf.rules.read(part) if shelf.budget.door.admits(part) else None
     if wanted is None or (wanted.shape is None and session.protocol == 2):
         return False
     return _fetch(session, wanted)
@@ -161,21 +160,21 @@ def _vouched(session: Session) -> bool:
 
 def _one(session: Session, data: bytes, part: bytes) -> int:
     """Deal with a single request that the table does not hold."""
-    dispatcher, tier = session.clients.dispatcher, session.clients.tier
-    if dispatcher.reads.wholes[-1][1](data) is None or tier is None:
+    shelf = session.shelf
+    if session.clients.dispatcher.reads.wholes[-1][1](data) is None:
         return 0
     if part[7:9] in _MG:
         return _mget(session, data, part)
-    if part in session.shelf.flights and _join(session, part):
+    if part in shelf.flights and _join(session, part):
         return len(data)
-    tier.misses += 1
-    if tier.door.admits(part):
-        wanted = tier.rules.read(part)
+    shelf.account.misses += 1
+    if shelf.budget.door.admits(part):
+        wanted = shelf.rules.read(part)
         if wanted is not None and _fetch(session, wanted):
             return len(data)
     session.commands += 1
     session.pending += 1
-    session.home.submit(session, 1, data)
+    session.home.submit(session, 1, session.real(1, data))
     return len(data)
 
 
@@ -183,12 +182,12 @@ def _join(session: Session, part: bytes) -> bool:
     """Wait for a flight under way, if there is one: its reply comes before anything still to be sent."""
     shelf = session.shelf
     flight = shelf.flights.get(part)
-    if flight is None or not flight.joinable or session.clients.tier is None:
+    if flight is None or not flight.joinable:
         return False
     if flight.read.shape is None and session.protocol == 2:
         return False
-    session.clients.tier.misses += 1
-    session.clients.tier.coalesced += 1
+    shelf.account.misses += 1
+    shelf.account.coalesced += 1
     flight.waiters.append(session)
     session.commands += 1
     session.expect(1)
@@ -215,13 +214,11 @@ def _launch(session: Session, flight: Flight) -> None:
 
 def _fill(session: Session, parts: list[bytes]) -> None:
     """Fetch what has been read often enough; nobody waits for it."""
-    shelf, tier = session.shelf, session.clients.tier
-    if tier is None:
-        return
+    shelf = session.shelf
     for part in parts[:_MOST_FILLS]:
         if part in shelf.flights:
             continue
-        wanted = tier.rules.read(part)
+        wanted = shelf.rules.read(part)
         flight = shelf.open(wanted) if wanted is not None else None
         if flight is not None:
             _launch(session, flight)
@@ -238,24 +235,22 @@ def _several(
     missing: list[bytes],
 ) -> None:
     """Deal with a pipeline of reads and nothing else."""
-    tier = session.clients.tier
-    if tier is None:
-        return
+    account = session.shelf.account
     n, hits = len(parts), len(parts) - len(missing)
-    admitted = tier.door.admitted(missing)
-    tier.misses += len(missing)
+    admitted = account.budget.door.admitted(missing)
+    account.misses += len(missing)
     if hits * 2 >= n:
         count(session, parts, hits)
         session.commands -= hits
         Mosaic(session, data, parts, replies, missing)
     else:
-        tier.passed += hits
+        account.passed += hits
         session.commands += n
         session.expect(n)
         _send(session, parts, data)
     if admitted:
         _fill(session, list(admitted))
-    if tier.evicted and n >= _PIPELINE and hits * _FEW_HITS < n:
+    if account.evicted and n >= _PIPELINE and hits * _FEW_HITS < n:
         session.skip(_SKIPPED)
 
 
@@ -263,15 +258,14 @@ def _send(session: Session, parts: list[bytes], data: bytes) -> None:
     """Have Redis answer a pipeline of reads; its replies are expected already."""
     reads, home = session.clients.dispatcher.reads, session.home
     if session.protocol == home.key.protocol or reads.count(data) == len(parts):
-        home.submit(session, len(parts), data)
+        home.submit(session, len(parts), session.real(len(parts), data))
         return
     for part in parts:
-        frame = b"*" + part
+        frame = session.real(1, b"*" + part)
         if _is_read(session, part):
             home.submit(session, 1, frame)
             continue
-        tier = session.clients.tier
-        read = tier.rules.read(part) if tier is not None else None
+        read = session.space.rules.read(part)
         shape = read.shape if read is not None else None
         home.submit(Whole(session, 1, shape or Shape.TYPED, Touch.NOTHING), 1, frame)
 
@@ -297,7 +291,7 @@ class Mosaic(ForClient):
         self._drops = session.shelf.drops
         session.commands += len(parts)
         session.expect(len(parts))
-        session.home.submit(self, len(missing), b"*" + b"*".join(missing))
+        session.home.submit(self, len(missing), session.real(len(missing), b"*" + b"*".join(missing)))
         session.ready()
 
     def finish(self, replies: bytes) -> None:
@@ -332,7 +326,7 @@ def _kept(session: Session, drops: int, taken: list[tuple[bytes, bytes | None]])
 def _members(session: Session, part: bytes) -> bytes | None:
     """The reply to an MGET if all its members are in memory."""
     keys = find_bulks(part, _MGET_KEYS)
-    replies = [session.find(_GET + key) for key in keys]
+    replies = [session.find(GET + key) for key in keys]
     if None in replies:
         return None
     return b"*%d\r\n%b" % (len(replies), b"".join(replies))  # type: ignore[arg-type]
@@ -343,7 +337,7 @@ def _mget(session: Session, data: bytes, part: bytes) -> int:
     keys = find_bulks(part, start)
     if sum(map(len, keys)) != len(part) - start:
         return 0  # a long key
-    members = [_GET + key for key in keys]
+    members = [GET + key for key in keys]
     replies = list(map(session.find, members))
     found = len(replies) - replies.count(None)
     if found == len(members):
@@ -377,20 +371,22 @@ class PartialMget(ForClient):
         self._members = members
         self._replies = replies
         self._flights: dict[bytes, Flight] = {}
-        tier, shelf = session.clients.tier, session.shelf
-        if tier is not None:
-            tier.misses += len(missing)
-            self._drops = shelf.drops
-            for key in missing:
-                member = _GET + key
-                if member not in shelf.flights and tier.door.admits(member):
-                    flight = shelf.open(Read(member, (key,), Shape.PLAIN))
-                    if flight is not None:
-                        flight.joinable = False  # to a key that is no string, GET answers otherwise than MGET
-                        self._flights[member] = flight
-        lines, questions = lifetimes([member[len(_GET) :] for member in self._flights], session.shelf.mode)
+        shelf = session.shelf
+        shelf.account.misses += len(missing)
+        self._drops = shelf.drops
+        for key in missing:
+            member = GET + key
+            if member not in shelf.flights and shelf.budget.door.admits(member):
+                flight = shelf.open(shelf.rules.member(key))
+                if flight is not None:
+                    flight.joinable = False  # to a key that is no string, GET answers otherwise than MGET
+                    self._flights[member] = flight
+        asked = [flight.read.keys[0] for flight in self._flights.values()]
+        lines, questions = lifetimes(asked, shelf.mode)
         super().__init__(session, lines + 1)
-        mget = b"*%d\r\n$4\r\nMGET\r\n%b" % (len(missing) + 1, b"".join(missing))
+        namespace = session.space.namespace
+        keys = list(missing if namespace is None else map(namespace.bulk, missing))
+        mget = b"*%d\r\n$4\r\nMGET\r\n%b" % (len(keys) + 1, b"".join(keys))
         session.commands += 1
         session.expect(1)
         session.home.submit(self, lines + 1, questions + mget)
@@ -426,7 +422,7 @@ class PartialMget(ForClient):
                 milliseconds = None  # not a string: GET would say WRONGTYPE
             flight.shelf.land(flight, reply, lifetime(milliseconds))
         if not kept:
-            session.home.submit(session, 1, self._data)
+            session.home.submit(session, 1, session.real(1, self._data))
             return
         if session.protocol != 3:
             fetched = {member: downgrade(reply, Shape.PLAIN) for member, reply in fetched.items()}
@@ -437,4 +433,5 @@ class PartialMget(ForClient):
         """Ask again: nothing has been passed on."""
         for flight in self._flights.values():
             flight.cut()
-        self._session.home.submit(self._session, 1, self._data)
+        session = self._session
+        session.home.submit(session, 1, session.real(1, self._data))

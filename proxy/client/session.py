@@ -25,10 +25,13 @@ from typing import TYPE_CHECKING, cast
 from proxy.client import local, pinning, reading, sharing
 from proxy.client.dispatch import LOCAL, Route, link_protocol
 from proxy.client.flow import Flow, Reason
+from proxy.client.meter import limit
 from proxy.client.pin import Pin, listen
+from proxy.client.spaces import Space
 from proxy.client.states import Event, State, move
 from proxy.resp.downgrade import Shape, lower_nulls
 from proxy.resp.errors import ProtocolError, UpstreamError
+from proxy.resp.namespace import RefusedHere
 from proxy.resp.requests import LARGE, LargeFrame, RequestParser
 from proxy.tier.rules import marks
 from proxy.tier.shelf import EmptyShelf, Shelf
@@ -49,6 +52,8 @@ NO_SHELF = cast(Shelf, EmptyShelf())
 _WAITING_HIGH = 512 * 1024
 """Bytes that may wait behind a command under way before reading stops; with the chunk that exceeds it, this
 is less than the least `query_buffer_limit`."""
+_WHOLE_LIMIT = 64 * 1024 * 1024
+"""Longest command, in bytes, that is waited for as a whole because its keys may stand anywhere in it."""
 _LOCAL_LIMIT = 1024 * 1024
 """Longest command, in bytes, that the sidecar answers itself."""
 _OUTPUT_HIGH = 1024 * 1024
@@ -65,14 +70,51 @@ class Session(asyncio.Protocol):
     """One client connection. Implements `upstream.caller.Caller` and `tier.flights.Waiter`."""
 
     __slots__ = (
-        "_depth", "_patterns", "_whole", "buffer", "bypass", "clients", "commands", "created", "database",
-        "discarding", "draining", "eof", "farewell", "find", "flow", "hits", "home", "id", "identity",
-        "idle_mark", "idle_since", "info", "link", "log_at", "name", "parser", "pending", "pin", "protocol",
-        "relay", "relaying", "reserved", "shelf", "skip_chunks", "state", "table", "task", "transport",
+        "_depth",
+        "_patterns",
+        "_whole",
+        "arriving",
+        "buffer",
+        "bypass",
+        "clients",
+        "commands",
+        "created",
+        "database",
+        "discarding",
+        "draining",
+        "eof",
+        "farewell",
+        "find",
+        "flow",
+        "hits",
+        "home",
+        "id",
+        "identity",
+        "idle_mark",
+        "idle_since",
+        "info",
+        "link",
+        "log_at",
+        "name",
+        "origin",
+        "parser",
+        "pending",
+        "pin",
+        "protocol",
+        "relay",
+        "relaying",
+        "reserved",
+        "shelf",
+        "skip_chunks",
+        "space",
+        "state",
+        "table",
+        "task",
+        "transport",
         "write",
     )  # fmt: skip
 
-    def __init__(self, clients: Clients, session_id: int) -> None:
+    def __init__(self, clients: Clients, session_id: int, space: Space) -> None:
         # Whom it belongs to.
         self.clients = clients
         self.id = session_id
@@ -110,12 +152,17 @@ class Session(asyncio.Protocol):
         self.eof = False
         """Whether the client has closed its sending side."""
         self.pin: Pin | None = None
+        self.arriving: tuple[LargeFrame, int] | None = None
+        """A large command that is waited for as a whole, and how many of its buffered bytes were stepped
+        over."""
         self.discarding: LargeFrame | None = None
         """A large command whose rest is not wanted any more."""
         self.reserved: PinnedLink | None = None
         """A pinned link whose id another client has been told; used at the next pin."""
         self.task: asyncio.Task[None] | None = None
         # What the client has said of itself.
+        self.origin = self.space = space
+        """The key space it lives in, and began in."""
         self.identity = clients.identity
         self.database = clients.database
         self.protocol = 2
@@ -130,7 +177,7 @@ class Session(asyncio.Protocol):
         self.idle_since = self.created
         # Tools, bound once.
         self.parser = RequestParser(clients.settings.proto_max_bulk_len)
-        self._patterns = clients.dispatcher.patterns
+        self._patterns = space.patterns
         self._depth, self._whole = self._patterns.wholes[-1]
         """The next chunk is expected to hold as many requests as the last one, if that is a run's size."""
 
@@ -327,7 +374,12 @@ class Session(asyncio.Protocol):
     def home_key(self) -> LinkKey:
         """Which shared link serves this session."""
         protocol = link_protocol(Shape.PLAIN, self.protocol, self.clients.tier is not None)
-        return LinkKey(self.identity, self.database, protocol)
+        return LinkKey(self.identity, self.database, protocol, self.space.name)
+
+    @property
+    def barred(self) -> bool:
+        """Whether the client has to authenticate before anything else."""
+        return self.link.auth_required or self.space.locked
 
     def move(self, event: Event) -> None:
         """Change state. Raises IllegalEvent."""
@@ -336,7 +388,7 @@ class Session(asyncio.Protocol):
 
     def refresh(self) -> None:
         """Work out whether the hot path is open, after anything it depends on may have changed."""
-        self.parser.unauthenticated = self.link.auth_required
+        self.parser.unauthenticated = self.barred
         self.relaying = (
             self.state is State.RELAY
             and not self.buffer
@@ -368,12 +420,21 @@ class Session(asyncio.Protocol):
         """Send a run of plain commands (`Dispatcher.patterns`) over the shared link."""
         tier = self.clients.tier
         keys: Keys = None
+        if self.space.namespace is not None:
+            data, keys = self.space.real_run(n, data)
         if tier is not None:
-            keys = RUN
-            if tier.shows:
+            if keys is not None:
+                tier.drop(keys)
+            elif tier.shows:
                 keys = marks(self.clients.dispatcher.written(data))
                 tier.drop(keys)
+            else:
+                keys = RUN
         self.submit(n, data, keys)
+
+    def real(self, n: int, data: bytes) -> bytes:
+        """A run of `n` reads as Redis is to get it."""
+        return data if self.space.namespace is None else self.space.real(n, data)
 
     def submit(self, n: int, data: bytes, keys: Keys = None) -> None:
         """Send `n` stateless commands over the shared link; `keys` are those whose change it may reveal."""
@@ -387,12 +448,22 @@ class Session(asyncio.Protocol):
         if self.pending > _PENDING_HIGH:
             self._brake()
 
-    def adopt(self, identity: Identity, database: int, protocol: int, link: SharedLink) -> None:
-        """Go over to another shared link, already attached."""
+    def adopt(self, space: Space, identity: Identity, database: int, protocol: int, link: SharedLink) -> None:
+        """Go over to another shared link, already attached. Raises UpstreamRefused if `space` is full."""
+        self._enter(space)
         self.identity, self.database, self.protocol = identity, database, protocol
         self._leave_side()
         self.clients.links.detach(self.home)
         self._settle_in(link)
+
+    def _enter(self, space: Space) -> None:
+        if space is not self.space:
+            space.enter(self)
+            self.space.leave(self)
+            self.space = space
+            self._patterns = space.patterns
+            self._depth, self._whole = space.patterns.wholes[-1]
+            limit(self)
 
     def _settle_in(self, link: SharedLink) -> None:
         self.home = self.link = link
@@ -440,9 +511,10 @@ class Session(asyncio.Protocol):
         self.name = b""
         self.info = None
         self.bypass = False
-        start = (self.clients.identity, self.clients.database, 2)
-        if start != self.key:
-            self.identity, self.database, self.protocol = start
+        start = LinkKey(self.clients.identity, self.clients.database, 2)
+        if start != self.key or self.space is not self.origin:
+            self._enter(self.origin)
+            self.identity, self.database, self.protocol, _ = start
             old = self.home
             self._leave_side()
             self._settle_in(self.clients.links.attach(self.home_key))
@@ -557,22 +629,27 @@ class Session(asyncio.Protocol):
     def _take_relay(self, buf: bytes, pos: int) -> int:
         if not self.pending:
             self._leave_side()
-        if not self.link.auth_required and self.discarding is None and self.link is self.home:
+        if not self.barred and self.discarding is None and self.link is self.home and not self._spent:
             if taken := reading.ask_buffer(self, buf, pos):
                 return pos + taken
             end, n = self._patterns.prefix(buf, pos) if not self._loose else (pos, 0)
             if n:
                 self.run(n, buf[pos:end])
                 return end
-        self.parser.unauthenticated = self.link.auth_required
+        self.parser.unauthenticated = self.barred
         if self.discarding is not None:
             return self._discard_rest(self.discarding, buf, pos)
+        if not self.arrived(buf, pos):
+            return pos
         request = self.parser.parse(buf, pos)
         if request is None:
             return self._take_large(buf, pos)
         if not request.arguments:
             return request.end
         route = self._route(request.arguments)
+        refusal = self._refusal(route, request.arguments)
+        if refusal:
+            return request.end if self.refuse(refusal) else pos
         # As multibulk, an inline request could break the tighter limits that hold for such a link as well.
         unchanged = self.link.auth_required and buf[pos] != _STAR
         data = buf[pos : request.end] if unchanged else request.frame(buf)
@@ -584,9 +661,54 @@ class Session(asyncio.Protocol):
         self._special(route, request.arguments, data)
         return request.end
 
+    @property
+    def _spent(self) -> bool:
+        """Whether the tenant has done all it may for now."""
+        bucket = self.space.bucket
+        return bucket is not None and bucket.empty
+
+    def _refusal(self, route: Route, arguments: list[bytes]) -> bytes:
+        """The error for a command that is not to be carried out; empty if it is."""
+        space, dispatcher = self.space, self.clients.dispatcher
+        if space.locked:
+            return b"" if dispatcher.name(arguments) in local.WITHOUT_AUTH else local.NOAUTH
+        if self._spent:
+            return space.over
+        if space.namespace is None or route in (Route.SHARED, Route.LOCAL):
+            return b""  # if it is refused, it is where it is sent
+        try:
+            space.translate(dispatcher.find(arguments), arguments)
+        except RefusedHere as refusal:
+            return refusal.reply
+        return b""
+
+    def refuse(self, reply: bytes) -> bool:
+        """Answer with an error of the sidecar's own, once all earlier replies have come; False: not yet."""
+        if not self.ready():
+            return False
+        if reply is self.space.over:
+            self.space.refused += 1
+        else:
+            self.commands += 1
+        self.write(reply)
+        return True
+
+    def arrived(self, buf: bytes, pos: int) -> bool:
+        """Whether the large command that is waited for, if any, is there as a whole."""
+        if self.arriving is None:
+            return True
+        frame, stepped = self.arriving
+        end = frame.advance(buf, pos + stepped)
+        self.arriving = None if frame.done else (frame, end - pos)
+        if self.arriving is not None and len(buf) - pos > _WHOLE_LIMIT:
+            raise ProtocolError("too big a request for its keys to be found")
+        return frame.done
+
     def _route(self, arguments: Sequence[bytes]) -> Route:
         dispatcher = self.clients.dispatcher
         route = dispatcher.route(arguments)
+        if self.space.namespace is not None and dispatcher.local_in_namespace(arguments):
+            return Route.LOCAL
         if self.link.auth_required and dispatcher.name(arguments) not in local.WITHOUT_AUTH:
             # Redis answers NOAUTH; should it just have ceased to, no state may get into the shared link.
             return Route.SHARED if route is Route.SHARED else Route.PROBE
@@ -631,6 +753,15 @@ class Session(asyncio.Protocol):
         if known is None:
             return pos
         arguments, frame, end = known
+        if self.space.namespace is not None or self._spent:
+            refusal = self._judge_large(arguments, frame, end - pos)
+            if refusal is None:
+                return pos
+            if refusal:
+                if not self.refuse(refusal):
+                    return pos
+                self.discarding = frame
+                return end
         route = self._route(arguments)
         if route is Route.LOCAL or self.clients.dispatcher.name(arguments) in LOCAL:
             if len(buf) - pos > _LOCAL_LIMIT:
@@ -641,6 +772,20 @@ class Session(asyncio.Protocol):
         self.commands += 1
         pinning.send(self, Route.ONCE if route is Route.SHARED else route, arguments, buf[pos:end], frame)
         return end
+
+    def _judge_large(self, arguments: list[bytes], frame: LargeFrame, stepped: int) -> bytes | None:
+        """The error for a large command that is not to be carried out, empty if it is; None: wait for all of
+        it."""
+        if self._spent:
+            return self.space.over
+        try:
+            command = self.clients.dispatcher.find(arguments)
+            if self.space.leading(command, arguments, frame.count) is None:
+                self.arriving = (frame, stepped)
+                return None
+        except RefusedHere as refusal:
+            return refusal.reply
+        return b""
 
     async def _answer(self, work: Coroutine[None, None, bytes]) -> None:
         try:

@@ -8,25 +8,38 @@ from typing import TYPE_CHECKING
 from proxy.client import reading
 from proxy.client.dispatch import link_protocol
 from proxy.client.whole import Aside, Whole
+from proxy.resp import encode
 from proxy.resp.downgrade import Shape, shape_of
+from proxy.resp.namespace import RefusedHere, Strip
 from proxy.tier.rules import Touch
-from proxy.upstream.caller import PING
+from proxy.upstream.caller import PING, Collector, Keys
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
+    from proxy.client.spaces import Space
 
 
 def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
     """Send a command over a shared link, or answer it from memory; False: not before what is pending is
     done."""
-    tier = session.clients.tier
-    if tier is None or session.home.auth_required:
-        session.submit(1, frame)
-        return True
+    tier, space = session.clients.tier, session.space
     command = session.clients.dispatcher.find(arguments)
-    touch, keys = tier.rules.touch(command, arguments)
+    real, strip = arguments, None
+    if space.namespace is not None:
+        try:
+            real, strip = space.translate(command, arguments)
+        except RefusedHere as refusal:
+            return session.refuse(refusal.reply)
+        if space.warns_of(command):
+            session.link.submit(_Verdict(space), 1, space.probe)
+    if tier is None or session.home.auth_required:
+        _submit(session, encode.request(*real) if real is not arguments else frame, None, None, strip)
+        return True
+    touch, keys = space.rules.touch(command, real)
     if touch is Touch.READS and command is not None and reading.read(session, command, frame):
         return True
+    if real is not arguments:
+        frame = encode.request(*real)
     shape = shape_of(command, arguments) if command is not None else None
     if link_protocol(shape, session.protocol, True) == 3:
         if session.link is not session.home:
@@ -41,20 +54,53 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
     elif touch is Touch.READS_UNKNOWN and (tier.loose or session.link is not session.home):
         touch = Touch.UNKNOWN
     if touch in (Touch.UNKNOWN, Touch.EVERYTHING):
-        _apart(session, frame, shape, touch)
+        _apart(session, frame, shape, touch, strip)
         return True
     revealing = touch is Touch.WRITES or tier.loose or session.link is not session.home
     revealed = keys if revealing else None
-    if session.link is session.home and session.protocol == 2 and shape is not Shape.PLAIN:
-        session.commands += 1
-        session.expect(1)
-        session.link.submit(Whole(session, 1, shape, Touch.NOTHING), 1, frame, revealed)
+    if session.link is not session.home or session.protocol == 3 or shape is Shape.PLAIN:
+        shape = None if session.link is not session.home else shape
+        _submit(session, frame, shape, revealed, strip)
     else:
-        session.submit(1, frame, revealed)
+        _collect(session, frame, shape, revealed, strip)
     return True
 
 
-def _apart(session: Session, frame: bytes, shape: Shape | None, touch: Touch) -> None:
+def _submit(session: Session, frame: bytes, shape: Shape | None, revealed: Keys, strip: Strip | None) -> None:
+    """Send a command whose reply is relayed as it comes, unless something has to be stripped from it."""
+    if strip is None:
+        session.submit(1, frame, revealed)
+    else:
+        _collect(session, frame, shape, revealed, strip)
+
+
+def _collect(
+    session: Session, frame: bytes, shape: Shape | None, revealed: Keys, strip: Strip | None
+) -> None:
+    """Send a command whose reply is passed on only as a whole."""
+    session.commands += 1
+    session.expect(1)
+    session.link.submit(Whole(session, 1, shape, Touch.NOTHING, strip=strip), 1, frame, revealed)
+
+
+class _Verdict(Collector):
+    """Redis' word on whether a namespace's user may read other keys."""
+
+    __slots__ = ("_space",)
+
+    def __init__(self, space: Space) -> None:
+        super().__init__(1)
+        self._space = space
+
+    def finish(self, replies: bytes) -> None:
+        """Pass it on."""
+        self._space.warn(replies)
+
+    def cut(self) -> None:
+        """Nothing: it is said in the log only."""
+
+
+def _apart(session: Session, frame: bytes, shape: Shape | None, touch: Touch, strip: Strip | None) -> None:
     """Send a command of which nobody can tell which keys it changes.
 
     Its reply waits for the invalidations that it causes. On the tracked link these come before the reply to
@@ -64,9 +110,9 @@ def _apart(session: Session, frame: bytes, shape: Shape | None, touch: Touch) ->
     session.expect(1)
     if session.link is session.home:
         wide = session.clients.links.tracked > 1
-        session.link.submit(Whole(session, 2, shape, touch, wide), 2, frame + PING)
+        session.link.submit(Whole(session, 2, shape, touch, wide, strip), 2, frame + PING)
         if wide:
             session.ready()  # nothing may overtake the reply while it waits for the other links
     else:
-        session.link.submit(Aside(session, 1, None, touch), 1, frame)
+        session.link.submit(Aside(session, 1, None, touch, strip=strip), 1, frame)
         session.ready()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from proxy.resp import encode
 from proxy.resp.downgrade import Shape, downgrade
+from proxy.resp.namespace import Strip
 from proxy.tier.rules import Touch
 from proxy.upstream.caller import Collector
 
@@ -47,16 +48,24 @@ class ForClient(Collector):
 class Whole(ForClient):
     """A reply that can be passed on only as a whole, in the client's protocol."""
 
-    __slots__ = ("_fenced", "_shape", "_touch", "_wide")
+    __slots__ = ("_fenced", "_shape", "_strip", "_touch", "_wide")
 
     def __init__(
-        self, session: Session, n: int, shape: Shape | None, touch: Touch, wide: bool = False
+        self,
+        session: Session,
+        n: int,
+        shape: Shape | None,
+        touch: Touch,
+        wide: bool = False,
+        strip: Strip | None = None,
     ) -> None:
         super().__init__(session, n)
         self._shape = shape
         self._touch = touch
         self._fenced = n == 2
         """Whether the last reply is that to a PING."""
+        self._strip = strip
+        """What takes the namespace out of the reply."""
         self._wide = wide
         """Whether other links may have to tell what the reply reveals."""
 
@@ -73,6 +82,8 @@ class Whole(ForClient):
         wire = session.home.wire
         if session.protocol != 3 and self._shape is not None and (wire is None or wire.protocol == 3):
             replies = downgrade(replies, self._shape)
+        if self._strip is not None:
+            replies = self._strip(replies)
         self.hand_on(replies)
 
     def hand_on(self, reply: bytes) -> None:

@@ -62,9 +62,7 @@ _BULK = _bulk()
 _SCALAR = rf"(?:(?:{_BULK}|\$-1\r\n)|[+:_#,(-][^\r\n]*+\r\n)"
 
 
-def _repeated(
-    pattern: str, sizes: tuple[int, ...] = RUN_SIZES
-) -> list[tuple[int, re.Pattern[bytes]]]:
+def _repeated(pattern: str, sizes: tuple[int, ...] = RUN_SIZES) -> list[tuple[int, re.Pattern[bytes]]]:
     return [(size, re.compile(f"(?:{pattern}){{{size}}}+".encode(), re.S)) for size in sizes]
 
 
@@ -81,14 +79,18 @@ BULK_RUNS = _runs(_BULK)
 find_bulks: Callable[[bytes, int], list[bytes]] = re.compile(_BULK.encode(), re.S).findall
 """Split what begins at a position and consists of short bulk strings."""
 
-match_invalidation: Match = re.compile(
-    rf">2\r\n\$10\r\ninvalidate\r\n\*1\r\n({_BULK})".encode(), re.S
-).match
+match_invalidation: Match = re.compile(rf">2\r\n\$10\r\ninvalidate\r\n\*1\r\n({_BULK})".encode(), re.S).match
 """Recognise the push that invalidates one key, its first group (Redis docs: "Client-side caching
 reference")."""
 
 find_scalars: Callable[[bytes, int], list[bytes]] = re.compile(_SCALAR.encode(), re.S).findall
 """Split what begins at a position and consists of replies that are no aggregates and no long strings."""
+
+find_heads: Callable[[bytes], list[bytes]] = re.compile(rb"\*\d+\r\n\$\d+\r\n[^\r]+\r\n\$\d+\r\n").findall
+"""List what requests begin with, up to their first argument's own bytes. What is inside an argument may look
+so too, if it has a star in it."""
+
+match_head: Match = re.compile(rb"\*\d+\r\n\$\d+\r\n[^\r]+\r\n\$\d+\r\n").match
 
 
 def _head(count: int, names: Iterable[str]) -> str:

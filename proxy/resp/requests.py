@@ -54,6 +54,10 @@ class LargeFrame:
     missing: int
     skip: int
     bulk_limit: int
+    count: int = 0
+    """How many arguments it has in all."""
+    body: int = 0
+    """Bytes from its beginning to the end of the leading arguments that were complete when it was made."""
 
     @property
     def done(self) -> bool:
@@ -141,7 +145,7 @@ class RequestParser:
             at = begin + length + 2
         if not arguments:
             return None
-        frame = LargeFrame(count, 0, self.bulk_limit)
+        frame = LargeFrame(count, 0, self.bulk_limit, count, at - pos)
         return arguments, frame, frame.advance(buf, start)
 
     def _count(self, buf: bytes, pos: int) -> tuple[int, int] | None:

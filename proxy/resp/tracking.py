@@ -28,14 +28,19 @@ class Mode(enum.Enum):
     BCAST = "bcast"
     """Of every key, at the end of Redis' loop turn: a reply may show a change before the push does."""
 
-    @property
-    def requests(self) -> tuple[bytes, ...]:
-        """What turns it on; all but the first must be answered +OK."""
-        words = ["CLIENT", "TRACKING", "ON"]
+    def requests(self, prefix: bytes) -> tuple[bytes, ...]:
+        """What turns it on; all but the first must be answered +OK.
+
+        `prefix`: what all keys begin with that are read.
+        """
+        words: list[str | bytes] = ["CLIENT", "TRACKING", "ON"]
         off = encode.request("CLIENT", "TRACKING", "OFF")  # OPTIN cannot be changed while tracking is on
         if self is Mode.OPTIN:
             return off, encode.request(*words, "OPTIN"), CACHING
-        return off, encode.request(*words, "BCAST") if self is Mode.BCAST else encode.request(*words)
+        if self is not Mode.BCAST:
+            return off, encode.request(*words)
+        words.append("BCAST")
+        return off, encode.request(*words, "PREFIX", prefix) if prefix else encode.request(*words)
 
     def tracked(self, request: bytes) -> tuple[int, bytes]:
         """A read whose key Redis is to track: how many replies it has, and its bytes; its own reply is the

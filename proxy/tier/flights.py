@@ -71,7 +71,7 @@ class Flight:
         """Whether identical reads may wait for it."""
         self.waiters: list[Waiter] = []
         questions, request = lifetimes(read.keys, shelf.mode)
-        self.request = request + b"*" + read.part
+        self.request = request + read.request
         """What it sends: PTTL for each key, then the read."""
         self.replies = questions + 1
         """How many replies that has."""

@@ -10,9 +10,11 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from proxy.resp import encode
 from proxy.resp.commands import Command, CommandTable
 from proxy.resp.downgrade import PLAIN, Shape, shape_of
 from proxy.resp.keys import key_positions, pattern_positions
+from proxy.resp.namespace import Namespace, RefusedHere
 from proxy.resp.requests import RequestParser
 from proxy.resp.tracking import Mode
 
@@ -46,6 +48,8 @@ OVERTURNS = frozenset({
     "acl|setuser", "acl|deluser", "acl|load",
 })  # fmt: skip
 """Commands that change what any key shows, or who may see it, and of which Redis need not tell the link."""
+GET = b"2\r\n$3\r\nGET\r\n"
+"""How the part of a GET begins; its key follows."""
 MOST_KEYS = 64
 """Keys of one command above which it is not kept: each costs a PTTL with the fetch."""
 _MOST_KINDS = 4096
@@ -88,10 +92,13 @@ class Read:
     """A read that may be kept: its frame, its keys, and how its RESP3 reply looks in RESP2."""
 
     part: bytes
+    """As the client sends it."""
     keys: tuple[bytes, ...]
-    """Key frames."""
+    """Key frames, as Redis knows them."""
     shape: Shape | None
     """None: not known for RESP2."""
+    request: bytes
+    """What Redis is asked."""
 
 
 def lifetimes(keys: Iterable[bytes], mode: Mode) -> tuple[int, bytes]:
@@ -118,10 +125,14 @@ class _Kind:
 
 
 class Rules:
-    """Judges commands by the table; remembers its judgement on heads of frames."""
+    """Judges commands by the table; remembers its judgement on heads of frames.
 
-    def __init__(self, table: CommandTable) -> None:
+    Parts are what clients of one `namespace` send; all else is as Redis gets it.
+    """
+
+    def __init__(self, table: CommandTable, namespace: Namespace | None = None) -> None:
         self.table = table
+        self.namespace = namespace
         self._kinds: dict[bytes, _Kind | None] = {}
         self._parser = RequestParser(2**31)
 
@@ -141,17 +152,34 @@ class Rules:
         if kind is None:
             return None
         if kind.key_at and kind.shape_known:
-            return Read(part, (_bulk_at(part, kind.key_at),), kind.shape)
+            key = _bulk_at(part, kind.key_at)
+            if self.namespace is None:
+                return Read(part, (key,), kind.shape, b"*" + part)
+            bare, key = key, self.namespace.bulk(key)
+            rest = part[kind.key_at + len(bare) :]
+            return Read(part, (key,), kind.shape, b"*%b%b%b" % (part[: kind.key_at], key, rest))
         return self._read_arguments(kind.command, part)
+
+    def member(self, key: bytes) -> Read:
+        """GET of a key, given as the key frame that the client sends."""
+        real = self.namespace.bulk(key) if self.namespace is not None else key
+        return Read(GET + key, (real,), Shape.PLAIN, b"*%b%b" % (GET, real))
 
     def _read_arguments(self, command: Command, part: bytes) -> Read | None:
         request = self._parser.parse(b"*" + part, 0)
         if request is None:
             return None
-        keys = self.keys(command, request.arguments)
+        arguments, frame = request.arguments, b"*" + part
+        if self.namespace is not None:
+            try:
+                arguments, _ = self.namespace.translate(command, arguments)
+            except RefusedHere:
+                return None
+            frame = encode.request(*arguments)
+        keys = self.keys(command, arguments)
         if not keys or len(keys) > MOST_KEYS:
             return None
-        return Read(part, keys, shape_of(command, request.arguments))
+        return Read(part, keys, shape_of(command, arguments), frame)
 
     def _judge(self, head: bytes, part: bytes) -> _Kind | None:
         request = self._parser.parse(b"*" + part, 0)

@@ -23,7 +23,7 @@ from proxy.tier.flights import Flight
 from proxy.tier.rules import Read, marks
 
 if TYPE_CHECKING:
-    from proxy.tier.tier import Tier
+    from proxy.tier.tier import Account, Tier
 
 log = logging.getLogger("pannier.tier")
 
@@ -89,8 +89,12 @@ class Table:
 class Shelf:
     """See the module's docstring. Implements `upstream.shared.Keeper`."""
 
-    def __init__(self, tier: Tier) -> None:
+    def __init__(self, tier: Tier, account: Account) -> None:
         self.tier = tier
+        self.account = account
+        account.shelves.append(self)
+        self.rules = account.rules
+        self.budget = account.budget
         self.tables: dict[int, Table] = {}
         self.flights: dict[bytes, Flight] = {}
         """By part: those that may still be joined."""
@@ -130,7 +134,7 @@ class Shelf:
         for deadline in [deadline for deadline in self._deadlines if deadline <= now]:
             parts = self._deadlines.pop(deadline)
             self._due -= len(parts)
-            self.tier.expired += sum([self._forget(part) for part in parts])
+            self.account.expired += sum([self._forget(part) for part in parts])
         gate = self.heard + self.tier.limits.coherence_timeout
         self.until = min(gate, min(self._deadlines, default=gate))
         return now < self.until
@@ -160,7 +164,7 @@ class Shelf:
             return
         keys: list[bytes] = []
         if frame[len(INVALIDATE)] != _STAR:
-            self.tier.invalidated += self.clear()  # FLUSHALL or FLUSHDB
+            self.account.invalidated += self.clear()  # FLUSHALL or FLUSHDB
         pos = frame.index(b"\r\n", len(INVALIDATE)) + 2
         while pos < len(frame):
             end = frame.index(b"\r\n", pos)
@@ -171,10 +175,10 @@ class Shelf:
 
     def invalidate(self, keys: list[bytes]) -> None:
         """Take an invalidation of some keys (key frames) from Redis."""
-        self.tier.pushes += 1
+        self.account.pushes += 1
         before = self.drops
         self.drop(marks(keys))
-        self.tier.invalidated += self.drops - before
+        self.account.invalidated += self.drops - before
 
     def give_in(self, refusal: bytes) -> None:
         """Keep nothing over this connection: Redis does not tell how long keys live."""
@@ -206,8 +210,8 @@ class Shelf:
         self._several.clear()
         self._deadlines.clear()
         self._due = 0
-        self.tier.used -= self.bytes
-        self.tier.entries -= count
+        self.budget.used -= self.bytes
+        self.budget.entries -= count
         self.bytes = self.entries = 0
         self.drops += count
         return count
@@ -230,18 +234,18 @@ class Shelf:
             if reply is not None:
                 size = _size(part, reply)
                 self.bytes -= size
-                self.tier.used -= size
+                self.budget.used -= size
                 count += 1
         self.drops += count
         self.entries -= count
-        self.tier.entries -= count
+        self.budget.entries -= count
         return count
 
     def _forget(self, part: bytes) -> int:
         """Drop one part; how many replies that were."""
         count = self._remove(part)
         if count and part not in self.flights:
-            self._delist(part, self._several.get(part) or self.tier.rules.part_marks(part))
+            self._delist(part, self._several.get(part) or self.rules.part_marks(part))
         return count
 
     def _delist(self, part: bytes, keys: list[int]) -> None:
@@ -312,14 +316,14 @@ class Shelf:
         if not kept:
             self._give_up(flight.read)
             return
-        self.tier.fills += 1
+        self.account.fills += 1
         self._deadlines.setdefault(deadline, []).append(part)
         self.until = min(self.until, deadline)
         self._due += 1
         if self._due > 2 * self.entries + _SPARE:
             self._sweep()
-        if self.tier.full:
-            self.tier.make_room()
+        if self.budget.full:
+            self.budget.make_room()
 
     def _keep(self, table: Table, part: bytes, reply: bytes) -> int:
         old = table.replies.pop(part, None)
@@ -327,11 +331,11 @@ class Shelf:
         size = _size(part, reply)
         if old is None:
             self.entries += 1
-            self.tier.entries += 1
+            self.budget.entries += 1
         else:
             size -= _size(part, old)
         self.bytes += size
-        self.tier.used += size
+        self.budget.used += size
         return 1
 
     def give_up(self, flight: Flight) -> None:

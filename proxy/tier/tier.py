@@ -28,28 +28,47 @@ class Limits:
     admit_after: int
 
 
-class Tier:
-    """Makes shelves, keeps them within the limits, drops in all of them what a write names."""
+class Budget:
+    """Memory that one or several accounts share, and who may take it."""
 
-    def __init__(
-        self,
-        limits: Limits,
-        rules: Rules,
-        clock: Callable[[], float] = time.monotonic,
-        rng: Callable[[], float] = random.random,
-    ) -> None:
-        self.limits = limits
-        self.rules = rules
-        self.clock = clock
-        self.shelves: dict[Hashable, Shelf] = {}
-        self.door = Door(limits.admit_after, limits.max_memory)
+    def __init__(self, max_memory: int, max_entries: int, admit_after: int) -> None:
+        self.max_memory = max_memory
+        self.max_entries = max_entries
+        self.door = Door(admit_after, max_memory)
         self.used = 0
         """Bytes taken by all entries."""
         self.entries = 0
         """Replies kept."""
-        self.loose = False
-        """Whether some shelf learns of changes later than replies may show them (BCAST)."""
-        self._rng = rng
+        self.accounts: list[Account] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether the limits are exceeded."""
+        return self.used > self.max_memory or self.entries > self.max_entries
+
+    def make_room(self) -> None:
+        """Evict until the limits hold."""
+        fills = sum([account.fills for account in self.accounts])
+        self.door.paid(fills, lambda: sum([account.hits for account in self.accounts]))
+        while self.full:
+            shelves = [shelf for account in self.accounts for shelf in account.shelves]
+            shelf = max(shelves, key=lambda shelf: shelf.bytes)
+            evicted = shelf.evict(min(_BATCH, 1 + shelf.entries // 16))
+            shelf.account.evicted += evicted
+            if not evicted:
+                return
+
+
+class Account:
+    """The shelves of one key space: how its commands are judged, what it may take, and what is counted."""
+
+    def __init__(self, rules: Rules, budget: Budget) -> None:
+        self.rules = rules
+        self.budget = budget
+        budget.accounts.append(self)
+        self.shelves: list[Shelf] = []
+        self.count_hits: Callable[[], int] = int
+        """Adds up the reads answered from memory; they are counted by who answers them."""
         # What is counted, since the start.
         self.misses = 0
         """Reads that were looked up and not there."""
@@ -66,15 +85,65 @@ class Tier:
         """Entries dropped because of a write that passed through here."""
         self.pushes = 0
         """Invalidation messages from Redis."""
-        self.on_loose: Callable[[], object] = int
-        """Called when `loose` has become True."""
-        self.count_hits: Callable[[], int] = int
-        """Adds up the reads answered from memory; they are counted by who answers them."""
 
     @property
     def hits(self) -> int:
         """Reads answered from memory."""
         return self.count_hits()
+
+    @property
+    def entries(self) -> int:
+        """Replies kept."""
+        return sum([shelf.entries for shelf in self.shelves])
+
+    @property
+    def used(self) -> int:
+        """Bytes taken by its entries."""
+        return sum([shelf.bytes for shelf in self.shelves])
+
+    def clear(self) -> int:
+        """Empty its shelves; how many entries that were."""
+        return sum([shelf.clear() for shelf in self.shelves])
+
+
+class Tier:
+    """Makes shelves, keeps them within the limits, drops in all of them what a write names."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        rules: Rules,
+        clock: Callable[[], float] = time.monotonic,
+        rng: Callable[[], float] = random.random,
+    ) -> None:
+        self.limits = limits
+        self.clock = clock
+        self.shelves: dict[Hashable, Shelf] = {}
+        self.common = Budget(limits.max_memory, limits.max_entries, limits.admit_after)
+        """For all accounts that have no memory of their own."""
+        self.accounts: list[Account] = []
+        self.main = self.account(rules)
+        """Of the key space without a namespace."""
+        self.rules = rules
+        self.loose = False
+        """Whether some shelf learns of changes later than replies may show them (BCAST)."""
+        self.on_loose: Callable[[], object] = int
+        """Called when `loose` has become True."""
+        self._rng = rng
+
+    @property
+    def used(self) -> int:
+        """Bytes taken by all entries."""
+        return sum([budget.used for budget in self._budgets])
+
+    @property
+    def entries(self) -> int:
+        """Replies kept."""
+        return sum([budget.entries for budget in self._budgets])
+
+    @property
+    def _budgets(self) -> set[Budget]:
+        return {account.budget for account in self.accounts}
 
     @property
     def shows(self) -> bool:
@@ -85,20 +154,24 @@ class Tier:
         (shelf,) = shelves.values()
         return bool(shelf.index)
 
-    @property
-    def full(self) -> bool:
-        """Whether the limits are exceeded."""
-        return self.used > self.limits.max_memory or self.entries > self.limits.max_entries
-
     def jitter(self) -> float:
         """A factor for lifetimes, so that what was filled at once does not expire at once."""
         return 0.9 + 0.1 * self._rng()
 
-    def shelf(self, key: Hashable) -> Shelf:
+    def account(self, rules: Rules, max_memory: int | None = None) -> Account:
+        """A new account; with `max_memory` (bytes), so much of the whole is its own."""
+        budget = self.common
+        if max_memory is not None:
+            budget = Budget(max_memory, self.limits.max_entries, self.limits.admit_after)
+            self.common.max_memory -= max_memory
+        self.accounts.append(Account(rules, budget))
+        return self.accounts[-1]
+
+    def shelf(self, key: Hashable, account: Account | None = None) -> Shelf:
         """The shelf for a link."""
         found = self.shelves.get(key)
         if found is None:
-            found = self.shelves[key] = Shelf(self)
+            found = self.shelves[key] = Shelf(self, account or self.main)
         return found
 
     def discard(self, key: Hashable) -> None:
@@ -106,6 +179,7 @@ class Tier:
         shelf = self.shelves.pop(key, None)
         if shelf is not None:
             shelf.link_lost()
+            shelf.account.shelves.remove(shelf)
 
     def drop(self, keys: Iterable[int]) -> int:
         """Drop what shows any of the keys (their marks), in every shelf: they are views of one Redis.
@@ -117,20 +191,15 @@ class Tier:
             if not shelf.index.keys().isdisjoint(keys):
                 before = shelf.drops
                 shelf.drop(keys)
-                count += shelf.drops - before
-        self.overwritten += count
+                dropped = shelf.drops - before
+                shelf.account.overwritten += dropped
+                count += dropped
         return count
 
     def clear(self) -> int:
         """Empty every shelf; how many entries that were."""
         return sum([shelf.clear() for shelf in self.shelves.values()])
 
-    def make_room(self) -> None:
-        """Evict until the limits hold."""
-        self.door.paid(self.fills, self.count_hits)
-        while self.full:
-            shelf = max(self.shelves.values(), key=lambda shelf: shelf.bytes)
-            evicted = shelf.evict(min(_BATCH, 1 + shelf.entries // 16))
-            self.evicted += evicted
-            if not evicted:
-                return
+    def total(self, counter: str) -> int:
+        """The sum of a counter of all accounts."""
+        return sum([getattr(account, counter) for account in self.accounts])

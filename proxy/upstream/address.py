@@ -24,6 +24,8 @@ SOCKET_MODE = 0o600
 """Who may connect to a unix socket unless `?mode=` says otherwise: only the user Pannier runs as."""
 LONGEST_SOCKET_PATH = 107
 """Bytes; `sun_path` of unix(7) less its final zero."""
+LONGEST_NAMESPACE = 64
+"""Bytes of UTF-8: it stands before every key, so a long one costs with each command."""
 
 
 class AddressError(ValueError):
@@ -102,31 +104,58 @@ class Listen:
     """A unix socket's path; None: TCP."""
     mode: int = SOCKET_MODE
     """Permission bits of the unix socket."""
+    namespace: str | None = None
+    """Of the clients that come in here. None: the setting `namespace` holds. Empty: none."""
 
     @classmethod
     def parse(cls, text: str) -> Listen:
         """Read `host:port`, `[::1]:port`, `:port` or `*:port` (every interface), `port` (127.0.0.1),
-        any of these after `tcp://`, or `unix:///path?mode=660`. Raises AddressError.
+        any of these after `tcp://`, or `unix:///path?mode=660`; `?namespace=x` may stand after each.
+        Raises AddressError.
         """
         try:
-            scheme, separator, rest = text.strip().partition("://")
+            # The query first, so that no :// in it is taken for the end of a scheme.
+            address, _, query = text.strip().partition("?")
+            scheme, separator, rest = address.partition("://")
             if not separator:
-                return _listen_tcp(scheme)
+                return _listen_tcp(scheme, query)
             if scheme.lower() == "tcp":
-                return _listen_tcp(rest.rstrip("/"))
+                return _listen_tcp(rest.rstrip("/"), query)
             if scheme.lower() == "unix":
-                return _listen_unix(rest)
+                return _listen_unix(rest, query)
             raise _Fault(
                 "is no address to listen on; give one such as 127.0.0.1:6380 or unix:///run/pannier.sock"
             )
         except _Fault as fault:
             raise AddressError(f"{shown(text)} {fault}") from None
 
+    @property
+    def place(self) -> tuple[str | None, int, str | None]:
+        """What is bound: two listeners at the same place are the same address given twice."""
+        return self.host, self.port, self.path
+
     def __str__(self) -> str:
-        if self.path is not None:
-            mode = "" if self.mode == SOCKET_MODE else f"?mode={self.mode:o}"
-            return f"unix://{quote(self.path)}{mode}"
-        return _join(self.host or "*", self.port)
+        query = [] if self.path is None or self.mode == SOCKET_MODE else [f"mode={self.mode:o}"]
+        if self.namespace is not None:
+            query.append(f"namespace={quote(self.namespace, safe=':')}")
+        unix = self.path is not None and f"unix://{quote(self.path)}"
+        return (unix or _join(self.host or "*", self.port)) + ("?" + "&".join(query) if query else "")
+
+
+def check_namespace(text: str) -> str:
+    """Give the namespace back if it is one; called for every spelling of it: the option's, a listener's and
+    a tenant's. Raises ValueError with the predicate of a sentence, to which the caller puts the subject.
+    """
+    if not text.isprintable() or re.search(r"\s", text):
+        raise ValueError("has white space or a control character; give a prefix such as agent_service")
+    if len(text.encode()) > LONGEST_NAMESPACE:
+        raise ValueError(f"is too long; a namespace has at most {LONGEST_NAMESPACE} bytes")
+    if text.startswith(":") or text.endswith(":"):
+        raise ValueError("begins or ends with a colon; leave it out, Pannier puts one after the namespace")
+    if "://" in text:
+        # A Redis URL that strayed here would stand, password and all, before every key.
+        raise ValueError("is a URL; give a prefix such as agent_service")
+    return text
 
 
 def cannot_listen(listen: Listen, error: OSError) -> StartupError:
@@ -258,28 +287,52 @@ def _database(text: str) -> int:
     return int(text)
 
 
-def _listen_tcp(text: str) -> Listen:
+def _listen_tcp(text: str, query: str) -> Listen:
+    namespace = _listen_parameters(query, "namespace").get("namespace")
     if re.fullmatch(r"[0-9]+", text):
-        return Listen(port=_port(text, lowest=0))
+        return Listen(port=_port(text, lowest=0), namespace=namespace)
     host, port = _split(text)
     if port is None:
         raise _Fault("has no port; give an address such as 127.0.0.1:6380")
-    return Listen(None if host in ("", "*") else host, _port(port, lowest=0))
+    return Listen(None if host in ("", "*") else host, _port(port, lowest=0), namespace=namespace)
 
 
-def _listen_unix(rest: str) -> Listen:
-    path, _, query = rest.partition("?")
+def _listen_unix(path: str, query: str) -> Listen:
     path = unquote(path)
     if not path.startswith("/") or len(path) < 2:
         raise _Fault("names no absolute socket path; give one such as unix:///run/pannier.sock")
-    mode = SOCKET_MODE
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name != "mode":
-            raise _Fault("has an unknown parameter after the ?; known is mode, as in ?mode=660")
-        if not re.fullmatch(r"0?[0-7]{3}", value):
-            raise _Fault("has a mode that is no octal permission; give one such as ?mode=660")
-        mode = int(value, 8)
-    return Listen(None, 0, _socket_path(path), mode)
+    parameters = _listen_parameters(query, "mode", "namespace")
+    mode = parameters.get("mode", f"{SOCKET_MODE:o}")
+    if not re.fullmatch(r"0?[0-7]{3}", mode):
+        raise _Fault("has a mode that is no octal permission; give one such as ?mode=660")
+    return Listen(None, 0, _socket_path(path), int(mode, 8), parameters.get("namespace"))
+
+
+def _listen_parameters(query: str, *known: str) -> dict[str, str]:
+    """What stands after the `?`. Not by parse_qsl, for which a + in a namespace would be a space."""
+    parameters: dict[str, str] = {}
+    for name, _, value in (part.partition("=") for part in query.split("&") if part):
+        if name not in known:
+            names = " and ".join(known)
+            raise _Fault(
+                f"has an unknown parameter after the ?; known {'are' if len(known) > 1 else 'is'} {names}, "
+                f"as in ?{'mode=660' if known[0] == 'mode' else 'namespace=agent_service'}"
+            )
+        if name in parameters:
+            raise _Fault(f"has two of {name}; give it once")
+        parameters[name] = _namespace(value) if name == "namespace" else unquote(value)
+    return parameters
+
+
+def _namespace(value: str) -> str:
+    try:
+        text = unquote(value, errors="strict")
+    except UnicodeDecodeError:
+        raise _Fault("has a namespace that is not UTF-8; percent-encode its UTF-8") from None
+    try:
+        return check_namespace(text)
+    except ValueError as error:
+        raise _Fault(f"has a namespace that {error}") from None
 
 
 def _socket_path(path: str) -> str:

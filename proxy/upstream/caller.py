@@ -104,12 +104,12 @@ class Question(Collector):
         self._n = n
         self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-    async def ask(self, link: SharedLink, request: bytes) -> bytes:
+    async def ask(self, link: SharedLink, request: bytes, keys: Keys = None) -> bytes:
         """Send `request`; the reply's bytes, or the error frame a client would get.
 
-        Raises UpstreamError if the reply breaks off.
+        `keys` as for `SharedLink.submit`. Raises UpstreamError if the reply breaks off.
         """
-        link.submit(self, self._n, request)
+        link.submit(self, self._n, request, keys)
         return await self._answer
 
     def finish(self, replies: bytes) -> None:

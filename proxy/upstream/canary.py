@@ -29,9 +29,14 @@ _SAMPLES = 1000
 
 
 class Canary:
-    """Measures the lag of invalidations on one shared link, every `interval` seconds."""
+    """Measures the lag of invalidations on one shared link, every `interval` seconds.
 
-    def __init__(self, links: LinkPool, link: SharedLink, interval: float, timeout: float) -> None:
+    Its key begins with `prefix`, so that a user restricted to a namespace may touch it.
+    """
+
+    def __init__(
+        self, links: LinkPool, link: SharedLink, interval: float, timeout: float, prefix: bytes = b""
+    ) -> None:
         self.lost = 0
         """Invalidations that did not come within the timeout."""
         self.trouble = ""
@@ -42,7 +47,7 @@ class Canary:
         self._link = link
         self._interval = interval
         self._timeout = timeout
-        self._key = b"pannier:canary:" + os.urandom(8).hex().encode()
+        self._key = prefix + b"pannier:canary:" + os.urandom(8).hex().encode()
 
     def lag(self, fraction: float) -> float:
         """A quantile of the lags, in seconds; 0 if there is none."""

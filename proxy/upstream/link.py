@@ -40,6 +40,8 @@ class LinkKey(NamedTuple):
     identity: Identity
     database: int
     protocol: int
+    space: str = ""
+    """Whose a shared link is (see `client.spaces`), if it matters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ class Link(asyncio.Protocol):
 
         With `credentials`, first AUTH with just these arguments, so that Redis judges a client's own words.
         """
-        identity, database, protocol = self.key
+        identity, database, protocol, _ = self.key
         if credentials is not None:
             answer = await self._ask("AUTH", *credentials)
             if isinstance(answer, _ErrorReply):

@@ -92,11 +92,15 @@ class PinnedLink(Link):
         self.reset_answered = True
         """False if Redis carried out the RESET without an answer, after CLIENT REPLY SKIP."""
         self.scanner = ReplyScanner()
+        self.whole = False
+        """Whether the owner takes whole frames only. Set by the owner."""
         self.patient = False
         """Whether what is owed may take as long as it likes: a blocking command."""
         self.ended = asyncio.Event()
         self.fence: Fence | None = None
         """What has to be passed before a reply is handed on; None: nothing. Set by the owner."""
+        self._pieces: list[bytes] = []
+        """Of a frame of which not all has come, if it is `whole`."""
         self._held: list[bytes] = []
         """What has come and waits for the next fence."""
         self._fencing = False
@@ -221,16 +225,23 @@ class PinnedLink(Link):
             if pos == start:
                 self._tail = data[pos:]
                 return
+            piece = data[start:pos]
+            if self.whole:
+                self._pieces.append(piece)
+                if not ended:
+                    continue
+                piece = b"".join(self._pieces)
+                self._pieces.clear()
             if self._pushing or (self.mode is Mode.STREAM and self.next is not Expect.DISCARDED):
-                if not self._resets(data[start:pos]):
-                    owner.relay(data[start:pos])
+                if not self._resets(piece):
+                    owner.relay(piece)
                 elif self.next is not Expect.FENCE:
                     owner.streams_reset()
                     return
                 continue
             what = self.next
             if what is not Expect.DISCARDED and not (ended and what is Expect.RESET):
-                owner.relay(data[start:pos])
+                owner.relay(piece)
             if ended:
                 if self.expected:
                     self.expected.popleft()

@@ -85,6 +85,8 @@ class Care:
     """Takes the keys of a command whose reply has come, before that goes downstream."""
     settle_run: Callable[[bytes], object] = len
     """Takes the requests of a run of which it was not known at sending that its keys might matter."""
+    prefix: bytes = b""
+    """What all keys begin with that the link reads."""
 
 
 class SharedLink:
@@ -114,7 +116,9 @@ class SharedLink:
         care = care or Care()
         self.settle = care.settle
         self.settle_run = care.settle_run
-        self.tracking = Tracking(self, care.keeper, care.ladder, care.heartbeat) if care.keeper else None
+        self.tracking: Tracking | None = None
+        if care.keeper is not None:
+            self.tracking = Tracking(self, care.keeper, care.ladder, care.heartbeat, care.prefix)
         self.wire: Wire | None = None
         self.auth_required = False
         """Whether Redis wanted credentials this link does not have, when it was last connected."""

@@ -48,7 +48,9 @@ class Keeper(Protocol):
 class Tracking:
     """Has Redis track what a shared link reads."""
 
-    def __init__(self, link: SharedLink, keeper: Keeper, ladder: tuple[Mode, ...], heartbeat: float) -> None:
+    def __init__(
+        self, link: SharedLink, keeper: Keeper, ladder: tuple[Mode, ...], heartbeat: float, prefix: bytes
+    ) -> None:
         self.keeper = keeper
         self.mode = Mode.OFF
         """What is in effect on the present connection."""
@@ -59,6 +61,7 @@ class Tracking:
         self._link = link
         self._ladder = ladder
         self._heartbeat = heartbeat
+        self._prefix = prefix
         self._asking = False
         self._said = ""
         self._watched = b""
@@ -145,7 +148,8 @@ class Tracking:
                 caller, n, request = following
                 self._link.submit(caller, n, request)
 
-        return _Probe(answered, len(mode.requests)), len(mode.requests), b"".join(mode.requests)
+        requests = mode.requests(self._prefix)
+        return _Probe(answered, len(requests)), len(requests), b"".join(requests)
 
     def _settle(self, mode: Mode, reason: str) -> None:
         self.mode, self.reason = mode, reason

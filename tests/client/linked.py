@@ -73,6 +73,12 @@ class FakeTransport(asyncio.Transport):
         assert not self.closing
         self.reading = True
 
+    def get_protocol(self) -> Any:
+        return self.protocol
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self.high = high or 0
 
@@ -263,7 +269,7 @@ class Linked:
         self.connector = Connector(Upstream(), 30.0, 0.0)
         self.links = LinkPool(self.connector, dispatcher, TIMEOUT, (0.0, 0.0))
         self.clients = Clients(
-            Settings(**options), self.links, dispatcher, Identity(), 0, lambda: "# Sidecar\r\npannier:1\r\n"
+            Settings(**options), self.links, dispatcher, Identity(), 0, lambda space: "# Sidecar\r\npannier:1\r\n"
         )
         self._port = 50000
 

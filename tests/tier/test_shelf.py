@@ -26,7 +26,7 @@ class TestKeeping:
         fill(shelf, "ZMSCORE", "z", "m", "n", reply=b"*2\r\n,1.5\r\n_\r\n")
         assert shelf.table(3).find(part("ZMSCORE", "z", "m", "n")) == b"*2\r\n,1.5\r\n_\r\n"
         assert shelf.table(2).find(part("ZMSCORE", "z", "m", "n")) == b"*2\r\n$3\r\n1.5\r\n$-1\r\n"
-        assert (tier.entries, tier.fills) == (2, 1)
+        assert (tier.entries, tier.main.fills) == (2, 1)
 
     def test_of_an_unknown_shape_for_resp3_only(self) -> None:
         _tier, shelf, _ = make(protocols=(2, 3))
@@ -89,7 +89,7 @@ class TestDropping:
         assert flight is not None
         assert tier.drop(marks([key_frame(b"k")])) == 3
         assert flight.tainted and not shelf.index and not tier.used
-        assert (tier.overwritten, tier.invalidated) == (3, 0)
+        assert (tier.main.overwritten, tier.main.invalidated) == (3, 0)
 
     @pytest.mark.parametrize("key", [b"k", b"", b"\r\n", b"a\r\nb", b"$1\r\nx\r\n", b"\xff\x00*", b"x" * 300, b"x" * 255, b"x" * 256])
     def test_whatever_the_key_looks_like(self, key: bytes) -> None:
@@ -97,12 +97,12 @@ class TestDropping:
         for keys in ((key,), (b"other", key), (key, b"other"), (b"a", key, b"b")):
             fill(shelf, "GET", key)
             fill(shelf, "GET", "stays")
-            before = tier.invalidated
+            before = tier.main.invalidated
             shelf.pushed(push(*keys))
             assert part("GET", key) not in shelf.table(2).replies
-            assert tier.entries == 1 and tier.invalidated == before + 1
+            assert tier.entries == 1 and tier.main.invalidated == before + 1
             consistent(shelf)
-        assert tier.pushes == 4
+        assert tier.main.pushes == 4
 
     def test_null_is_everything(self) -> None:
         tier, shelf, _ = make(protocols=(2, 3))
@@ -110,13 +110,13 @@ class TestDropping:
         flight = shelf.open(read(tier, "GET", "x"))
         shelf.pushed(INVALIDATE + b"_\r\n")
         assert flight is not None and flight.tainted
-        assert (tier.entries, tier.used, shelf.index, shelf.flights, tier.invalidated) == (0, 0, {}, {}, 2)
+        assert (tier.entries, tier.used, shelf.index, shelf.flights, tier.main.invalidated) == (0, 0, {}, {}, 2)
 
     def test_other_pushes_are_none(self) -> None:
         tier, shelf, _ = make()
         fill(shelf, "GET", "k")
         shelf.pushed(b">3\r\n$7\r\nmessage\r\n$1\r\nk\r\n$1\r\nk\r\n")
-        assert (tier.entries, tier.pushes) == (1, 0)
+        assert (tier.entries, tier.main.pushes) == (1, 0)
 
     def test_in_every_shelf(self) -> None:
         tier, shelf, _clock = make()
@@ -184,7 +184,7 @@ class TestTime:
         fill(shelf, "GET", "k", lifetime=1.0)
         assert shelf.until <= clock.now + 1.0
         clock.now += 1.0
-        assert shelf.vouch(clock.now) and tier.expired == 1
+        assert shelf.vouch(clock.now) and tier.main.expired == 1
         clock.now += 2.0
         assert not shelf.vouch(clock.now)
         shelf.heard = clock.now
@@ -229,7 +229,7 @@ class TestLimits:
         for n in range(100):
             fill(shelf, "GET", n)
             assert tier.entries <= 10
-        assert tier.evicted == 90 and part("GET", 99) in shelf.table(2).replies
+        assert tier.main.evicted == 90 and part("GET", 99) in shelf.table(2).replies
         consistent(shelf)
 
     def test_memory_of_one_value_worth_many_old_ones(self) -> None:

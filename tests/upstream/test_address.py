@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import re
 import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.upstream.address import AddressError, Listen, Upstream, cannot_listen, mask
+from proxy.upstream.address import AddressError, Listen, Upstream, cannot_listen, check_namespace, mask
 
 SECRET = "s3cr3t"
 
@@ -137,7 +139,9 @@ class TestPasswordsAreNeverShown:
 
     @given(st.text(), st.text(), st.text())
     def test_of_any_text(self, user: str, password: str, rest: str) -> None:
-        masked = mask(f"redis://{user.replace(':', '')}:<{password}>@{rest.replace('@', '')}")
+        # No < but the password's own: what is looked for must not stand elsewhere by chance.
+        user, rest = re.sub("[:<]", "", user), re.sub("[@<]", "", rest)
+        masked = mask(f"redis://{user}:<{password}>@{rest}")
         assert f"<{password}>" not in masked
 
     @given(st.text())
@@ -165,6 +169,18 @@ class TestListenAddresses:
             ("unix:///run/p.sock", Listen(None, 0, "/run/p.sock", 0o600), "unix:///run/p.sock"),
             ("unix:///p.sock?mode=660", Listen(None, 0, "/p.sock", 0o660), "unix:///p.sock?mode=660"),
             ("unix:///p%2Cq?mode=0777", Listen(None, 0, "/p,q", 0o777), "unix:///p%2Cq?mode=777"),
+            ("6381?namespace=a", Listen(port=6381, namespace="a"), "127.0.0.1:6381?namespace=a"),
+            (":1?namespace=a:b", Listen(None, 1, namespace="a:b"), "*:1?namespace=a:b"),
+            ("[::1]:1?namespace=", Listen("::1", 1, namespace=""), "[::1]:1?namespace="),
+            ("tcp://h:1/?namespace=a%2Cb", Listen("h", 1, namespace="a,b"), "h:1?namespace=a%2Cb"),
+            ("h:1?namespace=a+b?", Listen("h", 1, namespace="a+b?"), "h:1?namespace=a%2Bb%3F"),
+            ("h:1?namespace=%C3%A9*", Listen("h", 1, namespace="é*"), "h:1?namespace=%C3%A9%2A"),
+            (
+                "unix:///p?namespace=a&mode=660",
+                Listen(None, 0, "/p", 0o660, "a"),
+                "unix:///p?mode=660&namespace=a",
+            ),
+            ("unix:///p?namespace=a", Listen(None, 0, "/p", 0o600, "a"), "unix:///p?namespace=a"),
         ],
     )
     def test_good(self, text: str, expected: Listen, shown: str) -> None:
@@ -185,7 +201,15 @@ class TestListenAddresses:
             ("http://h:1", "is no address to listen on"),
             ("unix://p.sock", "no absolute socket path"),
             ("unix:///p.sock?mode=999", "octal permission"),
-            ("unix:///p.sock?perm=660", "known is mode"),
+            ("unix:///p.sock?perm=660", "known are mode and namespace, as in ?mode=660"),
+            ("unix:///p.sock?mode=660&mode=600", "has two of mode; give it once"),
+            ("h:1?mode=660", "known is namespace, as in ?namespace=agent_service"),
+            ("h:1?namespace=a&namespace=b", "has two of namespace; give it once"),
+            ("h:1?namespace=a%20b", "has a namespace that has white space or a control character; give"),
+            ("h:1?namespace=a:", "has a namespace that begins or ends with a colon; leave it out"),
+            ("h:1?namespace=%FF", "has a namespace that is not UTF-8; percent-encode its UTF-8"),
+            ("h:1?namespace=a://b", "has a namespace that is a URL; give a prefix"),
+            ("?namespace=a", "has no port"),
             ("unix:///" + "x" * 107, "at most 107 bytes"),
         ],
     )
@@ -194,6 +218,46 @@ class TestListenAddresses:
             Listen.parse(text)
         assert part in str(caught.value)
         assert repr(text)[:20] in str(caught.value)
+
+    @given(st.text(max_size=20), st.sampled_from([Listen("h", 1), Listen(None, 0, "/p"), Listen("::1", 0)]))
+    def test_any_namespace_reads_back(self, text: str, listen: Listen) -> None:
+        try:
+            listen = dataclasses.replace(listen, namespace=check_namespace(text))
+        except ValueError as error:
+            assert "; " in str(error)
+        else:
+            assert Listen.parse(str(listen)) == listen
+            assert "," not in str(listen)  # which separates addresses
+
+    def test_the_place_is_what_is_bound(self) -> None:
+        assert Listen.parse("h:1?namespace=a").place == Listen.parse("h:1").place != Listen.parse("h:2").place
+        assert Listen.parse("unix:///p?mode=660").place == Listen.parse("unix:///p?namespace=a").place
+
+
+class TestNamespaces:
+    @pytest.mark.parametrize("text", ["", "a", "agent_service", "a:b", "a::b", "[a]*?", "é" * 32, "x" * 64])
+    def test_good(self, text: str) -> None:
+        assert check_namespace(text) == text
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("a b", "has white space or a control character; give a prefix such as agent_service"),
+            ("a\n", "has white space or a control character; give a prefix such as agent_service"),
+            ("a\0", "has white space or a control character; give a prefix such as agent_service"),
+            ("a\xa0", "has white space or a control character; give a prefix such as agent_service"),
+            ("\udcff", "has white space or a control character; give a prefix such as agent_service"),
+            ("é" * 33, "is too long; a namespace has at most 64 bytes"),
+            (":", "begins or ends with a colon; leave it out, Pannier puts one after the namespace"),
+            (":a", "begins or ends with a colon; leave it out, Pannier puts one after the namespace"),
+            ("a:", "begins or ends with a colon; leave it out, Pannier puts one after the namespace"),
+            ("redis://h", "is a URL; give a prefix such as agent_service"),
+        ],
+    )
+    def test_bad(self, text: str, said: str) -> None:
+        with pytest.raises(ValueError) as caught:
+            check_namespace(text)
+        assert str(caught.value) == said
 
 
 class TestWhyAnAddressCannotBeBound:

@@ -1,0 +1,115 @@
+"""Commands on all keys, for clients in a namespace: they take several commands of Redis'.
+
+None of them holds anybody up: keys are found with SCAN, a page at a time, and other clients' commands go
+between the pages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+
+from proxy.resp import encode
+from proxy.resp.errors import UpstreamRefused
+from proxy.resp.namespace import Namespace
+from proxy.tier.rules import key_frame, marks
+from proxy.upstream.caller import Question
+
+if TYPE_CHECKING:
+    from proxy.client.session import Session
+    from proxy.upstream.shared import SharedLink
+
+_PAGE = 1000
+"""Keys that Redis looks at for one SCAN: half a millisecond of its time at most."""
+_DRAWS = 8
+"""RANDOMKEYs tried before the keys are walked through."""
+
+
+async def dbsize(session: Session, namespace: Namespace) -> bytes:
+    """Count the namespace's keys in the session's database (Redis docs: DBSIZE)."""
+    return encode.integer(sum([len(keys) async for keys in _pages(session.home, namespace, b"0")]))
+
+
+async def randomkey(session: Session, namespace: Namespace) -> bytes:
+    """One of the namespace's keys (Redis docs: RANDOMKEY)."""
+    drawn = await _ask(session.home, *[encode.request("RANDOMKEY")] * _DRAWS)
+    own = [key for key in drawn if isinstance(key, bytes) and key.startswith(namespace.prefix)]
+    if not own:
+        # Any number is a cursor: Redis takes as many of its bits as its table has.
+        start = b"%d" % random.getrandbits(48)
+        for cursor in (start, b"0"):
+            async for keys in _pages(session.home, namespace, cursor):
+                own += keys
+                if own:
+                    break
+            if own:
+                break
+    return encode.bulk(random.choice(own)[len(namespace.prefix) :]) if own else encode.null(session.protocol)
+
+
+async def flush(session: Session, namespace: Namespace, arguments: list[bytes]) -> bytes:
+    """Delete the namespace's keys, in the session's database or all (Redis docs: FLUSHDB, FLUSHALL).
+
+    What has been begun goes on if the client leaves.
+    """
+    how = arguments[1].upper() if len(arguments) > 1 else b"ASYNC"
+    if how not in (b"SYNC", b"ASYNC"):
+        return encode.error("ERR syntax error")
+    everywhere = arguments[0].lower() == b"flushall"
+    work = asyncio.get_running_loop().create_task(_flush(session, namespace, everywhere, how == b"SYNC"))
+    session.clients.works.add(work)
+    work.add_done_callback(session.clients.works.discard)
+    return await asyncio.shield(work)
+
+
+async def _flush(session: Session, namespace: Namespace, everywhere: bool, now: bool) -> bytes:
+    links, home = session.clients.links, session.home_key
+    databases = {home.database}
+    if everywhere:
+        (report,) = await _ask(session.home, encode.request("INFO", "keyspace"))
+        lines = bytes(report).removeprefix(b"txt:").split(b"\r\n")
+        databases.update(int(line[2 : line.index(b":")]) for line in lines if line.startswith(b"db"))
+    for database in sorted(databases):
+        link = links.attach(home._replace(database=database))
+        try:
+            await link.settled()
+            async for keys in _pages(link, namespace, b"0"):
+                await _delete(session, link, keys, b"DEL" if now else b"UNLINK")
+        finally:
+            links.detach(link)
+    return encode.OK
+
+
+async def _delete(session: Session, link: SharedLink, keys: list[bytes], command: bytes) -> None:
+    dropped = marks(map(key_frame, keys))
+    if session.clients.tier is not None:
+        session.clients.tier.drop(dropped)
+    reply = await Question().ask(link, encode.request(command, *keys), dropped)
+    if reply.startswith(b"-"):
+        raise UpstreamRefused(reply[1:-2].decode("utf-8", "replace"))
+
+
+async def _pages(link: SharedLink, namespace: Namespace, cursor: bytes) -> AsyncIterator[list[bytes]]:
+    """The namespace's keys in a link's database, page by page, from a cursor on. Raises UpstreamError."""
+    while True:
+        scan = encode.request("SCAN", cursor, "MATCH", namespace.pattern + b"*", "COUNT", _PAGE)
+        ((cursor, keys),) = await _ask(link, scan)
+        if keys:
+            yield keys
+        if cursor == b"0":
+            return
+
+
+async def _ask(link: SharedLink, *requests: bytes) -> list[Any]:
+    """Redis' answers. Raises UpstreamError if one is an error."""
+    reader = hiredis.Reader()
+    reader.feed(await Question(len(requests)).ask(link, b"".join(requests)))
+    answers = [reader.gets() for _ in requests]
+    for answer in answers:
+        if isinstance(answer, hiredis.ReplyError):
+            raise UpstreamRefused(str(answer))
+    return answers

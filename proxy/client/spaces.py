@@ -1,0 +1,303 @@
+"""The key spaces that sessions live in: the whole database, a namespace, a tenant's.
+
+A space is what a listener or an AUTH gives a session: the namespace between its keys and Redis', who it is at
+Redis, its share of memory, its limits, and what is counted for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from proxy.resp import encode
+from proxy.resp.commands import Command
+from proxy.resp.errors import UpstreamRefused
+from proxy.resp.namespace import SCRIPTS, Namespace, RefusedHere, Strip, spoken
+from proxy.resp.patterns import RequestPatterns
+from proxy.resp.prefixes import Prefixer
+from proxy.settings import Settings
+from proxy.tenants import Tenant
+from proxy.tier.rules import Rules, marks
+from proxy.tier.tier import Account, Tier
+from proxy.upstream.address import Listen
+from proxy.upstream.link import Identity
+
+if TYPE_CHECKING:
+    from proxy.client.dispatch import Dispatcher
+    from proxy.client.session import Session
+
+log = logging.getLogger("pannier.namespaces")
+
+WRONG_PASSWORD = "WRONGPASS invalid username-password pair or user is disabled."
+_NO_PASSWORD = (
+    "ERR AUTH <password> called without any password configured for the default user. Are you sure your "
+    "configuration is correct?"
+)
+
+
+class Bucket:
+    """Operations that may be done now: `rate` more each second, a second's worth at most."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._left = rate
+        self._at = time.monotonic()
+
+    def take(self, n: int) -> None:
+        """Take `n`, be there as many or not."""
+        now = time.monotonic()
+        self._left = min(self._rate, self._left + (now - self._at) * self._rate) - n
+        self._at = now
+
+    @property
+    def empty(self) -> bool:
+        """Whether none may be done now."""
+        self.take(0)
+        return self._left < 1.0
+
+    def wait(self) -> float:
+        """Seconds until one may be done again."""
+        return max(0.0, (1.0 - self._left) / self._rate)
+
+
+class Space:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        name: str,
+        namespace: Namespace | None,
+        dispatcher: Dispatcher,
+        account: Account | None = None,
+        tenant: Tenant | None = None,
+        identity: Identity | None = None,
+    ) -> None:
+        self.name = name
+        """Tells it from the others; empty for the one without a namespace."""
+        self.namespace = namespace
+        self.tenant = tenant
+        self.identity = identity
+        """Who its sessions are at Redis; None: whoever they were."""
+        self.locked = False
+        """Whether nothing may be done in it but to authenticate."""
+        self.patterns: RequestPatterns = dispatcher.patterns if namespace is None else dispatcher.first_keyed
+        """What goes up without being parsed."""
+        self.rules = account.rules if account is not None else Rules(dispatcher.table, namespace)
+        self.account = account
+        """Its part of the memory tier, if there is one."""
+        self.bucket: Bucket | None = None
+        if tenant is not None and tenant.max_ops_per_second is not None:
+            self.bucket = Bucket(tenant.max_ops_per_second)
+        self.over = b""
+        """The error for commands beyond `max_ops_per_second`."""
+        if tenant is not None:
+            self.over = encode.error(
+                f"ERR pannier: tenant '{tenant.name}' is over its max_ops_per_second of "
+                f"{tenant.max_ops_per_second}; try again in a moment"
+            )
+        self.refuses_auth = False
+        """Whether AUTH is not for Redis to judge."""
+        self.scripts = "allow"
+        """The setting `namespace_scripts`, where there is a namespace."""
+        self.probe: bytes = b""
+        """A key that a restricted user must not read."""
+        # Who is here and what has been counted.
+        self.sessions: dict[Session, tuple[int, int]] = {}
+        """With what each had taken, and been answered from memory, when it came."""
+        self.refused = 0
+        """Commands refused because of `max_ops_per_second`."""
+        self._commands = self._hits = 0
+        """Of sessions that have left."""
+        self._written = dispatcher.written
+        self._prefixer = Prefixer(namespace, dispatcher.table) if namespace is not None else None
+        if account is not None:
+            account.count_hits = lambda: self.hits
+
+    @property
+    def guarded(self) -> bool:
+        """Whether requests have to be looked at even on a link of the client's own."""
+        return self.namespace is not None or self.refuses_auth
+
+    @property
+    def commands(self) -> int:
+        """Commands taken since the start."""
+        return self._commands + sum([session.served - base for session, (base, _) in self.sessions.items()])
+
+    @property
+    def hits(self) -> int:
+        """Reads answered from memory since the start."""
+        return self._hits + sum([session.hits - base for session, (_, base) in self.sessions.items()])
+
+    def enter(self, session: Session) -> None:
+        """Count a session in. Raises UpstreamRefused if the tenant has as many as it may."""
+        tenant = self.tenant
+        if tenant is not None and tenant.max_clients is not None and len(self.sessions) >= tenant.max_clients:
+            raise UpstreamRefused(
+                f"ERR max number of clients reached: tenant '{tenant.name}' has its max_clients of "
+                f"{tenant.max_clients}"
+            )
+        self.sessions[session] = (session.served, session.hits)
+
+    def leave(self, session: Session) -> None:
+        """Count a session out."""
+        commands, hits = self.sessions.pop(session, (session.served, session.hits))
+        self._commands += session.served - commands
+        self._hits += session.hits - hits
+
+    def forget(self) -> None:
+        """Judge commands anew: the table has changed."""
+        self.rules.forget()
+        if self._prefixer is not None:
+            self._prefixer.forget()
+
+    # --- requests
+
+    def real(self, n: int, data: bytes) -> bytes:
+        """A run of `n` reads, or of what `patterns` takes, as Redis is to get it."""
+        if self._prefixer is None:
+            return data
+        return self._prefixer.run(n, data) or b"".join(self._prefixer.each(data))
+
+    def real_run(self, n: int, data: bytes) -> tuple[bytes, list[int] | None]:
+        """A run of what `patterns` takes as Redis is to get it.
+
+        With the marks of the keys it may change where `Dispatcher.written` could not find them in it.
+        """
+        if self._prefixer is None:
+            return data, None
+        real = self._prefixer.run(n, data)
+        if real is not None:
+            return real, None
+        frames = self._prefixer.each(data)
+        keys = [frame[_second(frame) :] for frame in frames]
+        return b"".join(frames), marks([key[: _end(key)] for key in keys])
+
+    def translate(self, command: Command | None, arguments: list[bytes]) -> tuple[list[bytes], Strip | None]:
+        """What to send instead of a request, and what its reply needs (see `Namespace.translate`).
+
+        Raises RefusedHere.
+        """
+        if self.namespace is None:
+            return arguments, None
+        self._judge_script(command)
+        return self.namespace.translate(command, arguments)
+
+    def leading(
+        self, command: Command | None, arguments: list[bytes], count: int
+    ) -> tuple[list[bytes], Strip | None] | None:
+        """The same for the first arguments of a large request (see `Namespace.leading`)."""
+        if self.namespace is None:
+            return arguments, None
+        self._judge_script(command)
+        return self.namespace.leading(command, arguments, count)
+
+    def _judge_script(self, command: Command | None) -> None:
+        if self.scripts == "refuse" and command is not None and command.name in SCRIPTS:
+            raise RefusedHere(f"{spoken(command.name)} is refused: namespace_scripts is refuse")
+
+    def warns_of(self, command: Command | None) -> bool:
+        """Whether it is to be found out what scripts may reach, now that the first one comes."""
+        if self.scripts != "warn" or command is None or command.name not in SCRIPTS:
+            return False
+        self.scripts = "allow"
+        return True
+
+    def warn(self, verdict: bytes) -> None:
+        """Take Redis' answer to reading `probe`."""
+        if not verdict.startswith(b"-NOPERM") and self.namespace is not None:
+            log.warning(
+                "a script runs in namespace %s, and Redis would let it reach keys of others: restrict the "
+                "upstream user by ACL (~%s:*), or set namespace_scripts to refuse",
+                self.namespace.name, self.namespace.name,
+            )  # fmt: skip
+
+
+def _second(frame: bytes) -> int:
+    """Where the first argument of a canonical request begins."""
+    return frame.index(b"$", frame.index(b"$") + 1)
+
+
+def _end(bulk: bytes) -> int:
+    """Where the bulk string at the beginning ends."""
+    at = bulk.index(b"\r\n")
+    return at + 4 + int(bulk[1:at])
+
+
+class Spaces:
+    """All of them, by listener and by tenant."""
+
+    def __init__(self, settings: Settings, dispatcher: Dispatcher, tier: Tier | None) -> None:
+        self.mode = settings.auth_mode
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._tier = tier
+        self._named: dict[str, Space] = {}
+        self._tenants: dict[str, Space] = {}
+        self.start = self._make(settings.namespace)
+        """Where sessions begin that no listener puts elsewhere."""
+        for tenant in settings.tenants:
+            self._tenants[tenant.name] = self._tenant(tenant)
+        if self.mode == "tenants":
+            self.start = Space("", None, dispatcher)
+            self.start.locked = self.start.refuses_auth = True
+
+    def __iter__(self) -> Iterator[Space]:
+        yield from dict.fromkeys([self.start, *self._named.values(), *self._tenants.values()])
+
+    def find(self, name: str) -> Space:
+        """The space of that name."""
+        return self._tenants.get(name) or self._named.get(name) or self.start
+
+    def of(self, listen: Listen) -> Space:
+        """Where the clients of a listener begin."""
+        if listen.namespace is None or self.mode == "tenants":
+            return self.start
+        return self._named.get(listen.namespace) or self._make(listen.namespace)
+
+    def judge(self, credentials: list[bytes]) -> Space:
+        """The tenant's whose name and password these are. Raises UpstreamRefused.
+
+        `credentials` as AUTH has them: a password, or a user and a password.
+        """
+        user = credentials[0] if len(credentials) > 1 else b"default"
+        if self.mode == "none":
+            if len(credentials) > 1 and user == b"default":
+                return self.start
+            raise UpstreamRefused(_NO_PASSWORD if len(credentials) == 1 else WRONG_PASSWORD)
+        space = self._tenants.get(user.decode("utf-8", "replace"))
+        if space is None or space.tenant is None or not space.tenant.accepts(credentials[-1]):
+            raise UpstreamRefused(WRONG_PASSWORD)
+        return space
+
+    def _make(self, name: str) -> Space:
+        namespace = Namespace(name, self._settings.namespace_channels) if name else None
+        account = None
+        if self._tier is not None:
+            account = (
+                self._tier.account(Rules(self._dispatcher.table, namespace)) if name else self._tier.main
+            )
+        space = self._named[name] = Space(name, namespace, self._dispatcher, account)
+        return self._equip(space)
+
+    def _tenant(self, tenant: Tenant) -> Space:
+        namespace = (
+            Namespace(tenant.namespace, self._settings.namespace_channels) if tenant.namespace else None
+        )
+        account = None
+        if self._tier is not None:
+            account = self._tier.account(Rules(self._dispatcher.table, namespace), tenant.max_memory)
+        identity = None
+        if tenant.upstream_password is not None:
+            user = tenant.upstream_username
+            identity = Identity(None if user is None else user.encode(), tenant.upstream_password.encode())
+        return self._equip(Space(tenant.name, namespace, self._dispatcher, account, tenant, identity))
+
+    def _equip(self, space: Space) -> Space:
+        space.refuses_auth = self.mode != "passthrough"
+        if space.namespace is not None:
+            space.scripts = self._settings.namespace_scripts
+            space.probe = encode.request("EXISTS", b"pannier:outside:" + os.urandom(8).hex().encode())
+        return space

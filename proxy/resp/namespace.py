@@ -1,0 +1,397 @@
+"""A namespace: a prefix that every key bears in Redis and that no client ever sees.
+
+`Namespace.translate` rewrites a request on its way up and says what has to be stripped from its reply. The
+rule is that nothing passes bare: a command goes up only if it is known where its keys stand, or that it names
+none and concerns nobody else.
+
+Requests: keys by the key specifications (`proxy.resp.keys`), the key patterns of SORT, the patterns of KEYS
+and SCAN, the prefixes of CLIENT TRACKING, and channels (`Namespace.channel`). Replies: what holds keys is
+listed in `_STRIPS`; what subscribers get is the business of `proxy.resp.messages`. A script's reply is not
+looked into: nobody can tell which of its strings are keys.
+
+Redis docs: "Command key specifications", "Redis keyspace notifications", the pages of the commands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from proxy.resp import encode
+from proxy.resp.commands import Command
+from proxy.resp.errors import PannierError
+from proxy.resp.keys import key_positions, pattern_positions
+from proxy.resp.patterns import SHORT
+from proxy.resp.replies import split_replies
+
+Strip = Callable[[bytes], bytes]
+"""Takes a whole reply, returns it without the namespace."""
+
+# fmt: off
+_HARMLESS: Final = frozenset({
+    "asking", "auth", "client|caching", "client|capa", "client|getname", "client|getredir", "client|id",
+    "client|info", "client|kill", "client|list", "client|no-evict", "client|no-touch", "client|reply",
+    "client|setinfo", "client|setname", "client|tracking", "client|trackinginfo", "client|unblock", "command",
+    "command|count", "command|docs", "command|getkeys", "command|getkeysandflags", "command|info",
+    "command|list", "discard", "echo", "exec", "hello", "info", "lolwut", "multi", "ping", "psubscribe",
+    "publish", "pubsub|channels", "pubsub|numpat", "pubsub|numsub", "pubsub|shardchannels",
+    "pubsub|shardnumsub", "punsubscribe", "quit", "readonly", "readwrite", "reset", "script|exists",
+    "script|load", "select", "spublish", "ssubscribe", "subscribe", "sunsubscribe", "time", "unsubscribe",
+    "unwatch", "wait", "waitaof", "keys", "scan",
+})
+# fmt: on
+"""Commands without keys that concern only the client itself, or whose arguments are translated."""
+WHOLE = frozenset({"dbsize", "flushall", "flushdb", "randomkey"})
+"""Commands on all keys, which stand for those of the namespace: they take several commands of Redis'."""
+_OWN = frozenset({"acl|whoami", "sidecar"})
+"""Answered by the sidecar itself."""
+SCRIPTS = frozenset({"eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro", "script|load"})
+NAMING_ERRORS = frozenset({
+    "xack", "xautoclaim", "xclaim", "xgroup|create", "xgroup|createconsumer", "xgroup|delconsumer",
+    "xgroup|destroy", "xgroup|setid", "xinfo|consumers", "xinfo|groups", "xinfo|stream", "xpending",
+    "xread", "xreadgroup", "eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro", "migrate",
+})  # fmt: skip
+"""Commands whose errors may name a key (NOGROUP does)."""
+_PUBSUB: Final = {
+    "subscribe": False, "unsubscribe": False, "ssubscribe": False, "sunsubscribe": False,
+    "psubscribe": True, "punsubscribe": True,
+}  # fmt: skip
+"""Whether the arguments are patterns."""
+_SCAN_OPTIONS: Final = {b"MATCH": 1, b"COUNT": 1, b"TYPE": 1}
+_KEYSPACE: Final = re.compile(rb"__keyspace@[^:]*?__:", re.S).match
+_KEYEVENT: Final = re.compile(rb"__keyevent@[^:]*?__:", re.S).match
+_SPECIAL: Final = re.compile(rb"([*?\[\]\\^-])")
+
+
+class RefusedHere(PannierError):
+    """A command that cannot be used in a namespace; the text says why."""
+
+    @property
+    def reply(self) -> bytes:
+        """The error frame for the client."""
+        return encode.error(f"ERR pannier: {self}")
+
+
+class Namespace:
+    """One prefix. `channels`: whether pub/sub channels bear it as well."""
+
+    def __init__(self, name: str, channels: bool = False) -> None:
+        self.name = name
+        self.prefix = name.encode() + b":"
+        self.pattern = _SPECIAL.sub(rb"\\\1", self.prefix)
+        """What matches the prefix and nothing else in a glob pattern."""
+        self.channels = channels
+        self._quoted = b"'" + self.prefix
+        self._size = len(self.prefix)
+
+    # --- keys
+
+    def bulk(self, frame: bytes) -> bytes:
+        """A key, given as the bulk string it is, with the prefix."""
+        end = frame.index(b"\r\n")
+        return b"$%d\r\n%b%b" % (int(frame[1:end]) + self._size, self.prefix, frame[end + 2 :])
+
+    def stripped(self, frame: bytes) -> bytes:
+        """A bulk string without the prefix, if it bears it."""
+        begin = frame.find(b"\r\n") + 2
+        if frame[:1] != b"$" or not frame.startswith(self.prefix, begin):
+            return frame
+        return b"$%d\r\n%b" % (len(frame) - begin - 2 - self._size, frame[begin + self._size :])
+
+    def holds(self, frame: bytes) -> bool:
+        """Whether a bulk string bears the prefix."""
+        return frame.startswith(self.prefix, frame.find(b"\r\n") + 2)
+
+    # --- requests
+
+    def translate(self, command: Command | None, arguments: list[bytes]) -> tuple[list[bytes], Strip | None]:
+        """What to send instead of a request, and what makes its reply the client's; None: nothing.
+
+        `command` is what the table finds for `arguments` (the name included). Raises RefusedHere.
+        """
+        if command is None:
+            raise RefusedHere(_unknown(arguments))
+        name = command.name
+        special = _ARGUMENTS.get(name)
+        if special is not None:
+            translated = special(self, arguments)
+        elif name in _HARMLESS or name in _OWN or name.endswith("|help"):
+            translated = arguments
+        elif name in WHOLE:
+            raise RefusedHere(
+                f"{spoken(name)} cannot be part of anything in a namespace: it takes several steps"
+            )
+        elif command.container and len(arguments) == 1:
+            translated = arguments  # Redis refuses it
+        else:
+            translated = self._prefixed(command, arguments)
+        strip = _STRIPS.get(name)
+        return translated, None if strip is None else strip.__get__(self)
+
+    def _prefixed(self, command: Command, arguments: list[bytes]) -> list[bytes]:
+        if "admin" in command.flags or not _has_keys(command):
+            raise RefusedHere(
+                f"{spoken(command.name)} is refused in a namespace: it concerns the whole server"
+            )
+        uses = key_positions(command, arguments)
+        patterns = pattern_positions(command, arguments)
+        if uses is None or patterns is None:
+            raise RefusedHere(
+                f"{spoken(command.name)} is refused in a namespace: which arguments are keys is not known"
+            )
+        if patterns and b"*" in self.prefix:
+            raise RefusedHere(
+                f"{spoken(command.name)} cannot take BY or GET patterns in a namespace with a * in its name"
+            )
+        translated = list(arguments)
+        for index in {use.index for use in uses}.union(patterns):
+            translated[index] = self.prefix + arguments[index]
+        return translated
+
+    def leading(
+        self, command: Command | None, arguments: list[bytes], count: int
+    ) -> tuple[list[bytes], Strip | None] | None:
+        """As `translate`, for the first of the `count` arguments of a request that is still arriving.
+
+        None if it takes more of them to tell. Raises RefusedHere.
+        """
+        if command is None:
+            raise RefusedHere(_unknown(arguments))
+        known, missing = len(arguments), count - len(arguments)
+        if command.name in _ARGUMENTS or not _has_keys(command):
+            return None
+        if missing > SHORT and not command.keys_by_count:
+            return None
+        # Keys that follow from the count alone go on to the end, or stand in front of it.
+        whole = arguments + [b""] * min(missing, SHORT)
+        uses = key_positions(command, whole)
+        if not uses or any(use.index >= known for use in uses):
+            return None
+        translated, strip = self.translate(command, whole)
+        return translated[:known], strip
+
+    def _scan(self, arguments: list[bytes]) -> list[bytes]:
+        kept, pattern = arguments[:2], b"*"
+        rest = arguments[2:]
+        while len(rest) > 1 and rest[0].upper() in _SCAN_OPTIONS:
+            if rest[0].upper() == b"MATCH":
+                pattern = rest[1]
+            else:
+                kept += rest[:2]
+            rest = rest[2:]
+        # What is left Redis refuses, or a newer one knows; the last MATCH is the one that counts.
+        return [*kept, *rest, b"MATCH", self.pattern + pattern] if len(arguments) > 1 else arguments
+
+    def _keys(self, arguments: list[bytes]) -> list[bytes]:
+        return [arguments[0], self.pattern + arguments[1]] if len(arguments) == 2 else arguments
+
+    def _tracking(self, arguments: list[bytes]) -> list[bytes]:
+        translated = arguments[:3]
+        broadcast, prefixes, rest = False, False, arguments[3:]
+        while rest:
+            option = rest[0].upper()
+            if option == b"PREFIX" and len(rest) > 1:
+                prefixes = True
+                translated += [rest[0], self.prefix + rest[1]]
+                rest = rest[2:]
+                continue
+            width = 2 if option == b"REDIRECT" else 1
+            broadcast = broadcast or option == b"BCAST"
+            translated += rest[:width]
+            rest = rest[width:]
+        if broadcast and not prefixes:
+            translated += [b"PREFIX", self.prefix]
+        return translated
+
+    # --- channels
+
+    def channel(self, name: bytes) -> bytes:
+        """What a channel is called in Redis."""
+        head = _KEYSPACE(name)
+        if head is not None:
+            return name[: head.end()] + self.prefix + name[head.end() :]
+        return self.prefix + name if self.channels and _KEYEVENT(name) is None else name
+
+    def channel_pattern(self, pattern: bytes) -> bytes:
+        """What a pattern of channels is called in Redis. Raises RefusedHere."""
+        head = _KEYSPACE(pattern)
+        if head is not None:
+            return pattern[: head.end()] + self.pattern + pattern[head.end() :]
+        if pattern.startswith(b"__key"):
+            if _KEYEVENT(pattern) is None and pattern.partition(b"__:")[2] not in (b"", b"*"):
+                raise RefusedHere(
+                    "a pattern of notifications must begin with __keyspace@ or __keyevent@ in a namespace, "
+                    "or end behind its __:*"
+                )
+            return pattern
+        return self.pattern + pattern if self.channels else pattern
+
+    def own_channel(self, name: bytes) -> bytes | None:
+        """What the client calls a channel of Redis'; None if it is not the client's to see."""
+        head = _KEYSPACE(name)
+        if head is not None:
+            at = head.end()
+            return name[:at] + name[at + self._size :] if name.startswith(self.prefix, at) else None
+        if not self.channels or _KEYEVENT(name) is not None:
+            return name
+        return name[self._size :] if name.startswith(self.prefix) else None
+
+    def own_pattern(self, pattern: bytes) -> bytes:
+        """What the client calls a pattern."""
+        head = _KEYSPACE(pattern)
+        at = head.end() if head is not None else 0
+        if not pattern.startswith(self.pattern, at):
+            return pattern
+        return pattern[:at] + pattern[at + len(self.pattern) :]
+
+    @staticmethod
+    def tells_of_keys(channel: bytes) -> bool:
+        """Whether the messages of a channel are keys."""
+        return _KEYEVENT(channel) is not None
+
+    def _subscribe(self, arguments: list[bytes]) -> list[bytes]:
+        if _PUBSUB[arguments[0].lower().decode("ascii", "replace")]:
+            return [arguments[0], *map(self.channel_pattern, arguments[1:])]
+        return [arguments[0], *map(self.channel, arguments[1:])]
+
+    def _publish(self, arguments: list[bytes]) -> list[bytes]:
+        if len(arguments) != 3:
+            return arguments
+        name, channel, message = arguments
+        if _KEYEVENT(channel) is not None:
+            message = self.prefix + message  # it names a key
+        return [name, self.channel(channel), message]
+
+    def _list_channels(self, arguments: list[bytes]) -> list[bytes]:
+        if not self.channels or len(arguments) > 3:
+            return arguments
+        pattern = self.channel_pattern(arguments[2]) if len(arguments) == 3 else self.pattern + b"*"
+        return [*arguments[:2], pattern]
+
+    def _count_subscribers(self, arguments: list[bytes]) -> list[bytes]:
+        return [*arguments[:2], *map(self.channel, arguments[2:])]
+
+    # --- replies
+
+    def strip_error(self, reply: bytes) -> bytes:
+        """An error that may name a key."""
+        return reply.replace(self._quoted, b"'") if reply[:1] == b"-" else reply
+
+    def strip_key(self, reply: bytes) -> bytes:
+        """A key, or nothing."""
+        return self.stripped(reply)
+
+    def strip_keys(self, reply: bytes) -> bytes:
+        """An array of keys."""
+        return _each(reply, self.stripped)
+
+    def strip_first(self, reply: bytes) -> bytes:
+        """An array whose first element is a key (BLPOP, LMPOP …), or a null."""
+        items = _items(reply)
+        return _array(reply, [self.stripped(items[0]), *items[1:]]) if items else reply
+
+    def strip_scan(self, reply: bytes) -> bytes:
+        """SCAN's cursor and keys."""
+        items = _items(reply)
+        return _array(reply, [items[0], self.strip_keys(items[1])]) if len(items) == 2 else reply
+
+    def strip_streams(self, reply: bytes) -> bytes:
+        """XREAD's: a map from keys in RESP3, an array of pairs in RESP2."""
+        if reply[:1] == b"%":
+            items = _items(reply)
+            items[::2] = map(self.stripped, items[::2])
+            return _array(reply, items)
+        return self.strip_error(_each(reply, self.strip_first))
+
+    def strip_channels(self, reply: bytes) -> bytes:
+        """An array of channels, from which those of others are left out."""
+        if reply[:1] != b"*":
+            return reply
+        return encode.array(
+            encode.bulk(own) for item in _items(reply) if (own := self.own_channel(text(item))) is not None
+        )
+
+    def strip_subscribers(self, reply: bytes) -> bytes:
+        """Channels and numbers in turn."""
+        items = _items(reply)
+        for at in range(0, len(items), 2):
+            own = self.own_channel(text(items[at]))
+            items[at] = encode.bulk(own) if own is not None else items[at]
+        return _array(reply, items) if items else reply
+
+    def strip_tracking(self, reply: bytes) -> bytes:
+        """CLIENT TRACKINGINFO: the prefixes are the last value."""
+        items = _items(reply)
+        return _array(reply, [*items[:-1], self.strip_keys(items[-1])]) if items else reply
+
+
+def spoken(name: str) -> str:
+    """A command's name as people write it."""
+    return name.replace("|", " ").upper()
+
+
+def text(frame: bytes) -> bytes:
+    """What a bulk string holds."""
+    return frame[frame.find(b"\r\n") + 2 : -2]
+
+
+def _unknown(arguments: Sequence[bytes]) -> str:
+    name = b" ".join(arguments[:1]).decode("utf-8", "replace")[:128]
+    return f"'{name}' is refused in a namespace: the command, or its sub-command, is not known"
+
+
+def _has_keys(command: Command) -> bool:
+    return any("not_key" not in spec.flags for spec in command.key_specs)
+
+
+def _items(reply: bytes) -> list[bytes]:
+    """The elements of an aggregate, keys and values of a map in turn; none of anything else."""
+    if reply[:1] not in (b"*", b"%", b"~", b">"):
+        return []
+    at = reply.index(b"\r\n")
+    count = int(reply[1:at]) * (2 if reply[:1] == b"%" else 1)
+    return split_replies(reply, at + 2, count) if count > 0 else []
+
+
+def _array(reply: bytes, items: Sequence[bytes]) -> bytes:
+    """An aggregate with other elements."""
+    return reply[: reply.index(b"\r\n") + 2] + b"".join(items)
+
+
+def _each(reply: bytes, change: Strip) -> bytes:
+    items = _items(reply)
+    return _array(reply, list(map(change, items))) if items else reply
+
+
+_ARGUMENTS: Final[dict[str, Callable[[Namespace, list[bytes]], list[bytes]]]] = {
+    "client|tracking": Namespace._tracking,
+    "keys": Namespace._keys,
+    "publish": Namespace._publish,
+    "pubsub|channels": Namespace._list_channels,
+    "pubsub|numsub": Namespace._count_subscribers,
+    "pubsub|shardchannels": Namespace._list_channels,
+    "pubsub|shardnumsub": Namespace._count_subscribers,
+    "scan": Namespace._scan,
+    "spublish": Namespace._publish,
+    **dict.fromkeys(_PUBSUB, Namespace._subscribe),
+}
+"""Commands whose arguments are translated otherwise than by prefixing keys."""
+
+_STRIPS: Final[dict[str, Callable[[Namespace, bytes], bytes]]] = {
+    **dict.fromkeys(NAMING_ERRORS, Namespace.strip_error),
+    **dict.fromkeys(
+        ("blpop", "brpop", "bzpopmin", "bzpopmax", "blmpop", "bzmpop", "lmpop", "zmpop"),
+        Namespace.strip_first,
+    ),
+    "client|trackinginfo": Namespace.strip_tracking,
+    "keys": Namespace.strip_keys,
+    "pubsub|channels": Namespace.strip_channels,
+    "pubsub|numsub": Namespace.strip_subscribers,
+    "pubsub|shardchannels": Namespace.strip_channels,
+    "pubsub|shardnumsub": Namespace.strip_subscribers,
+    "scan": Namespace.strip_scan,
+    "xread": Namespace.strip_streams,
+    "xreadgroup": Namespace.strip_streams,
+}
+"""What the replies of commands need whose replies may hold keys."""
