@@ -29,6 +29,7 @@ from proxy.resp.errors import StartupError, UpstreamError, UpstreamRefused
 from proxy.resp.tracking import LADDERS, Mode
 from proxy.settings import Settings, show_size
 from proxy.tier.rules import Rules
+from proxy.tier.shelf import Shelf
 from proxy.tier.tier import Account, Limits, Tier
 from proxy.upstream.address import Listen, Upstream, cannot_listen
 from proxy.upstream.caller import Question
@@ -124,7 +125,7 @@ class Sidecar:
             ticker = loop.create_task(self._tick(main))
             if self.tier is not None and self.settings.canary_interval:
                 timeout = self.settings.coherence_timeout
-                prefix = _prefix(self.clients.spaces.start)
+                prefix = self.clients.spaces.start.prefix
                 self._canary = Canary(self.links, main, self.settings.canary_interval, timeout, prefix)
                 canary = loop.create_task(self._canary.run())
             yield
@@ -206,8 +207,11 @@ class Sidecar:
             return Care(settle=self.tier.drop, settle_run=self.clients.settle_run)
         space = self.clients.spaces.find(key.space)
         heartbeat = self.settings.coherence_timeout / 3
-        shelf, ladder = self.tier.shelf(key, space.account), LADDERS[self.settings.tracking]
-        return Care(shelf, ladder, heartbeat, self.tier.drop, self.clients.settle_run, _prefix(space))
+        # Nobody reads over the link of those who have not authenticated, so its shelf is none of the tier's.
+        shelf = Shelf(self.tier, self.tier.main) if space.locked else self.tier.shelf(key, space.account)
+        settle = functools.partial(self.tier.drop, prefix=space.prefix)
+        settle_run = functools.partial(self.clients.settle_run, prefix=space.prefix)
+        return Care(shelf, LADDERS[self.settings.tracking], heartbeat, settle, settle_run, space.prefix)
 
     def _closed(self, key: LinkKey) -> None:
         if self.tier is not None:
@@ -223,7 +227,8 @@ class Sidecar:
             )
         if tier is None or link is None or link.tracking is None:
             return {"tracking": "off", "tracking_reason": "switched off"} | _counted(space)
-        trouble = tier.shelf(link.key, space.account).trouble
+        shelf = tier.shelves.get(link.key)
+        trouble = shelf.trouble if shelf is not None else ""
         accounts = (
             [space.account] if space.namespace is not None and space.account is not None else tier.accounts
         )
@@ -340,10 +345,6 @@ def _tier(settings: Settings, table: CommandTable) -> Tier | None:
         admit_after=settings.admit_after,
     )
     return Tier(limits, Rules(table))
-
-
-def _prefix(space: Space) -> bytes:
-    return space.namespace.prefix if space.namespace is not None else b""
 
 
 def _named(stats: dict[str, object]) -> dict[str, object]:

@@ -26,6 +26,9 @@ class TestThePageAndTheCodeAgree:
     def test_on_what_is_answered_here(self) -> None:
         assert {names(command).pop(): what for command, what in rows("Answered here")} == dispatch.LOCAL
 
+    def test_on_what_is_answered_here_in_a_namespace(self) -> None:
+        assert {names(command).pop(): what for command, what in rows("In a namespace")} == dispatch.LOCAL_IN_NAMESPACE
+
     def test_on_what_gets_a_link_of_its_own_and_for_how_long(self) -> None:
         table = rows("On a link of the client's own")
         own = {name for commands, until in table if "inside a transaction" not in commands for name in names(commands)}

@@ -87,13 +87,13 @@ class Clients:
         """Reads answered from memory since the start."""
         return sum([space.hits for space in self.spaces])
 
-    def settle_run(self, requests: bytes) -> None:
+    def settle_run(self, requests: bytes, prefix: bytes = b"") -> None:
         """Have no shelf show what was before a run whose replies have come.
 
         With one shelf there is nothing to do: what it has fetched since, over the same link, came later.
         """
-        if self.tier is not None and len(self.tier.shelves) > 1:
-            self.tier.drop(marks(self.dispatcher.written(requests)))
+        if self.tier is not None and len(self.tier.views(prefix)) > 1:
+            self.tier.drop(marks(self.dispatcher.written(requests)), prefix)
 
     def admit(self, session: Session) -> bytes:
         """Register a session; the error to refuse it with if there are too many, else nothing."""

@@ -87,7 +87,7 @@ async def _flush(session: Session, namespace: Namespace, everywhere: bool, now: 
 async def _delete(session: Session, link: SharedLink, keys: list[bytes], command: bytes) -> None:
     dropped = marks(map(key_frame, keys))
     if session.clients.tier is not None:
-        session.clients.tier.drop(dropped)
+        session.clients.tier.drop(dropped, session.space.prefix)
     reply = await Question().ask(link, encode.request(command, *keys), dropped)
     if reply.startswith(b"-"):
         raise UpstreamRefused(reply[1:-2].decode("utf-8", "replace"))

@@ -182,7 +182,9 @@ async def _go_over(
         if protocol == 3 and link.wire is not None and link.wire.protocol != 3:
             raise UpstreamRefused(link.wire.no_resp3)
         if identity != session.identity or space is not session.space:
-            await links.passed()  # what the client has seen must not be older in the shelf it comes to
+            await links.passed(
+                space.prefix
+            )  # what the client has seen must not be older in the shelf it comes to
         session.adopt(space, identity, database, protocol, link)
     except BaseException:
         links.detach(link)
@@ -340,7 +342,7 @@ def _reset(session: Session, arguments: list[bytes]) -> Answer:
 
 
 async def _reset_identity(session: Session) -> bytes:
-    await session.clients.links.passed()
+    await session.clients.links.passed(session.origin.prefix)
     session.reset()
     return b"+RESET\r\n"
 

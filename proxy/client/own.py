@@ -63,7 +63,7 @@ def _invalidate(session: Session, arguments: list[bytes]) -> bytes:
     frames = map(key_frame, arguments)
     if namespace is not None:
         frames = map(namespace.bulk, frames)
-    dropped = tier.drop(marks(frames)) if tier is not None else 0
+    dropped = tier.drop(marks(frames), session.space.prefix) if tier is not None else 0
     return encode.integer(dropped)
 
 

@@ -225,7 +225,7 @@ class Pin:
         if touch is Touch.NOTHING:
             return
         if touch is Touch.WRITES:
-            tier.drop(keys)
+            tier.drop(keys, self.session.space.prefix)
         uncounted = self.session.state is State.STREAM
         if touch is Touch.EVERYTHING:
             tier.clear()
@@ -238,10 +238,11 @@ class Pin:
 
     def _fence(self, then: Callable[[], None]) -> None:
         tier = self.session.clients.tier
-        if tier is None or not tier.shows:
+        prefix = self.session.space.prefix
+        if tier is None or not tier.shows(prefix):
             then()
         else:
-            self.session.clients.links.fence(then)
+            self.session.clients.links.fence(then, prefix)
 
     def _settle(self) -> None:
         """Have no shelf show what was before the reply that has come."""
@@ -251,7 +252,7 @@ class Pin:
         if self.everything:
             tier.clear()
         elif self.touched:
-            tier.drop(self.touched)
+            tier.drop(self.touched, self.session.space.prefix)
 
     def _introduce(self) -> None:
         """Give the link the client's name: Redis tells it by CLIENT GETNAME and CLIENT LIST from now on."""

@@ -418,16 +418,16 @@ class Session(asyncio.Protocol):
 
     def run(self, n: int, data: bytes) -> None:
         """Send a run of plain commands (`Dispatcher.patterns`) over the shared link."""
-        tier = self.clients.tier
+        tier, space = self.clients.tier, self.space
         keys: Keys = None
-        if self.space.namespace is not None:
-            data, keys = self.space.real_run(n, data)
+        if space.namespace is not None:
+            data, keys = space.real_run(n, data)
         if tier is not None:
             if keys is not None:
-                tier.drop(keys)
-            elif tier.shows:
+                tier.drop(keys, space.prefix)
+            elif tier.shows(space.prefix):
                 keys = marks(self.clients.dispatcher.written(data))
-                tier.drop(keys)
+                tier.drop(keys, space.prefix)
             else:
                 keys = RUN
         self.submit(n, data, keys)

@@ -48,7 +48,7 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
     elif not session.step_aside():
         return False
     if touch is Touch.WRITES:
-        tier.drop(keys)
+        tier.drop(keys, space.prefix)
     elif touch is Touch.EVERYTHING:
         tier.clear()
     elif touch is Touch.READS_UNKNOWN and (tier.loose or session.link is not session.home):
@@ -109,7 +109,7 @@ def _apart(session: Session, frame: bytes, shape: Shape | None, touch: Touch, st
     session.commands += 1
     session.expect(1)
     if session.link is session.home:
-        wide = session.clients.links.tracked > 1
+        wide = len(session.clients.links.tracked(session.space.prefix)) > 1
         session.link.submit(Whole(session, 2, shape, touch, wide, strip), 2, frame + PING)
         if wide:
             session.ready()  # nothing may overtake the reply while it waits for the other links

@@ -78,6 +78,7 @@ class Space:
         self.name = name
         """Tells it from the others; empty for the one without a namespace."""
         self.namespace = namespace
+        self.prefix = namespace.prefix if namespace is not None else b""
         self.tenant = tenant
         self.identity = identity
         """Who its sessions are at Redis; None: whoever they were."""

@@ -75,10 +75,10 @@ class Whole(ForClient):
         if self._fenced:
             replies = replies[: replies.rfind(b"\r\n", 0, -2) + 2]
         tier = session.clients.tier
-        if tier is not None and (
-            self._touch is Touch.EVERYTHING or (self._touch is Touch.UNKNOWN and tier.loose)
-        ):
+        if tier is not None and self._touch is Touch.EVERYTHING:
             tier.clear()
+        elif tier is not None and self._touch is Touch.UNKNOWN and tier.loose:
+            tier.clear(session.space.prefix)
         wire = session.home.wire
         if session.protocol != 3 and self._shape is not None and (wire is None or wire.protocol == 3):
             replies = downgrade(replies, self._shape)
@@ -89,11 +89,12 @@ class Whole(ForClient):
     def hand_on(self, reply: bytes) -> None:
         """Give the client its reply; if it may reveal changes, once every other link has told them, too."""
         session, tier = self._session, self._session.clients.tier
+        prefix = session.space.prefix
         if self._wide:
-            session.clients.links.fence(lambda: session.take(reply))
+            session.clients.links.fence(lambda: session.take(reply), prefix)
             return
-        if self._fenced and tier is not None and session.clients.links.tracked > 1:
-            tier.clear()  # another link has come meanwhile, and the session does not wait
+        if self._fenced and tier is not None and len(session.clients.links.tracked(prefix)) > 1:
+            tier.clear(prefix)  # another link has come meanwhile, and the session does not wait
         session.take(reply)
 
     def cut(self) -> None:
@@ -108,4 +109,5 @@ class Aside(Whole):
 
     def hand_on(self, reply: bytes) -> None:
         """Give the client its reply once the tracked links have told all that led to it."""
-        self._session.clients.links.fence(lambda: self._session.take(reply))
+        session = self._session
+        session.clients.links.fence(lambda: session.take(reply), session.space.prefix)

@@ -133,6 +133,7 @@ class Rules:
     def __init__(self, table: CommandTable, namespace: Namespace | None = None) -> None:
         self.table = table
         self.namespace = namespace
+        self.prefix = namespace.prefix if namespace is not None else b""
         self._kinds: dict[bytes, _Kind | None] = {}
         self._parser = RequestParser(2**31)
 

@@ -122,6 +122,7 @@ class Tier:
         self.common = Budget(limits.max_memory, limits.max_entries, limits.admit_after)
         """For all accounts that have no memory of their own."""
         self.accounts: list[Account] = []
+        self._views: dict[bytes, list[Shelf]] = {}
         self.main = self.account(rules)
         """Of the key space without a namespace."""
         self.rules = rules
@@ -145,14 +146,22 @@ class Tier:
     def _budgets(self) -> set[Budget]:
         return {account.budget for account in self.accounts}
 
-    @property
-    def shows(self) -> bool:
-        """Whether a write could matter to anything that is kept or under way."""
-        shelves = self.shelves
-        if len(shelves) != 1:
-            return bool(shelves)
-        (shelf,) = shelves.values()
-        return bool(shelf.index)
+    def views(self, prefix: bytes) -> list[Shelf]:
+        """The shelves that may show a key that begins with a namespace's prefix (empty: any key).
+
+        Namespaces do not lie within each other: these are the namespace's own, and those without one.
+        """
+        found = self._views.get(prefix)
+        if found is None:
+            found = self._views[prefix] = [
+                shelf for shelf in self.shelves.values() if not prefix or shelf.rules.prefix in (b"", prefix)
+            ]
+        return found
+
+    def shows(self, prefix: bytes) -> bool:
+        """Whether a write in a namespace could matter to anything that is kept or under way."""
+        shelves = self.views(prefix)
+        return bool(shelves[0].index) if len(shelves) == 1 else bool(shelves)
 
     def jitter(self) -> float:
         """A factor for lifetimes, so that what was filled at once does not expire at once."""
@@ -172,22 +181,24 @@ class Tier:
         found = self.shelves.get(key)
         if found is None:
             found = self.shelves[key] = Shelf(self, account or self.main)
+            self._views.clear()
         return found
 
     def discard(self, key: Hashable) -> None:
         """Give up a shelf whose link is no longer used."""
         shelf = self.shelves.pop(key, None)
         if shelf is not None:
+            self._views.clear()
             shelf.link_lost()
             shelf.account.shelves.remove(shelf)
 
-    def drop(self, keys: Iterable[int]) -> int:
+    def drop(self, keys: Iterable[int], prefix: bytes = b"") -> int:
         """Drop what shows any of the keys (their marks), in every shelf: they are views of one Redis.
 
-        Returns how many entries that were.
+        `prefix`: what the keys begin with, where that is known. Returns how many entries that were.
         """
         count = 0
-        for shelf in self.shelves.values():
+        for shelf in self.views(prefix):
             if not shelf.index.keys().isdisjoint(keys):
                 before = shelf.drops
                 shelf.drop(keys)
@@ -196,10 +207,6 @@ class Tier:
                 count += dropped
         return count
 
-    def clear(self) -> int:
-        """Empty every shelf; how many entries that were."""
-        return sum([shelf.clear() for shelf in self.shelves.values()])
-
-    def total(self, counter: str) -> int:
-        """The sum of a counter of all accounts."""
-        return sum([getattr(account, counter) for account in self.accounts])
+    def clear(self, prefix: bytes = b"") -> int:
+        """Empty every shelf that may show keys with that prefix; how many entries that were."""
+        return sum([shelf.clear() for shelf in self.views(prefix)])

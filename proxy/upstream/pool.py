@@ -117,14 +117,20 @@ class LinkPool:
             elif now - self._unused_since.setdefault(key, now) > _IDLE_SHARED:
                 self._close(link)
 
-    @property
-    def tracked(self) -> int:
-        """How many shared links Redis tells of changes, or may soon."""
-        return sum(link.tracking is not None for link in self.shared.values())
+    def tracked(self, prefix: bytes = b"") -> list[SharedLink]:
+        """The shared links that Redis tells of changes, or may soon, to keys that begin with `prefix`."""
+        return [
+            link
+            for link in self.shared.values()
+            if link.tracking is not None and (not prefix or link.tracking.prefix in (b"", prefix))
+        ]
 
-    def fence(self, then: Callable[[], None]) -> None:
-        """Call a function once every tracked link has told all invalidations of what Redis did up to now."""
-        links = [link for link in self.shared.values() if link.tracking is not None]
+    def fence(self, then: Callable[[], None], prefix: bytes = b"") -> None:
+        """Call a function once every tracked link has told all invalidations of what Redis did up to now.
+
+        Every link, that is, on which keys are read that begin with `prefix`.
+        """
+        links = self.tracked(prefix)
         missing = 1 + len(links)
 
         def passed() -> None:
@@ -138,15 +144,15 @@ class LinkPool:
                 link.tracking.fence(passed)
         passed()
 
-    async def passed(self) -> None:
-        """Wait until every tracked link has told all invalidations of what Redis did up to now."""
+    async def passed(self, prefix: bytes = b"") -> None:
+        """Wait until every tracked link has told all invalidations of what Redis did up to now (`fence`)."""
         passed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def done() -> None:
             if not passed.done():
                 passed.set_result(None)
 
-        self.fence(done)
+        self.fence(done, prefix)
         await passed
 
     async def close(self) -> None:

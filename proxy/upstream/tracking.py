@@ -61,7 +61,8 @@ class Tracking:
         self._link = link
         self._ladder = ladder
         self._heartbeat = heartbeat
-        self._prefix = prefix
+        self.prefix = prefix
+        """What all keys begin with that are read over the link."""
         self._asking = False
         self._said = ""
         self._watched = b""
@@ -148,7 +149,7 @@ class Tracking:
                 caller, n, request = following
                 self._link.submit(caller, n, request)
 
-        requests = mode.requests(self._prefix)
+        requests = mode.requests(self.prefix)
         return _Probe(answered, len(requests)), len(requests), b"".join(requests)
 
     def _settle(self, mode: Mode, reason: str) -> None:
