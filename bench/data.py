@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from bench.servers import HOST, BenchError, receive
 from bench.traffic import COMMANDS, FIELD, VALUE, Part, bulk, elements, frame, hash_key, key, list_key
@@ -77,6 +78,8 @@ class Store:
     """A Redis and what has been loaded into it; loading happens when a row first needs it."""
 
     port: int
+    prefix: bytes = b""
+    """What stands here before the key names of the load."""
     strings: int = 0
     loaded: set[str] = field(default_factory=set)
 
@@ -86,22 +89,28 @@ class Store:
             for part in parts:
                 if part.command in ("get", "set"):
                     if part.end > self.strings:
-                        set_many(link, range(self.strings, part.end), key, lambda _: VALUE)
+                        set_many(link, range(self.strings, part.end), self.named(key), lambda _: VALUE)
                         self.strings = part.end
                 elif part.command not in self.loaded:
                     self.load_collections(link, part)
                     self.loaded.add(part.command)
 
+    def named(self, name: Callable[[int], bytes]) -> Callable[[int], bytes]:
+        """The names that keys have here, from those the load sends."""
+        return lambda number: self.prefix + name(number)
+
     def load_collections(self, link: socket.socket, part: Part) -> None:
         """Hashes or lists."""
         numbers = range(part.first, part.end)
         if part.command == "hget":
-            commands = (frame(b"HSET", hash_key(number), FIELD, VALUE) for number in numbers)
+            name = self.named(hash_key)
+            commands = (frame(b"HSET", name(number), FIELD, VALUE) for number in numbers)
             send_all(link, commands, b":1\r\n", "loading hashes: HSET")
             return
         size = int(part.command.rpartition("-")[2])
         values = elements(size)
-        commands = (frame(b"RPUSH", list_key(size, number), *values) for number in numbers)
+        name = self.named(partial(list_key, size))
+        commands = (frame(b"RPUSH", name(number), *values) for number in numbers)
         send_all(link, commands, b":%d\r\n" % size, "loading lists: RPUSH")
 
 

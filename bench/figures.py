@@ -7,10 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.workloads import Quantity, Workload
-
-DIRECT = "redis"
-PROXY = "proxy"
+from bench.workloads import GROUP_OF, Group, Quantity, Side, Workload
 
 
 @dataclass(frozen=True)
@@ -58,37 +55,54 @@ class Spread:
 
 @dataclass
 class Cell:
-    """All rounds of one workload, by contender; entry n of each list is from round n."""
+    """All rounds of one workload, by the name of the side; entry n of each list is from round n."""
 
     workload: Workload
     rounds: dict[str, list[Measurement]] = field(default_factory=dict)
     missing: str = ""
-    """What the proxy lacks for the row to mean something, if so."""
+    """What a proxy lacks for the row to mean something, if so."""
 
-    def spread(self, contender: str, attribute: str) -> Spread:
-        """Summarise one attribute of a contender over the rounds."""
-        return Spread.of(getattr(measured, attribute) for measured in self.rounds[contender])
+    @property
+    def group(self) -> Group:
+        """Where the row belongs, which says what it compares."""
+        return GROUP_OF[self.workload.group]
 
-    def ratio(self, contender: str, attribute: str) -> Spread:
-        """A contender's CPU over that of Redis direct in the same round."""
-        pairs = zip(self.rounds[contender], self.rounds[DIRECT], strict=True)
-        return Spread.of(getattr(mine, attribute) / max(direct.own_us, 1e-9) for mine, direct in pairs)
+    def spread(self, side: Side, attribute: str) -> Spread:
+        """Summarise one attribute of a side over the rounds."""
+        return Spread.of(getattr(measured, attribute) for measured in self.rounds[side.name])
+
+    def ratio(self, attribute: str) -> Spread:
+        """The contender's CPU over that of the baseline in the same round; nothing is behind Redis direct."""
+        base, mine = (self.rounds[side.name] for side in self.group.sides)
+        pairs = zip(mine, base, strict=True)
+        return Spread.of(
+            getattr(one, attribute) / max(getattr(other, attribute), 1e-9) for one, other in pairs
+        )
 
     @property
     def complete(self) -> bool:
-        """Whether both contenders have the same rounds, and any."""
-        return 0 < len(self.rounds.get(DIRECT, [])) == len(self.rounds.get(PROXY, []))
+        """Whether both sides have the same rounds, and any."""
+        base, mine = (len(self.rounds.get(side.name, [])) for side in self.group.sides)
+        return 0 < base == mine
 
-    def hit_rate(self) -> Spread | None:
-        """What the proxy's tier answered; None where nothing was counted."""
-        rates = [measured.hit_rate for measured in self.rounds.get(PROXY, [])]
+    def hit_rate(self, side: Side) -> Spread | None:
+        """What a side's tier answered; None where nothing was counted."""
+        rates = [measured.hit_rate for measured in self.rounds.get(side.name, [])]
         return Spread.of(known) if (known := [rate for rate in rates if rate is not None]) else None
 
     def invalid(self) -> str:
-        """Why the row does not measure what it says, if so."""
-        least, most, rate = self.workload.least_hits, self.workload.most_hits, self.hit_rate()
+        """Why the row does not measure what it says, if so; the judged side's reason goes first."""
         if self.missing:
             return self.missing
+        if reason := self.wrong_hits(self.group.contender):
+            return reason
+        base = self.group.baseline
+        reason = self.wrong_hits(base) if base.proxied else ""
+        return f"{base.label}: {reason}" if reason else ""
+
+    def wrong_hits(self, side: Side) -> str:
+        """What is wrong with the hit rate of a side that has a proxy, if something is."""
+        least, most, rate = self.workload.least_hits, self.workload.most_hits, self.hit_rate(side)
         if rate is None:
             return "" if least is None else "no reads were counted"
         if least is not None and rate.median < least:
@@ -103,17 +117,17 @@ class Cell:
         return (target.own, target.total) if target else (None, None)
 
     def holds(self, attribute: str, limit: float | None) -> bool | None:
-        """Whether the proxy keeps to the limit; None without limit or when the row is invalid."""
+        """Whether the contender keeps to the limit; None without limit or when the row is invalid."""
         if limit is None or self.invalid():
             return None
-        return self.ratio(PROXY, attribute).median <= limit
+        return self.ratio(attribute).median <= limit
 
     def load_cpu(self) -> float:
         """The generator's own share of a core, where it was busiest."""
         return max(measured.load_cpu for measurements in self.rounds.values() for measured in measurements)
 
     def saturated(self) -> list[str]:
-        """Contenders whose pace the generator set in half of the rounds or more."""
+        """Names of the sides whose pace the generator set in half of the rounds or more."""
         return [
             name
             for name, measurements in self.rounds.items()

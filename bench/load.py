@@ -1,7 +1,7 @@
 """Load generators. Both run as a process of their own, whose CPU is known exactly when it has ended.
 
 ``redis-benchmark`` is used for what it can do when it is on PATH, ``python -m bench.builtin`` for the rest;
-each row has the same generator for both contenders.
+each row has the same generator for both sides.
 """
 
 from __future__ import annotations

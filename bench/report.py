@@ -10,31 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench.figures import DIRECT, PROXY, Cell, Figure, Result, Spread
-from bench.workloads import GROUPS, Group
+from bench.figures import Cell, Figure, Result, Spread
+from bench.workloads import DIRECT, GROUPS, Group, Side
 
 READING = (
-    "CPU is per operation, median of the rounds; ratios are to Redis direct in the same round, median "
-    "(least–greatest): own is the proxy alone, total the proxy with the Redis behind it."
+    "CPU is per operation, median of the rounds; ratios are to Redis direct, or to what the head of the "
+    "column names, in the same round, median (least–greatest): own is the proxy alone, total the proxy with "
+    "the Redis behind it."
 )
 SATURATED = (
     "⚠ The load generator used more than 95 % of a core: this throughput is its limit, not the "
     "server's. A server that waits also batches less, so its CPU per operation is an upper bound."
-)
-COLUMNS = (
-    "what is measured",
-    "P",
-    "own ÷ Redis",
-    "target",
-    "total ÷ Redis",
-    "target",
-    "Redis µs/op",
-    "own µs/op",
-    "behind µs/op",
-    "Redis k/s",
-    "proxy k/s",
-    "hits",
-    "generator CPU",
 )
 
 
@@ -87,21 +73,57 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
 
 
+def cost_columns(group: Group) -> list[tuple[str, Side, str]]:
+    """Head, side and attribute of the columns with CPU per operation."""
+    base, contender = group.sides
+    if base.proxied:
+        parts = [(side, part) for side in group.sides for part in ("own", "behind")]
+        return [(f"{side.label} {part} µs/op", side, f"{part}_us") for side, part in parts]
+    behind = [(f"{part} µs/op", contender, f"{part}_us") for part in ("own", "behind")]
+    return [(f"{base.label} µs/op", base, "own_us"), *behind]
+
+
+def hit_columns(group: Group) -> list[tuple[str, Side]]:
+    """Head and side of the columns with hit rates."""
+    if group.baseline.proxied:
+        return [(f"{side.label} hits", side) for side in group.sides]
+    return [("hits", group.contender)]
+
+
+def columns(group: Group) -> list[str]:
+    """The head of the group's table, which says what is compared."""
+    heads = ["what is measured", "P"]
+    for part in ("own", "total"):
+        heads += [f"{part} ÷ {group.baseline.label}", "target"]
+    heads += [head for head, _, _ in cost_columns(group)]
+    heads += [f"{side.label} k/s" for side in group.sides]
+    return [*heads, *(head for head, _ in hit_columns(group)), "generator CPU"]
+
+
 def row(cell: Cell) -> list[str]:
     """One workload as a line of its group's table."""
     line = [cell.workload.title, str(cell.workload.depth)]
     for attribute, limit in zip(("own_us", "total_us"), cell.limits(), strict=True):
-        line.append(cell.ratio(PROXY, attribute).show(2))
+        line.append(cell.ratio(attribute).show(2))
         line.append(judged("≤", limit, cell.holds(attribute, limit)))
     if reason := cell.invalid():
         line[0] += f" (**invalid**: {reason})"
-    costs = ((DIRECT, "own_us"), (PROXY, "own_us"), (PROXY, "behind_us"))
-    line += [f"{cell.spread(*cost).median:.2f}" for cost in costs]
-    for name in (DIRECT, PROXY):
-        mark = " ⚠" if name in cell.saturated() else ""
-        line.append(f"{cell.spread(name, 'per_second').median / 1000:.0f}{mark}")
-    rate = cell.hit_rate()
-    return [*line, f"{rate.median:.1%}" if rate else "–", f"{cell.load_cpu():.0%}"]
+    line += [f"{cell.spread(side, cost).median:.2f}" for _, side, cost in cost_columns(cell.group)]
+    for side in cell.group.sides:
+        mark = " ⚠" if side.name in cell.saturated() else ""
+        line.append(f"{cell.spread(side, 'per_second').median / 1000:.0f}{mark}")
+    for _, side in hit_columns(cell.group):
+        rate = cell.hit_rate(side)
+        line.append(f"{rate.median:.1%}" if rate else "–")
+    return [*line, f"{cell.load_cpu():.0%}"]
+
+
+def options_told(group: Group) -> str:
+    """A sentence about the options, where there are any."""
+    whose = [("both proxies" if group.baseline.proxied else "the proxy", group.options)]
+    whose += [(side.title, side.options) for side in group.sides]
+    told = [f"of {who}: `{' '.join(options)}`" for who, options in whose if options]
+    return f" Options {'; '.join(told)}." if told else ""
 
 
 def group_part(group: Group, cells: Sequence[Cell], note: str) -> list[str]:
@@ -109,9 +131,9 @@ def group_part(group: Group, cells: Sequence[Cell], note: str) -> list[str]:
     parts = [f"## {group.title}", group.about]
     if note:
         parts.append(f"Note: {note}.")
-    elif group.options:
-        parts[-1] += f" Options of the proxy: `{' '.join(group.options)}`."
-    return [*parts, table(COLUMNS, map(row, cells))]
+    else:
+        parts[-1] += options_told(group)
+    return [*parts, table(columns(group), map(row, cells))]
 
 
 def figure_table(title: str, figures: Sequence[Figure]) -> str:
@@ -153,7 +175,7 @@ def markdown(result: Result) -> str:
 def cell_json(cell: Cell) -> dict[str, Any]:
     """One workload as plain data."""
     attributes = ("own_us", "behind_us", "total_us", "per_second", "load_cpu")
-    workload, rate = cell.workload, cell.hit_rate()
+    workload, rate = cell.workload, cell.hit_rate(cell.group.contender)
     data: dict[str, Any] = {
         "group": workload.group,
         "title": workload.title,
@@ -163,25 +185,33 @@ def cell_json(cell: Cell) -> dict[str, Any]:
         "hit_rate": rate.to_json() if rate else None,
         "contenders": {},
     }
-    for name, measurements in cell.rounds.items():
-        summary: dict[str, Any] = {key: cell.spread(name, key).to_json() for key in attributes}
-        summary["saturated"] = name in cell.saturated()
+    for side in cell.group.sides:
+        if not (measurements := cell.rounds.get(side.name)):
+            continue
+        summary: dict[str, Any] = {key: cell.spread(side, key).to_json() for key in attributes}
+        summary["saturated"] = side.name in cell.saturated()
         if latencies := [m.p50_ms for m in measurements if m.p50_ms is not None]:
             summary["p50_ms"] = Spread.of(latencies).to_json()
-        data["contenders"][name] = summary
+        if cell.group.baseline.proxied and (answered := cell.hit_rate(side)):
+            summary["hit_rate"] = answered.to_json()
+        data["contenders"][side.name] = summary
     if cell.complete:
         for key, limit in zip(("own", "total"), cell.limits(), strict=True):
             verdict = {"target": limit, "holds": cell.holds(f"{key}_us", limit)}
-            data[f"ratio_{key}"] = cell.ratio(PROXY, f"{key}_us").to_json() | verdict
+            data[f"ratio_{key}"] = cell.ratio(f"{key}_us").to_json() | verdict
     return data
 
 
 def group_json(group: Group, result: Result) -> dict[str, Any]:
-    """What a group's rows have in common, and the rows."""
+    """What a group's rows have in common, and the rows; who is compared, unless that is Redis direct."""
+    compared = {"baseline": group.baseline, "contender": group.contender}
+    if group.baseline is DIRECT:
+        compared = {}
     return {
         "title": group.title,
         "about": group.about,
         "options": list(group.options),
+        **{role: {"name": side.name, "options": list(side.options)} for role, side in compared.items()},
         "note": result.notes.get(group.name),
         "rows": [
             cell_json(cell)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench import cpu
 from bench.data import Store, check_reads, hit_rate, read_through, tier_info
-from bench.figures import DIRECT, PROXY, Cell, Measurement, Result
+from bench.figures import Cell, Measurement, Result
 from bench.load import Generator, LoadResult, generator_for
 from bench.progress import Progress
 from bench.servers import BenchError, Server, Stable
 from bench.traffic import MANY_KEYS, parts
-from bench.workloads import GROUPS, Group, Workload
+from bench.workloads import GROUPS, Group, Side, Workload
 
 SETTLE = 0.02  # lets the scheduler's account of the last requests reach the kernel's files
 MIN_WARMUP = 0.25
@@ -24,7 +24,7 @@ FILL_SLICE = (
 
 @dataclass(frozen=True)
 class Contender:
-    """What is measured: the server that faces the load, its data, the Redis behind it, if any."""
+    """A side of a group at work: the server that faces the load, its data, the Redis behind it, if any."""
 
     name: str
     own: Server
@@ -42,6 +42,8 @@ class Runner:
     seconds: float
     deadline: float
     progress: Progress
+    data: dict[str, tuple[Server, Store]] = field(default_factory=dict)
+    """The Redis of each side that has had a row so far, and what is in it."""
 
     def load(self, contender: Contender, workload: Workload, requests: int) -> LoadResult:
         """One run of the generator, never beyond the time limit of the whole."""
@@ -114,56 +116,77 @@ class Runner:
         for contender in contenders:
             check_reads(contender.own.port, parts(workload.test, workload.keyspace))
 
-    def fill(self, group: Group, proxy: Contender) -> None:
-        """Uniform reads of all keys, so that every row meets a tier that is full."""
+    def fill(self, group: Group, contenders: Sequence[Contender]) -> None:
+        """Uniform reads of all keys, so that every row from here on meets tiers that are full."""
         self.progress.begin(f"{group.name}: filling the tier")
         workload = Workload("get", 64, keyspace=MANY_KEYS)
-        proxy.store.provide(parts(workload.test, workload.keyspace))
-        for _ in range(group.fill_requests // FILL_SLICE):
-            self.load(proxy, workload, FILL_SLICE)
+        for proxy in contenders:
+            if proxy.behind:
+                proxy.store.provide(parts(workload.test, workload.keyspace))
+                for _ in range(group.fill_requests // FILL_SLICE):
+                    self.load(proxy, workload, FILL_SLICE)
 
-    def run_group(
-        self,
-        group: Group,
-        rows: Sequence[Workload],
-        direct: Contender,
-        behind: Contender,
-        result: Result,
-    ) -> None:
-        """The rows of one group, against a proxy of its own; a failure ends its row, not the run."""
+    def redis_of(self, side: Side) -> tuple[Server, Store]:
+        """The side's Redis, started when a group first needs it, and what is in it."""
+        if side.name not in self.data:
+            server = self.stable.start_redis(f"Redis behind {side.title}" if side.proxied else side.title)
+            self.data[side.name] = server, Store(server.port, side.prefix)
+        return self.data[side.name]
+
+    def enter(self, side: Side, options: Sequence[str]) -> Contender:
+        """A side ready to be measured: its Redis, with a fresh proxy in front where it has one.
+
+        Raises BenchError when the proxy does not know the option that makes the side: both would be the same.
+        """
+        if side.options and not self.stable.proxy.knows(side.options[0]):
+            raise BenchError(f"{side.title} needs {side.options[0]}, which is no option that is known")
+        redis, store = self.redis_of(side)
+        if not side.proxied:
+            return Contender(side.name, redis, store)
+        title = side.title.removeprefix("the ")
+        proxy = self.stable.start_proxy(redis, [*options, *side.options], title)
+        return Contender(side.name, proxy, store, redis)
+
+    def run_group(self, group: Group, rows: Sequence[Workload], result: Result) -> None:
+        """The rows of one group, against proxies of its own; a failure ends its row, not the run."""
         options, note = self.stable.options_for(group.options)
         if note:
             result.notes[group.name] = note
-        server = self.stable.start_proxy(behind.own, options)
-        proxy = Contender(PROXY, server, behind.store, behind.own)
+        contenders: list[Contender] = []
         try:
-            if group.fill_requests:
-                self.fill(group, proxy)
-            missing = note
-            if not note and "hits" not in tier_info(server.port):
-                missing = "INFO sidecar has no pannier_tier_hits"
+            for side in group.sides:
+                contenders.append(self.enter(side, options))
+            missing = (note or self.tierless(contenders)) if group.tier else ""
+            filled = not group.fill_requests
             for workload in rows:
-                cell = Cell(workload, missing=missing if group.tier else "")
+                if not filled and workload.keyspace == MANY_KEYS:
+                    self.fill(group, contenders)
+                    filled = True
+                cell = Cell(workload, missing=missing)
                 result.cells.append(cell)
                 try:
-                    self.run_cell(workload, [direct, proxy], cell)
+                    self.run_cell(workload, contenders, cell)
                 except (BenchError, OSError) as error:
                     result.failures.append(f"{group.name}: {workload.name}: {error}")
         finally:
-            self.stable.stop([server])
+            self.stable.stop([contender.own for contender in contenders if contender.behind])
+
+    @staticmethod
+    def tierless(contenders: Sequence[Contender]) -> str:
+        """What to say of a proxy that does not count hits, if there is one."""
+        proxies = [contender for contender in contenders if contender.behind]
+        if all("hits" in tier_info(proxy.own.port) for proxy in proxies):
+            return ""
+        return "INFO sidecar has no pannier_tier_hits"
 
     def run(self, workloads: Sequence[Workload], result: Result) -> None:
         """Every workload, in the order of the groups; ``result`` gets what is found and what failed."""
         try:
-            servers = [self.stable.start_redis(f"Redis {place}") for place in ("direct", "behind the proxy")]
-            direct, behind = (Contender(DIRECT, server, Store(server.port)) for server in servers)
             for group in GROUPS:
                 if mine := [workload for workload in workloads if workload.group == group.name]:
                     try:
-                        self.run_group(group, mine, direct, behind, result)
+                        self.run_group(group, mine, result)
                     except (BenchError, OSError) as error:
                         result.failures.append(f"{group.name}: {error}")
-        except (BenchError, OSError) as error:
-            result.failures.append(str(error))
         finally:
             self.stable.stop(list(self.stable.servers))

@@ -256,14 +256,16 @@ class Stable:
         who = "the proxy has no option" if self.proxy.usage else "nothing is known about the option"
         return (), f"{who} {wanted[0]}: it ran without"
 
-    def start_proxy(self, upstream: Server | None, options: Sequence[str] = ()) -> Server:
+    def start_proxy(
+        self, upstream: Server | None, options: Sequence[str] = (), title: str = "proxy"
+    ) -> Server:
         """The proxy in front of ``upstream``, or with the server it brings along."""
         port = free_port()
         words = self.proxy.with_upstream if upstream else self.proxy.embedded
         if words is None:
             raise BenchError("the command in place of the proxy has no embedded server")
         ports = {"{port}": str(port), "{upstream_port}": str(upstream.port if upstream else "")}
-        return self.start("proxy", [*(substitute(word, ports) for word in words), *options], port)
+        return self.start(title, [*(substitute(word, ports) for word in words), *options], port)
 
 
 def substitute(word: str, values: dict[str, str]) -> str:

@@ -5,7 +5,7 @@ A new workload is a row here; a new kind of request also needs an entry in traff
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.traffic import HOT_KEYS, MANY_KEYS
 
@@ -15,25 +15,65 @@ DEPTHS = (1, 16, 64)
 
 @dataclass(frozen=True)
 class Target:
-    """CPU ratios to Redis direct: the proxy alone, and the proxy with the Redis behind it."""
+    """CPU ratios to the group's baseline: the proxy alone, and the proxy with the Redis behind it."""
 
     own: float
     total: float | None = None
 
 
 @dataclass(frozen=True)
+class Side:
+    """One of the two that the rows of a group compare. Each has a Redis of its own, for the whole run."""
+
+    name: str
+    """In JSON and progress lines."""
+    label: str
+    """In column heads."""
+    title: str
+    """In failures."""
+    proxied: bool = True
+    """Whether the load meets a proxy in front of the Redis, or that itself."""
+    options: tuple[str, ...] = ()
+    """What its proxy is started with, beside the group's options; it is not itself without them."""
+    prefix: bytes = b""
+    """What stands in Redis before the key names that the load sends."""
+
+
+NAMESPACE = "agent_service"
+DIRECT = Side("redis", "Redis", "Redis direct", proxied=False)
+PROXY = Side("proxy", "proxy", "the proxy")
+PLAIN = Side("plain", "plain", "the plain proxy")
+NAMESPACED = Side(
+    "namespaced",
+    "namespaced",
+    "the namespaced proxy",
+    options=("--namespace", NAMESPACE),
+    prefix=NAMESPACE.encode() + b":",
+)
+
+
+@dataclass(frozen=True)
 class Group:
-    """Rows measured against one proxy process."""
+    """Rows measured against one process of each side."""
 
     name: str
     title: str
     about: str
     options: tuple[str, ...] = ()
-    """What the proxy is started with."""
+    """What every proxy is started with."""
     tier: bool = False
     """Whether its rows say nothing about a proxy without a tier."""
     fill_requests: int = 0
-    """Unmeasured uniform reads of all keys before the first row."""
+    """Unmeasured uniform reads of all keys, through every proxy, before the first row over that many."""
+    baseline: Side = DIRECT
+    """What the ratios divide by."""
+    contender: Side = PROXY
+    """What is judged."""
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both, in the order of the first round."""
+        return self.baseline, self.contender
 
 
 @dataclass(frozen=True)
@@ -45,24 +85,28 @@ class Workload:
     target: Target | None = None
     title: str = ""
     group: str = "pass-through"
+    kind: str = ""
+    """Tells it from a row of its group with the same test and depth."""
     clients: int = CLIENTS
     keyspace: int = HOT_KEYS
     warmup_requests: int = 20_000
     least_hits: float | None = None
-    """Share of reads the tier must have answered, or the row is invalid."""
+    """Share of reads the tier of every proxy must have answered, or the row is invalid."""
     most_hits: float | None = None
     """The same, upwards."""
 
     @property
     def name(self) -> str:
         """How progress lines and failures call it."""
-        return f"{self.test.upper()} P={self.depth}"
+        return " ".join(filter(None, (self.test.upper(), self.kind, f"P={self.depth}")))
 
     def requests_for(self, rate: float, seconds: float) -> int:
         """How many requests last about ``seconds``, in whole pipelines of every client."""
         step = self.depth * self.clients
         return max(1, round(rate * seconds / step)) * step
 
+
+FILL_REQUESTS = 4_000_000
 
 GROUPS = (
     Group(
@@ -84,9 +128,31 @@ GROUPS = (
         "A tier far too small for the keys, filled by uniform reads before the first row.",
         ("--max-memory", "64mb"),
         tier=True,
-        fill_requests=4_000_000,
+        fill_requests=FILL_REQUESTS,
+    ),
+    Group(
+        "namespace",
+        "Namespace",
+        "Pannier in a namespace beside Pannier without (plain). Clients send both the same; each has a Redis "
+        "of its own with the same data in it, under the prefix or without. Hits come first, every hot key "
+        "having been read four times before each row; then uniform reads fill both tiers, far too small for "
+        "the keys.",
+        ("--max-memory", "64mb"),
+        tier=True,
+        fill_requests=FILL_REQUESTS,
+        baseline=PLAIN,
+        contender=NAMESPACED,
+    ),
+    Group(
+        "namespace-pass-through",
+        "Namespace, pass-through",
+        "The same two without a tier: every command goes to Redis.",
+        ("--tracking", "off"),
+        baseline=PLAIN,
+        contender=NAMESPACED,
     ),
 )
+GROUP_OF = {group.name: group for group in GROUPS}
 MEMORY_GROUP = "memory"
 IDLE_GROUP = "idle"
 GROUP_NAMES = (*(group.name for group in GROUPS), MEMORY_GROUP, IDLE_GROUP)
@@ -95,6 +161,8 @@ HITS_WANTED = 0.9
 PASS_THROUGH = {1: Target(1.1, 1.40), 16: Target(0.9, 1.9), 64: Target(0.9, 1.9)}
 HITS = {1: Target(1.05), 16: Target(0.70), 64: Target(0.45)}
 MISSES = {1: Target(1.32, 1.68), 16: Target(1.08, 2.28), 64: Target(1.08, 2.28)}
+NAMESPACE_HITS = Target(1.03)
+NAMESPACE_REST = Target(1.15, 1.15)
 
 
 def warmup(depth: int) -> int:
@@ -156,7 +224,25 @@ def miss_rows() -> list[Workload]:
     ]
 
 
-WORKLOADS = (*pass_through_rows(), *hit_rows(), *miss_rows())
+def namespace_rows() -> list[Workload]:
+    """What a namespace adds to the three groups above: of their rows, those of plain GET and SET.
+
+    The hits are first, because the tier that meets them must not be full of other keys yet.
+    """
+    plain = [workload for workload in hit_rows() if workload.test == "get"]
+    hits = [replace(workload, kind="hits", target=NAMESPACE_HITS, group="namespace") for workload in plain]
+    rest = [
+        replace(workload, target=NAMESPACE_REST, group=group)
+        for group, workloads in (
+            ("namespace", miss_rows()),
+            ("namespace-pass-through", pass_through_rows()),
+        )
+        for workload in workloads
+    ]
+    return [*hits, *rest]
+
+
+WORKLOADS = (*pass_through_rows(), *hit_rows(), *miss_rows(), *namespace_rows())
 
 
 @dataclass(frozen=True)

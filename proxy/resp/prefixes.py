@@ -38,15 +38,19 @@ class Prefixer:
         inside an argument looks like the head of a request, and heads can be replaced wherever they stand. A
         new head may be the old one of longer keys: these are replaced first.
         """
-        if data.count(b"*") != n:
-            return None
         found = match_head(data, 0)
         if found is None:
             return None
         head = found[0]
         longest, new, _ = self._heads.get(head) or self._learn(head)
-        if n == 1 or data.count(head) == n:
-            return data.replace(head, new, n) if longest else None
+        if n == 1:
+            return new + data[len(head) :] if longest else None
+        if data.count(b"*") != n:
+            return None
+        if longest:
+            real = data.replace(head, new)
+            if len(real) - len(data) == n * (len(new) - len(head)):
+                return real  # all had the same head
         known = [self._heads.get(head) or self._learn(head) for head in set(find_heads(data))]
         known.sort(reverse=True)
         if not known[-1][0]:

@@ -12,12 +12,13 @@ import pytest
 
 from bench import cpu
 from bench.__main__ import depth_list, parse
-from bench.figures import DIRECT, PROXY, Cell, Figure, Measurement, Result, Spread
+from bench.figures import Cell, Figure, Measurement, Result, Spread
 from bench.load import parse_csv
 from bench.report import markdown, table, to_json
 from bench.servers import BenchError, ProxyCommand, parse_version, substitute
-from bench.workloads import GROUP_NAMES, RSS_IDLE, WORKLOADS, Target, Workload
+from bench.workloads import DIRECT, GROUP_NAMES, PROXY, RSS_IDLE, WORKLOADS, Target, Workload
 
+SPACES = ("namespace", "namespace-pass-through")
 STAT = "12 (a) b (c) S 7 12 12 0 -1 4 1 2 3 4 30 20 5 5 20 0 1 0 999 1 1"
 
 
@@ -31,7 +32,7 @@ def cell() -> Cell:
     direct = [measured(1.0, load=0.99), measured(2.0, load=0.99), measured(1.0)]
     proxy = [measured(1.5, 0.5), measured(3.0, 1.0), measured(1.6, 0.5)]
     workload = Workload("get", 16, Target(own=1.5, total=1.9))
-    return Cell(workload, {DIRECT: direct, PROXY: proxy})
+    return Cell(workload, {DIRECT.name: direct, PROXY.name: proxy})
 
 
 def test_stat_line_with_parentheses_in_the_name() -> None:
@@ -64,17 +65,17 @@ def test_a_busy_child_is_in_the_tree_and_in_the_account() -> None:
 
 
 def test_ratios_pair_the_rounds() -> None:
-    assert cell().ratio(PROXY, "own_us") == Spread(1.5, 1.5, 1.6)
-    assert cell().ratio(PROXY, "total_us").median == 2.0
+    assert cell().ratio("own_us") == Spread(1.5, 1.5, 1.6)
+    assert cell().ratio("total_us").median == 2.0
 
 
 def test_saturation_needs_half_of_the_rounds() -> None:
-    assert cell().saturated() == [DIRECT]
+    assert cell().saturated() == [DIRECT.name]
     assert cell().load_cpu() == 0.99
 
 
 def test_incomplete_rows_are_left_out_of_the_tables_and_reported() -> None:
-    broken = Cell(WORKLOADS[0], {DIRECT: [measured(1.0)]})
+    broken = Cell(WORKLOADS[0], {DIRECT.name: [measured(1.0)]})
     result = Result({"cpu": "x"}, {"rounds": 1}, [broken, Cell(WORKLOADS[1])], failures=["GET P=1: gone"])
     text = markdown(result)
     assert "÷" not in text
@@ -161,10 +162,11 @@ def test_options() -> None:
     [
         ("", list(GROUP_NAMES)),
         ("--group all --only get", list(GROUP_NAMES)),
-        ("--no-idle", ["pass-through", "hits", "misses", "memory"]),
+        ("--no-idle", ["pass-through", "hits", "misses", *SPACES, "memory"]),
         ("--idle-only", ["idle"]),
         ("--group misses,hits", ["misses", "hits"]),
-        ("--only get", ["pass-through", "hits", "misses", "idle"]),
+        ("--only get", ["pass-through", "hits", "misses", *SPACES, "idle"]),
+        ("--group namespace --depth 1", ["namespace"]),
         ("--depth 1 --group hits,memory", ["hits", "memory"]),
         ("--proxy-command x", ["pass-through", "idle"]),
         ("--proxy-command x --group hits", ["hits"]),

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 import pytest
 
 from bench.data import Store, batched, check_reads, hit_rate, parse_tier, read_through, tier_info
-from bench.figures import DIRECT, PROXY, Cell, Figure, Measurement, Result
+from bench.figures import Cell, Figure, Measurement, Result
 from bench.load import BUILTIN, Generator, generator_for
 from bench.memory import Growth, figures, name, value
 from bench.report import markdown, to_json
 from bench.servers import HOST, BenchError, Binary, ProxyCommand, Stable
 from bench.traffic import COMMANDS, Part
-from bench.workloads import COUNTED, OVERHEAD, WORKLOADS, Workload
+from bench.workloads import COUNTED, DIRECT, OVERHEAD, PROXY, WORKLOADS, Workload
 
 INFO = b"# Sidecar\r\npannier_tier_hits:95\r\npannier_tier_misses:5\r\npannier_tier_lag:0.5\r\nx:1\r\n"
 
@@ -32,7 +32,7 @@ def cell(workload: Workload, *rates: float | None, missing: str = "") -> Cell:
     """Rounds with these hit rates, each at half of Redis' cost."""
     direct = [Measurement(2.0, 0.0, 1000.0, 0.5) for _ in rates]
     proxy = [Measurement(1.0, 0.0, 1000.0, 0.5, hit_rate=rate) for rate in rates]
-    return Cell(workload, {DIRECT: direct, PROXY: proxy}, missing)
+    return Cell(workload, {DIRECT.name: direct, PROXY.name: proxy}, missing)
 
 
 @contextmanager

@@ -93,17 +93,20 @@ def test_rows_belong_to_groups_and_say_what_they_are() -> None:
 
 def test_targets_as_agreed() -> None:
     targets = {
-        (workload.group, workload.test, workload.depth): (workload.target.own, workload.target.total)
+        (workload.group, workload.name): (workload.target.own, workload.target.total)
         for workload in WORKLOADS
         if workload.target
     }
-    assert [targets["hits", "get", depth] for depth in (1, 16, 64)] == [
+    assert [targets["hits", f"GET P={depth}"] for depth in (1, 16, 64)] == [
         (1.05, None),
         (0.70, None),
         (0.45, None),
     ]
-    for test in ("get", "set"):
-        for depth in (1, 16, 64):
-            strict, eased = (targets[group, test, depth] for group in ("pass-through", "misses"))
+    for depth in (1, 16, 64):
+        assert targets["namespace", f"GET hits P={depth}"] == (1.03, None)
+        for name in (f"GET P={depth}", f"SET P={depth}"):
+            strict, eased = (targets[group, name] for group in ("pass-through", "misses"))
             assert eased == pytest.approx([1.2 * limit for limit in strict if limit])
-    assert len(targets) == 15
+            for group in ("namespace", "namespace-pass-through"):
+                assert targets[group, name] == (1.15, 1.15)
+    assert len(targets) == 30

@@ -1,0 +1,73 @@
+"""Redis' glob patterns as regular expressions (Redis docs: KEYS; its stringmatchlen, whose oddities these are).
+
+`*` stands for any bytes, `?` for one, `[a-c]` and `[^a]` for one of a class; a backslash takes the next byte as
+it is. An unterminated class ends with the pattern. What stands between two stars has a fixed length, so its
+first occurrence will do: no pattern, however many stars it has, makes matching go back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+
+def compile_glob(pattern: bytes) -> re.Pattern[bytes]:
+    """A regular expression whose `fullmatch` accepts what the pattern does."""
+    return re.compile(_source(pattern), re.S)
+
+
+def compile_globs(patterns: Iterable[bytes]) -> re.Pattern[bytes]:
+    """One regular expression for several patterns: `lastindex` tells the first that matches, from 1 on."""
+    return re.compile(b"|".join(b"(%b)" % _source(pattern) for pattern in patterns), re.S)
+
+
+def _source(pattern: bytes) -> bytes:
+    first, *others = _segments(pattern)
+    if not others:
+        return first
+    *middle, last = others
+    # Atomic groups: a segment that was found is never looked for further on.
+    return first + b"".join(b"(?>.*?%b)" % segment for segment in middle if segment) + b".*" + last
+
+
+def _segments(pattern: bytes) -> list[bytes]:
+    """What stands between the stars, each as a regular expression of fixed length."""
+    segments, pos = [b""], 0
+    while pos < len(pattern):
+        byte = pattern[pos : pos + 1]
+        if byte == b"*":
+            segments.append(b"")
+        elif byte == b"?":
+            segments[-1] += b"."
+        elif byte == b"[":
+            one, pos = _class(pattern, pos + 1)
+            segments[-1] += one
+        else:
+            if byte == b"\\" and pos + 1 < len(pattern):
+                pos += 1
+            segments[-1] += re.escape(pattern[pos : pos + 1])
+        pos += 1
+    return segments
+
+
+def _class(pattern: bytes, pos: int) -> tuple[bytes, int]:
+    """The class that begins behind a bracket: (as a regular expression, where its last byte is)."""
+    negated = pattern[pos : pos + 1] == b"^"
+    pos += negated
+    chosen: set[int] = set()
+    while pos < len(pattern) and pattern[pos] != 0x5D:
+        left = len(pattern) - pos
+        if pattern[pos] == 0x5C and left >= 2:
+            pos += 1
+            chosen.add(pattern[pos])
+        elif left >= 3 and pattern[pos + 1] == 0x2D:
+            low, high = sorted((pattern[pos], pattern[pos + 2]))
+            chosen.update(range(low, high + 1))
+            pos += 2
+        else:
+            chosen.add(pattern[pos])
+        pos += 1
+    if negated:
+        chosen = set(range(256)) - chosen
+    members = b"".join(b"\\x%02x" % byte for byte in sorted(chosen))
+    return (b"[%b]" % members if members else b"(?!)"), min(pos, len(pattern) - 1)
