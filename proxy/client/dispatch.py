@@ -39,8 +39,8 @@ class Route(enum.Enum):
 
 
 LOCAL = {
-    "auth": "checked by Redis on a fresh connection, or by the file of tenants; the session then uses links of "
-    "that identity",
+    "auth": "checked by Redis on a fresh connection, or by the file of tenants; the session then uses links "
+    "of that identity",
     "client|getname": "the session's name",
     "client|id": "the session's id, 2^40 and up, so that it is never taken for one of Redis' ids",
     "client|info": "the session, in Redis' format",

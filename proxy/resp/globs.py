@@ -1,7 +1,7 @@
-"""Redis' glob patterns as regular expressions (Redis docs: KEYS; its stringmatchlen, whose oddities these are).
+"""Redis' glob patterns as regular expressions, oddities included (Redis docs: KEYS; stringmatchlen in util.c).
 
-`*` stands for any bytes, `?` for one, `[a-c]` and `[^a]` for one of a class; a backslash takes the next byte as
-it is. An unterminated class ends with the pattern. What stands between two stars has a fixed length, so its
+`*` stands for any bytes, `?` for one, `[a-c]` and `[^a]` for one of a class; a backslash takes the next byte
+as it is. An unterminated class ends with the pattern. What stands between two stars has a fixed length, so its
 first occurrence will do: no pattern, however many stars it has, makes matching go back.
 """
 

@@ -16,12 +16,13 @@ import pytest
 from proxy.client.clients import Clients
 from proxy.client.dispatch import Dispatcher
 from proxy.client.session import Session
+from proxy.client.spaces import Space
 from proxy.resp import encode
 from proxy.resp.commands import CommandTable
 from proxy.resp.requests import RequestParser
 from proxy.settings import Settings
 from proxy.upstream import link as link_module
-from proxy.upstream.address import Upstream
+from proxy.upstream.address import Listen, Upstream
 from proxy.upstream.link import Connector, Identity, Link
 from proxy.upstream.pacing import Pacer
 from proxy.upstream.pool import LinkPool
@@ -231,9 +232,9 @@ class ScriptedRedis:
 class Client:
     """A client's end of a session."""
 
-    def __init__(self, linked: Linked, name: object) -> None:
+    def __init__(self, linked: Linked, name: object, space: Space | None = None) -> None:
         self.linked = linked
-        self.session: Session = linked.clients.session()
+        self.session: Session = linked.clients.session(space)
         self.transport = FakeTransport(self.session, name)
         self.session.connection_made(self.transport)
 
@@ -241,7 +242,7 @@ class Client:
         """Have the session receive chunks, as long as it reads (a loop does not deliver after that)."""
         for chunk in chunks:
             if not self.transport.closing:
-                self.session.data_received(chunk)
+                self.transport.protocol.data_received(chunk)
 
     @property
     def got(self) -> bytes:
@@ -273,10 +274,11 @@ class Linked:
         )
         self._port = 50000
 
-    def client(self, name: object = None) -> Client:
-        """A client that has just connected."""
+    def client(self, name: object = None, namespace: str | None = None) -> Client:
+        """A client that has just connected, over a listener with a namespace if that is given."""
         self._port += 1
-        return Client(self, name or ("127.0.0.1", self._port))
+        space = None if namespace is None else self.clients.spaces.of(Listen(namespace=namespace))
+        return Client(self, name or ("127.0.0.1", self._port), space)
 
     @property
     def wire(self) -> Connection:

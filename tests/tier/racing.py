@@ -61,6 +61,8 @@ class ModelRedis(ScriptedRedis):
         self.denied: set[bytes] = set()
         """Commands answered with NOPERM."""
         self._readers: dict[bytes, set[Connection]] = {}
+        self._walks: dict[bytes, list[bytes]] = {}
+        """What SCAN's cursors stand for."""
         self._changed: list[bytes | None] = []
         self._broadcast: list[bytes | None] = []
 
@@ -242,6 +244,20 @@ class ModelRedis(ScriptedRedis):
             self._put(c, key, None)
         return len(there)
 
+    _do_unlink = _do_del
+
+    def _do_scan(self, c: Any, cursor: bytes, *options: bytes) -> Any:
+        """Two keys a page, of those there were when the walk began; of patterns only `prefix*`."""
+        keys = self._walks.pop(cursor, None)
+        if keys is None:
+            keys = sorted(self.data[c.state["db"]])
+        prefix = options[options.index(b"MATCH") + 1].removesuffix(b"*").replace(b"\\", b"")
+        page, rest = keys[:2], keys[2:]
+        following = b"%d" % (len(self._walks) + 1) if rest else b"0"
+        if rest:
+            self._walks[following] = rest
+        return [following, [key for key in page if key.startswith(prefix) and key in self.data[c.state["db"]]]]
+
     def _do_incr(self, c: Any, key: bytes) -> Any:
         value = int(self.data[c.state["db"]].get(key, b"0")) + 1
         self._put(c, key, b"%d" % value)
@@ -357,9 +373,11 @@ class Race(Linked):
         self.tier.clock, self.tier._rng = clock, lambda: 1.0
         self._port = 50000
 
-    async def ready(self, name: object = None, protocol: int = 2, user: str = "", db: int = 0) -> Client:
+    async def ready(
+        self, name: object = None, protocol: int = 2, user: str = "", db: int = 0, namespace: str | None = None
+    ) -> Client:
         """A client whose shared link is up and tracked."""
-        client = self.client(name)
+        client = self.client(name, namespace)
         await self.settle()
         if protocol == 3:
             client.feed(encode.request("HELLO", 3))
@@ -378,9 +396,9 @@ class Race(Linked):
         """Have the shelf asked from the next chunk on, not the one after it."""
         return self.shelf(client).vouch(self.clock())
 
-    async def ready_now(self) -> Client:
+    async def ready_now(self, namespace: str | None = None) -> Client:
         """A client of a link that is up: nothing that is held back moves."""
-        client = self.client()
+        client = self.client(namespace=namespace)
         await turn()
         client.session.consume()
         self.vouch(client)
