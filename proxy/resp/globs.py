@@ -1,8 +1,8 @@
-"""Redis' glob patterns as regular expressions, oddities included (Redis docs: KEYS; stringmatchlen in util.c).
+"""Redis' glob patterns as regular expressions, oddities included (Redis docs: KEYS; its stringmatchlen).
 
 `*` stands for any bytes, `?` for one, `[a-c]` and `[^a]` for one of a class; a backslash takes the next byte
-as it is. An unterminated class ends with the pattern. What stands between two stars has a fixed length, so its
-first occurrence will do: no pattern, however many stars it has, makes matching go back.
+as it is. An unterminated class ends with the pattern. What stands between two stars has a fixed length, so
+its first occurrence will do: no pattern, however many stars it has, makes matching go back.
 """
 
 from __future__ import annotations
