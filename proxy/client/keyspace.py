@@ -31,7 +31,8 @@ _DRAWS = 8
 
 async def dbsize(session: Session, namespace: Namespace) -> bytes:
     """Count the namespace's keys in the session's database (Redis docs: DBSIZE)."""
-    return encode.integer(sum([len(keys) async for keys in _pages(session.home, namespace, b"0")]))
+    found = namespace.pattern + b"*"
+    return encode.integer(sum([len(keys) async for keys in _pages(session.home, found, b"0")]))
 
 
 async def randomkey(session: Session, namespace: Namespace) -> bytes:
@@ -42,7 +43,7 @@ async def randomkey(session: Session, namespace: Namespace) -> bytes:
         # Any number is a cursor: Redis takes as many of its bits as its table has.
         start = b"%d" % random.getrandbits(48)
         for cursor in (start, b"0"):
-            async for keys in _pages(session.home, namespace, cursor):
+            async for keys in _pages(session.home, namespace.pattern + b"*", cursor):
                 own += keys
                 if own:
                     break
@@ -77,26 +78,38 @@ async def _flush(session: Session, namespace: Namespace, everywhere: bool, now: 
         link = links.attach(home._replace(database=database))
         try:
             await link.settled()
-            async for keys in _pages(link, namespace, b"0"):
-                await _delete(session, link, keys, b"DEL" if now else b"UNLINK")
+            await _sweep(session, link, namespace.pattern + b"*", b"DEL" if now else b"UNLINK")
         finally:
             links.detach(link)
     return encode.OK
 
 
-async def _delete(session: Session, link: SharedLink, keys: list[bytes], command: bytes) -> None:
-    dropped = marks(map(key_frame, keys))
-    if session.clients.tier is not None:
-        session.clients.tier.drop(dropped, session.space.prefix)
-    reply = await Question().ask(link, encode.request(command, *keys), dropped)
-    if reply.startswith(b"-"):
-        raise UpstreamRefused(reply[1:-2].decode("utf-8", "replace"))
+async def delete(session: Session, pattern: bytes, page: int) -> int:
+    """Delete the keys of the session's database that match, `page` at a time; how many there were."""
+    return await _sweep(session, session.home, pattern, b"UNLINK", page)
 
 
-async def _pages(link: SharedLink, namespace: Namespace, cursor: bytes) -> AsyncIterator[list[bytes]]:
-    """The namespace's keys in a link's database, page by page, from a cursor on. Raises UpstreamError."""
+async def _sweep(
+    session: Session, link: SharedLink, pattern: bytes, command: bytes, page: int = _PAGE
+) -> int:
+    count = 0
+    async for keys in _pages(link, pattern, b"0", page):
+        dropped = marks(map(key_frame, keys))
+        if session.clients.tier is not None:
+            session.clients.tier.drop(dropped, session.space.prefix)
+        reply = await Question().ask(link, encode.request(command, *keys), dropped)
+        if reply.startswith(b"-"):
+            raise UpstreamRefused(reply[1:-2].decode("utf-8", "replace"))
+        count += int(reply[1:-2])
+    return count
+
+
+async def _pages(
+    link: SharedLink, pattern: bytes, cursor: bytes, page: int = _PAGE
+) -> AsyncIterator[list[bytes]]:
+    """The keys of a link's database that match, page by page, from a cursor on. Raises UpstreamError."""
     while True:
-        scan = encode.request("SCAN", cursor, "MATCH", namespace.pattern + b"*", "COUNT", _PAGE)
+        scan = encode.request("SCAN", cursor, "MATCH", pattern, "COUNT", page)
         ((cursor, keys),) = await _ask(link, scan)
         if keys:
             yield keys

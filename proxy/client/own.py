@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
+from proxy.client import keyspace
 from proxy.resp import encode
+from proxy.resp.globs import compile_globs
+from proxy.tier.matching import drop_matching
 from proxy.tier.rules import key_frame, marks
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
+    from proxy.client.spaces import Space
 
 _HELP = """\
 SIDECAR <subcommand> [<arg> ...]. Subcommands are:
@@ -19,6 +24,11 @@ FLUSH
     Drop everything kept in memory, in a namespace what is kept of it. Redis is not touched.
 INVALIDATE <key> [<key> ...]
     Drop what is kept in memory of these keys; replies with the number of entries dropped.
+INVALIDATE MATCH <pattern> [<pattern> ...]
+    The same for all keys that match one of these patterns.
+DELETE MATCH <pattern> [COUNT <n>]
+    Delete the keys of this database that match, found with SCAN, n of them looked at a time (1000);
+    replies with the number of keys deleted.
 STATS
     Show what the memory tier holds and does.
 HELP
@@ -26,7 +36,10 @@ HELP
 """
 
 
-def sidecar(session: Session, arguments: list[bytes]) -> bytes:
+Answer = bytes | Coroutine[None, None, bytes]
+
+
+def sidecar(session: Session, arguments: list[bytes]) -> Answer:
     """Answer SIDECAR."""
     if len(arguments) < 2:
         return encode.error("ERR wrong number of arguments for 'sidecar' command")
@@ -58,13 +71,45 @@ def _flush(session: Session, arguments: list[bytes]) -> bytes:
     return encode.OK
 
 
-def _invalidate(session: Session, arguments: list[bytes]) -> bytes:
+def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
+    if len(arguments) > 1 and arguments[0].upper() == b"MATCH":
+        return _invalidate_matching(session, arguments[1:])
     tier, namespace = session.clients.tier, session.space.namespace
     frames = map(key_frame, arguments)
     if namespace is not None:
         frames = map(namespace.bulk, frames)
     dropped = tier.drop(marks(frames), session.space.prefix) if tier is not None else 0
     return encode.integer(dropped)
+
+
+async def _invalidate_matching(session: Session, patterns: list[bytes]) -> bytes:
+    tier, space = session.clients.tier, session.space
+    if tier is None:
+        return encode.integer(0)
+    dropped = 0
+    for count in drop_matching(tier, compile_globs(_real(space, patterns)), space.prefix):
+        dropped += count
+        await asyncio.sleep(0)
+    return encode.integer(dropped)
+
+
+async def _delete(session: Session, arguments: list[bytes]) -> bytes:
+    page = 1000
+    if arguments[0].upper() != b"MATCH" or len(arguments) not in (2, 4):
+        return encode.error("ERR SIDECAR DELETE takes MATCH <pattern> [COUNT <n>]")
+    if len(arguments) == 4:
+        number = arguments[3]
+        if arguments[2].upper() != b"COUNT" or not number.isdigit() or not 0 < int(number) <= _MOST_LOOKED_AT:
+            return encode.error(f"ERR SIDECAR DELETE takes COUNT <n> of 1 to {_MOST_LOOKED_AT}")
+        page = int(number)
+    (pattern,) = _real(session.space, arguments[1:2])
+    return encode.integer(await keyspace.delete(session, pattern, page))
+
+
+def _real(space: Space, patterns: list[bytes]) -> list[bytes]:
+    """Patterns of keys as Redis knows them."""
+    namespace = space.namespace
+    return patterns if namespace is None else [namespace.pattern + pattern for pattern in patterns]
 
 
 def _stats(session: Session, arguments: list[bytes]) -> bytes:
@@ -76,8 +121,11 @@ def _help(session: Session, arguments: list[bytes]) -> bytes:
 
 
 _MANY = 1 << 31
-_SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], bytes]]] = {
+_MOST_LOOKED_AT = 10_000
+"""Keys that Redis may look at without a pause: some milliseconds."""
+_SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], Answer]]] = {
     "bypass": (1, 1, _bypass),
+    "delete": (2, 4, _delete),
     "flush": (0, 0, _flush),
     "help": (0, 0, _help),
     "invalidate": (1, _MANY, _invalidate),

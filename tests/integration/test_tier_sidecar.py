@@ -11,7 +11,7 @@ from redis import Redis, ResponseError
 
 from tests.harness import Process, pannier, redis_server
 from tests.integration.test_tier_reads import ask_all, info, number, set_up
-from tests.integration.wire import Wire, text, until
+from tests.integration.wire import Wire, request, text, until
 
 both_protocols = pytest.mark.parametrize("protocol", [2, 3], ids=["RESP2", "RESP3"])
 
@@ -22,6 +22,11 @@ ERRORS = {
     "SIDECAR BYPASS ON OFF": b"-ERR wrong number of arguments for 'sidecar|bypass' command\r\n",
     "SIDECAR BYPASS maybe": b"-ERR SIDECAR BYPASS takes ON or OFF\r\n",
     "SIDECAR INVALIDATE": b"-ERR wrong number of arguments for 'sidecar|invalidate' command\r\n",
+    "SIDECAR DELETE": b"-ERR wrong number of arguments for 'sidecar|delete' command\r\n",
+    "SIDECAR DELETE a b": b"-ERR SIDECAR DELETE takes MATCH <pattern> [COUNT <n>]\r\n",
+    "SIDECAR DELETE MATCH a COUNT": b"-ERR SIDECAR DELETE takes MATCH <pattern> [COUNT <n>]\r\n",
+    "SIDECAR DELETE MATCH a COUNT 0": b"-ERR SIDECAR DELETE takes COUNT <n> of 1 to 10000\r\n",
+    "SIDECAR DELETE MATCH a LIMIT 5": b"-ERR SIDECAR DELETE takes COUNT <n> of 1 to 10000\r\n",
     "SIDECAR FLUSH all": b"-ERR wrong number of arguments for 'sidecar|flush' command\r\n",
     "sidecar stats x": b"-ERR wrong number of arguments for 'sidecar|stats' command\r\n",
     "SIDECAR HELP x": b"-ERR wrong number of arguments for 'sidecar|help' command\r\n",
@@ -36,6 +41,58 @@ RATES = ["tier_hit_rate", "tier_pushes_per_fill"]
 def hot(wire: Wire, key: str) -> None:
     for _ in range(3):
         wire.ask("GET", key)
+
+
+class TestPatterns:
+    @both_protocols
+    def test_invalidate_match_drops_what_matches_and_nothing_else(self, proxy: Process, protocol: int) -> None:
+        names = [f"user:{n}:name" for n in range(700)] + ["user:1:mail", "agent:1:name", "match"]
+        set_up(proxy, [f"SET {name} 1" for name in names] + ["SADD user:s:name x"])
+        with Wire(proxy.port, protocol) as wire:
+            wire.line("SIDECAR FLUSH")
+            for name in names:
+                hot(wire, name)
+            for _ in range(3):
+                wire.ask("SINTER", "user:s:name", "agent:2:x")
+            entries = number(proxy, "tier_entries")
+            each = entries // 704  # one for each protocol that has been in use
+            assert entries == 704 * each
+            dropped = wire.ask("SIDECAR", "INVALIDATE", "MATCH", "user:*:name", "ag[a-f]nt:*")
+            assert dropped == b":%d\r\n" % (702 * each)
+            assert number(proxy, "tier_entries") == 2 * each
+            assert wire.ask("SIDECAR", "INVALIDATE", "match", "user:1:m?il") == b":%d\r\n" % each
+            assert wire.ask("SIDECAR", "INVALIDATE", "match") == b":%d\r\n" % each, "alone it is a key"
+            assert wire.ask("GET", "user:5:name") == b"$1\r\n1\r\n"
+
+    def test_what_is_under_way_is_not_kept(self, proxy: Process) -> None:
+        """A read that Redis answers before the invalidation but whose reply comes after it: next time, anew."""
+        set_up(proxy, ["SET user:1 old"])
+        with Wire(proxy.port, 2) as wire:
+            wire.ask("GET", "user:1")
+            chunks = [("GET", "user:1"), ("SIDECAR", "INVALIDATE", "MATCH", "user:*"), ("GET", "user:1")]
+            replies = wire.pipeline([request(*chunk) for chunk in chunks], 3)
+            assert [replies[0], replies[2]] == [b"$3\r\nold\r\n"] * 2
+
+    @both_protocols
+    def test_delete_match_deletes_and_counts(self, proxy: Process, redis: Process, protocol: int) -> None:
+        raw = Redis(port=redis.port)
+        raw.mset({f"api:list:{n}": 1 for n in range(2500)} | {"api:item:1": 1, "other": 2})
+        with Wire(proxy.port, protocol) as wire:
+            hot(wire, "api:list:7")
+            assert wire.ask("SIDECAR", "DELETE", "MATCH", "api:list:*", "COUNT", "100") == b":2500\r\n"
+            assert wire.ask("EXISTS", "api:list:7") == b":0\r\n"
+            assert wire.ask("SIDECAR", "DELETE", "MATCH", "api:list:*") == b":0\r\n"
+        assert sorted(raw.keys("*")) == [b"api:item:1", b"other"]
+
+    def test_other_clients_go_on_while_it_deletes(self, proxy: Process, redis: Process) -> None:
+        Redis(port=redis.port).mset({f"x:{n}": 1 for n in range(20_000)})
+        with Wire(proxy.port, 2) as deleting, Wire(proxy.port, 2) as other:
+            deleting.send("SIDECAR", "DELETE", "MATCH", "x:*", "COUNT", "10")
+            for n in range(50):
+                assert other.ask("SET", f"y:{n}", "1") == b"+OK\r\n"
+            left = Redis(port=redis.port).dbsize()
+            assert left > 50, "the deletion was still under way"
+            assert deleting.read() == b":20000\r\n"
 
 
 class TestTheCommand:
@@ -56,7 +113,7 @@ class TestTheCommand:
     def test_help_tells_all(self, proxy: Process, protocol: int) -> None:
         with Wire(proxy.port, protocol) as wire:
             found = wire.line("sidecar help")
-            for word in (b"BYPASS", b"FLUSH", b"INVALIDATE", b"STATS", b"HELP"):
+            for word in (b"BYPASS", b"FLUSH", b"INVALIDATE", b"DELETE", b"STATS", b"HELP"):
                 assert b"+" + word in found
 
     @both_protocols
