@@ -120,6 +120,9 @@ class Sidecar:
         ticker: asyncio.Task[None] | None = None
         canary: asyncio.Task[None] | None = None
         try:
+            spaces = [self.clients.spaces.of(listen) for listen in self.settings.listen]
+            if any(space.namespace is not None or space.locked for space in spaces):
+                await self._learn_first(main)
             for listen in self.settings.listen:
                 servers.append(await self._listen(loop, listen))
             ticker = loop.create_task(self._tick(main))
@@ -281,16 +284,25 @@ class Sidecar:
             except Exception:
                 log.exception("internal error in the periodic round")
 
+    async def _learn_first(self, main: SharedLink) -> None:
+        """Learn what the server has before anybody is served, if it can be reached.
+
+        In a namespace, Redis' error about a command that it does not have would show the prefix.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_WORD):
+                await main.settled()
+                if main.state is LinkState.READY:
+                    self._learnt = main.reconnects
+                    await self._learn_commands(main)
+
     async def _learn_commands(self, link: SharedLink) -> None:
         """Overlay the command table with what this very server reports."""
         reader = hiredis.Reader()
         try:
             reader.feed(await Question().ask(link, encode.request("COMMAND")))
             added = self.table.overlay(reader.gets())
-            for space in self.clients.spaces:
-                space.forget()
-            if self.tier is not None:
-                self.tier.rules.forget()
+            self.clients.learn()
         except (UpstreamError, hiredis.ProtocolError) as error:
             log.warning("the server's own command table could not be had: %s", error)
             return

@@ -105,6 +105,17 @@ class Clients:
         session.space.enter(session)
         return b""
 
+    def learn(self) -> None:
+        """Take in that the command table has changed."""
+        changed = any(space.namespace is not None for space in self.spaces) and self.dispatcher.learn()
+        for space in self.spaces:
+            space.forget()
+            if changed:
+                for session in space.sessions:
+                    session.use_patterns()
+        if self.tier is not None:
+            self.tier.rules.forget()
+
     def _refresh_all(self) -> None:
         for session in self.sessions.values():
             session.refresh()

@@ -13,7 +13,7 @@ from proxy.resp.commands import Command, CommandTable
 from proxy.resp.downgrade import PLAIN, Shape
 from proxy.resp.keys import key_positions
 from proxy.resp.patterns import RequestPatterns, first_arguments
-from proxy.resp.prefixes import first_keyed
+from proxy.resp.prefixes import first_names
 from proxy.resp.requests import RequestParser
 from proxy.tier.rules import CACHEABLE, OVERTURNS, REWRITES
 from proxy.upstream.pinned import Expect
@@ -101,6 +101,7 @@ _COMMON = [
 _COUNTS = (2, 3, 1, 4, 5, 6)
 _KEYED_COUNTS = (2, 3, 4, 5, 6)
 _READS = CACHEABLE | {"mget"}
+_READ_SIZES = (16, 1)
 
 
 class Dispatcher:
@@ -111,15 +112,28 @@ class Dispatcher:
         plain = {count: self._plain(count) for count in _COUNTS}
         self.patterns = RequestPatterns(plain)
         """What travels as it came, whatever its arguments: see `_plain`."""
-        self.reads = RequestPatterns(
-            {count: [name for name in plain[count] if name in _READS] for count in _KEYED_COUNTS}, (16, 1)
-        )
+        self.reads = RequestPatterns(_reads(plain, table), _READ_SIZES)
         """Of these, what the tier may answer."""
         self.written = first_arguments({count: self._writing(plain[count], count) for count in _KEYED_COUNTS})
         """The keys (key frames) that a chunk of such requests writes, and empty strings between."""
-        self.first_keyed = first_keyed(table, {count: plain[count] for count in _KEYED_COUNTS})
+        self._keyed = {count: plain[count] for count in _KEYED_COUNTS}
+        self._first = first_names(table, self._keyed)
+        self.first_keyed = RequestPatterns(self._first)
         """What of `patterns` travels so in a namespace, once it has the prefix."""
         self._parser = RequestParser(2**31)
+
+    def learn(self) -> bool:
+        """Take in that the table has changed; whether `first_keyed` and `reads` are others now.
+
+        Only where there are namespaces: elsewhere Redis' own error about a command that it does not have will
+        do.
+        """
+        first = first_names(self.table, self._keyed)
+        if first == self._first:
+            return False
+        self._first, self.first_keyed = first, RequestPatterns(first)
+        self.reads = RequestPatterns(_reads(self._keyed, self.table), _READ_SIZES)
+        return True
 
     def _plain(self, count: int) -> list[str]:
         """Names of commands that may have `count` arguments, the name included, and travel as they came.
@@ -193,6 +207,11 @@ class Dispatcher:
         command = self.find(arguments)
         return command.name if command else arguments[0].decode("latin-1").lower()
 
+    def disguised(self, arguments: Sequence[bytes]) -> bool:
+        """Whether Redis may take what names no command for one: it compares names as C strings here and
+        there, which end at a zero byte."""
+        return any(b"\0" in word for word in arguments[:2]) and self.find(arguments) is None
+
     def local_in_namespace(self, arguments: Sequence[bytes]) -> bool:
         """Whether the sidecar answers a command for clients in a namespace."""
         command = self.find(arguments)
@@ -248,6 +267,12 @@ def link_protocol(shape: Shape | None, protocol: int, tracked: bool) -> int:
     protocol.
     """
     return 3 if tracked and shape is not None else protocol
+
+
+def _reads(plain: dict[int, list[str]], table: CommandTable) -> dict[int, list[str]]:
+    """What the tier may answer of `plain` (names by argument count), as far as the server has it."""
+    known = {command.name for command in table if table.reports(command)} & _READS
+    return {count: [name for name in plain[count] if name in known] for count in _KEYED_COUNTS}
 
 
 def _fits(arity: int, count: int) -> bool:

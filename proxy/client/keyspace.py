@@ -58,7 +58,7 @@ async def flush(session: Session, namespace: Namespace, arguments: list[bytes]) 
     What has been begun goes on if the client leaves.
     """
     how = arguments[1].upper() if len(arguments) > 1 else b"ASYNC"
-    if how not in (b"SYNC", b"ASYNC"):
+    if how not in (b"SYNC", b"ASYNC") or len(arguments) > 2:
         return encode.error("ERR syntax error")
     everywhere = arguments[0].lower() == b"flushall"
     work = asyncio.get_running_loop().create_task(_flush(session, namespace, everywhere, how == b"SYNC"))

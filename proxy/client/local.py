@@ -15,6 +15,7 @@ from proxy.client.dispatch import link_protocol
 from proxy.resp import encode
 from proxy.resp.downgrade import Shape, downgrade
 from proxy.resp.errors import UpstreamRefused
+from proxy.resp.keys import word
 from proxy.upstream.caller import Question
 from proxy.upstream.link import LINK_NAME, Identity, LinkKey
 from proxy.upstream.shared import LinkState, SharedLink
@@ -32,6 +33,8 @@ _HELLO_WITHOUT_AUTH = encode.error(
     "<user> <pass> option can be used to authenticate the client and select the RESP protocol version at the "
     "same time"
 )
+
+DISGUISED = encode.error("ERR unknown command: its name holds a zero byte")
 
 FIRST_ID = 1 << 40
 """Session ids begin here, so that they are never taken for ids of Redis' own."""
@@ -147,6 +150,8 @@ async def _identify(session: Session, credentials: list[bytes], protocol: int) -
     if clients.spaces.mode == "passthrough":
         return session.space, await clients.links.login(credentials, protocol)
     space = clients.spaces.judge(credentials)
+    if space is None:
+        return session.space, session.identity
     return space, space.identity or clients.identity
 
 
@@ -303,10 +308,10 @@ def redirected(session: Session, arguments: list[bytes], data: bytes) -> bytes:
 
 
 def _redirect_place(arguments: Sequence[bytes]) -> int:
-    if len(arguments) < 5 or arguments[0].upper() != b"CLIENT" or arguments[1].upper() != b"TRACKING":
+    if len(arguments) < 5 or word(arguments[0]) != b"client" or word(arguments[1]) != b"tracking":
         return 0
     for place, argument in enumerate(arguments[3:-1], 4):
-        if argument.upper() == b"REDIRECT":
+        if word(argument) == b"redirect":
             return place
     return 0
 

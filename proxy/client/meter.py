@@ -28,18 +28,19 @@ class Meter(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take a chunk: commands that are too many are refused one by one, in their order."""
         session = self._session
-        self._charge()
+        self.charge()
         if self._bucket.empty:
             session.relaying = False
         session.data_received(data)
-        self._charge()
+        self.charge()
         if session.pin is not None and self._bucket.empty and not session.flow.reasons & Reason.RATE:
             # Inside a transaction an error would break it: the client waits.
             session.hold(Reason.RATE)
             wait = self._bucket.wait()
             asyncio.get_running_loop().call_later(wait, session.release, Reason.RATE)
 
-    def _charge(self) -> None:
+    def charge(self) -> None:
+        """Charge what has been taken since the last time."""
         served = self._session.served
         self._bucket.take(served - self._charged)
         self._charged = served
@@ -49,8 +50,9 @@ class Meter(asyncio.Protocol):
         return self._session.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Pass it on."""
+        """Pass it on, and charge what was taken while the client waited."""
         self._session.connection_lost(exc)
+        self.charge()
 
     def pause_writing(self) -> None:
         """Pass it on."""
@@ -63,7 +65,9 @@ class Meter(asyncio.Protocol):
 
 def limit(session: Session) -> None:
     """Put a meter before a session, or take it away, as its space demands."""
-    bucket = session.space.bucket
+    bucket, before = session.space.bucket, session.transport.get_protocol()
+    if isinstance(before, Meter):
+        before.charge()
     protocol = session if bucket is None else Meter(session, bucket)
-    if session.transport.get_protocol() is not protocol:
+    if before is not protocol:
         session.transport.set_protocol(protocol)

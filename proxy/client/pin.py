@@ -15,8 +15,9 @@ from proxy.client.dispatch import LOCAL, PING, Route
 from proxy.client.flow import Reason
 from proxy.client.states import Event, State
 from proxy.resp import encode
+from proxy.resp.keys import word
 from proxy.resp.messages import SUBSCRIPTIONS, Translator
-from proxy.resp.namespace import RefusedHere, Strip, spoken
+from proxy.resp.namespace import RefusedAsRedis, RefusedHere, Strip, spoken
 from proxy.resp.requests import LARGE, LargeFrame, Request
 from proxy.tier.rules import Touch
 from proxy.upstream.pinned import Expect, Mode, PinnedLink
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("pannier.client")
 
 _PLUS, _MINUS = b"+-"
-_OF_OTHERS = frozenset({"client|list", "client|kill", "client|unblock"})
-"""Commands that Redis would answer from, or carry out on, the connections of all."""
+_OF_OTHERS = {"client|list": 2, "client|kill": 3, "client|unblock": 3}
+"""Commands that Redis would answer from, or carry out on, the connections of all, if they have so many
+words."""
 _INVALID = [b"GET"]
 """A command that Redis refuses, in whatever state a connection is."""
 
@@ -142,6 +144,7 @@ class Pin:
         if self.translator is None:
             return arguments, data, None
         command = session.clients.dispatcher.find(arguments)
+        session.space.examine(command, session.home)
         try:
             self._allow(arguments)
             if large is None:
@@ -160,18 +163,21 @@ class Pin:
     def _allow(self, arguments: list[bytes]) -> None:
         """Raises RefusedHere for what must not be said on a link of the client's own."""
         space, name = self.session.space, self.session.clients.dispatcher.name(arguments)
-        words = [argument.upper() for argument in arguments]
-        if space.refuses_auth and (name == "auth" or (name == "hello" and b"AUTH" in words[2:])):
+        words = [word(argument) for argument in arguments]
+        if self.session.clients.dispatcher.disguised(arguments):
+            raise RefusedHere("unknown command: its name holds a zero byte")
+        authenticates = name == "auth" and len(arguments) > 1
+        if space.refuses_auth and (authenticates or (name == "hello" and b"auth" in words[2:])):
             raise RefusedHere("a connection that holds state cannot authenticate: send RESET first")
         if space.namespace is None:
             return
-        if name in _OF_OTHERS:
+        if name in _OF_OTHERS and len(arguments) >= _OF_OTHERS[name]:
             raise RefusedHere(f"{spoken(name)} is refused on a connection that holds state, in a namespace")
         if self.multi and (name in SUBSCRIPTIONS or name == "client|reply"):
             raise RefusedHere(f"{spoken(name)} cannot be part of a transaction in a namespace")
-        redirects = name == "client|tracking" and b"REDIRECT" in words[3:]
+        redirects = name == "client|tracking" and b"redirect" in words[3:]
         if redirects and local.redirect_target(self.session, arguments) is None:
-            raise RefusedHere("the client id to redirect to does not exist")
+            raise RefusedAsRedis("The client ID you want redirect to does not exist")
 
     def _forwardable(self, arguments: list[bytes]) -> bool:
         """Whether a command may be sent now; one that changes the link's mode waits for earlier replies."""
@@ -282,13 +288,15 @@ class Pin:
                 self.link.send(data + PING)
             session.move(Event.WAIT)
             return
-        self.multi = what is Expect.MULTI or (self.multi and what not in (Expect.END, Expect.DISCARD))
+        begins = what is Expect.MULTI and len(arguments) == 1
+        self.multi = begins or (self.multi and what not in (Expect.END, Expect.DISCARD))
         silent, self.skip = self.off or self.skip, False
         if name == "client|reply" and len(arguments) == 3 and not self.multi:
-            self._switch_replies(arguments[2].upper())
-            silent = silent or self.off or self.skip
-            silent = silent and arguments[2].upper() != b"ON"
-        if self.translator is not None and not silent:
+            self._switch_replies(word(arguments[2]))
+            silent = word(arguments[2]) != b"on" and (silent or self.off or self.skip)
+        if self.translator is not None and silent:
+            self.translator.sent_silently(arguments)
+        elif self.translator is not None:
             self.translator.sent(arguments, strip)
         if session.clients.dispatcher.route(arguments) is Route.TUNNEL:
             self.link.mode = Mode.TUNNEL
@@ -300,9 +308,9 @@ class Pin:
 
     def _switch_replies(self, how: bytes) -> None:
         """Note a CLIENT REPLY (Redis docs: CLIENT REPLY)."""
-        self.skip = how == b"SKIP" and not self.off
-        if how in (b"ON", b"OFF"):
-            self.off = how == b"OFF"
+        self.skip = how == b"skip" and not self.off
+        if how in (b"on", b"off"):
+            self.off = how == b"off"
 
     def _begin_large(self, buf: bytes, pos: int) -> int:
         if len(buf) - pos < LARGE:

@@ -461,9 +461,13 @@ class Session(asyncio.Protocol):
             space.enter(self)
             self.space.leave(self)
             self.space = space
-            self._patterns = space.patterns
-            self._depth, self._whole = space.patterns.wholes[-1]
+            self.use_patterns()
             limit(self)
+
+    def use_patterns(self) -> None:
+        """Recognise what goes up without being parsed by its space's patterns, which are new."""
+        self._patterns = self.space.patterns
+        self._depth, self._whole = self._patterns.wholes[-1]
 
     def _settle_in(self, link: SharedLink) -> None:
         self.home = self.link = link
@@ -585,6 +589,8 @@ class Session(asyncio.Protocol):
         self.consume()
         if len(self.buffer) > self.clients.settings.query_buffer_limit:
             self.abort(f"query buffer over {self.clients.settings.query_buffer_limit} bytes")
+        elif self.arriving is not None:
+            return
         elif len(self.buffer) > _WAITING_HIGH and self.state in (State.WAITING, State.PINNED):
             self.hold(Reason.BUFFER)
 
@@ -670,6 +676,8 @@ class Session(asyncio.Protocol):
     def _refusal(self, route: Route, arguments: list[bytes]) -> bytes:
         """The error for a command that is not to be carried out; empty if it is."""
         space, dispatcher = self.space, self.clients.dispatcher
+        if dispatcher.disguised(arguments):
+            return local.DISGUISED
         if space.locked:
             return b"" if dispatcher.name(arguments) in local.WITHOUT_AUTH else local.NOAUTH
         if self._spent:
@@ -707,7 +715,9 @@ class Session(asyncio.Protocol):
     def _route(self, arguments: Sequence[bytes]) -> Route:
         dispatcher = self.clients.dispatcher
         route = dispatcher.route(arguments)
-        if self.space.namespace is not None and dispatcher.local_in_namespace(arguments):
+        space = self.space
+        guest = space.tenant is not None and dispatcher.name(arguments) == "acl|whoami"
+        if guest or (space.namespace is not None and dispatcher.local_in_namespace(arguments)):
             return Route.LOCAL
         if self.link.auth_required and dispatcher.name(arguments) not in local.WITHOUT_AUTH:
             # Redis answers NOAUTH; should it just have ceased to, no state may get into the shared link.

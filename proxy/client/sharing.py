@@ -12,11 +12,10 @@ from proxy.resp import encode
 from proxy.resp.downgrade import Shape, shape_of
 from proxy.resp.namespace import RefusedHere, Strip
 from proxy.tier.rules import Touch
-from proxy.upstream.caller import PING, Collector, Keys
+from proxy.upstream.caller import PING, Keys
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
-    from proxy.client.spaces import Space
 
 
 def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
@@ -30,8 +29,7 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
             real, strip = space.translate(command, arguments)
         except RefusedHere as refusal:
             return session.refuse(refusal.reply)
-        if space.warns_of(command):
-            session.link.submit(_Verdict(space), 1, space.probe)
+        space.examine(command, session.home)
     if tier is None or session.home.auth_required:
         _submit(session, encode.request(*real) if real is not arguments else frame, None, None, strip)
         return True
@@ -81,23 +79,6 @@ def _collect(
     session.commands += 1
     session.expect(1)
     session.link.submit(Whole(session, 1, shape, Touch.NOTHING, strip=strip), 1, frame, revealed)
-
-
-class _Verdict(Collector):
-    """Redis' word on whether a namespace's user may read other keys."""
-
-    __slots__ = ("_space",)
-
-    def __init__(self, space: Space) -> None:
-        super().__init__(1)
-        self._space = space
-
-    def finish(self, replies: bytes) -> None:
-        """Pass it on."""
-        self._space.warn(replies)
-
-    def cut(self) -> None:
-        """Nothing: it is said in the log only."""
 
 
 def _apart(session: Session, frame: bytes, shape: Shape | None, touch: Touch, strip: Strip | None) -> None:

@@ -23,11 +23,13 @@ from proxy.tenants import Tenant
 from proxy.tier.rules import Rules, marks
 from proxy.tier.tier import Account, Tier
 from proxy.upstream.address import Listen
+from proxy.upstream.caller import Collector
 from proxy.upstream.link import Identity
 
 if TYPE_CHECKING:
     from proxy.client.dispatch import Dispatcher
     from proxy.client.session import Session
+    from proxy.upstream.shared import SharedLink
 
 log = logging.getLogger("pannier.namespaces")
 
@@ -84,8 +86,7 @@ class Space:
         """Who its sessions are at Redis; None: whoever they were."""
         self.locked = False
         """Whether nothing may be done in it but to authenticate."""
-        self.patterns: RequestPatterns = dispatcher.patterns if namespace is None else dispatcher.first_keyed
-        """What goes up without being parsed."""
+        self._dispatcher = dispatcher
         self.rules = account.rules if account is not None else Rules(dispatcher.table, namespace)
         self.account = account
         """Its part of the memory tier, if there is one."""
@@ -148,6 +149,11 @@ class Space:
         self._commands += session.served - commands
         self._hits += session.hits - hits
 
+    @property
+    def patterns(self) -> RequestPatterns:
+        """What goes up without being parsed."""
+        return self._dispatcher.patterns if self.namespace is None else self._dispatcher.first_keyed
+
     def forget(self) -> None:
         """Judge commands anew: the table has changed."""
         self.rules.forget()
@@ -190,6 +196,8 @@ class Space:
         self, command: Command | None, arguments: list[bytes], count: int
     ) -> tuple[list[bytes], Strip | None] | None:
         """The same for the first arguments of a large request (see `Namespace.leading`)."""
+        if self.refuses_auth and command is not None and command.name in ("auth", "hello"):
+            return None  # whether it authenticates may be said at its end
         if self.namespace is None:
             return arguments, None
         self._judge_script(command)
@@ -199,12 +207,11 @@ class Space:
         if self.scripts == "refuse" and command is not None and command.name in SCRIPTS:
             raise RefusedHere(f"{spoken(command.name)} is refused: namespace_scripts is refuse")
 
-    def warns_of(self, command: Command | None) -> bool:
-        """Whether it is to be found out what scripts may reach, now that the first one comes."""
-        if self.scripts != "warn" or command is None or command.name not in SCRIPTS:
-            return False
-        self.scripts = "allow"
-        return True
+    def examine(self, command: Command | None, link: SharedLink) -> None:
+        """At the first script, find out what scripts may reach."""
+        if self.scripts == "warn" and command is not None and command.name in SCRIPTS:
+            self.scripts = "allow"
+            link.submit(_Verdict(self), 1, self.probe)
 
     def warn(self, verdict: bytes) -> None:
         """Take Redis' answer to reading `probe`."""
@@ -214,6 +221,23 @@ class Space:
                 "upstream user by ACL (~%s:*), or set namespace_scripts to refuse",
                 self.namespace.name, self.namespace.name,
             )  # fmt: skip
+
+
+class _Verdict(Collector):
+    """Redis' word on whether a namespace's user may read other keys."""
+
+    __slots__ = ("_space",)
+
+    def __init__(self, space: Space) -> None:
+        super().__init__(1)
+        self._space = space
+
+    def finish(self, replies: bytes) -> None:
+        """Pass it on."""
+        self._space.warn(replies)
+
+    def cut(self) -> None:
+        """Nothing: it is said in the log only."""
 
 
 def _second(frame: bytes) -> int:
@@ -258,23 +282,26 @@ class Spaces:
             return self.start
         return self._named.get(listen.namespace) or self._make(listen.namespace)
 
-    def judge(self, credentials: list[bytes]) -> Space:
-        """The tenant's whose name and password these are. Raises UpstreamRefused.
+    def judge(self, credentials: list[bytes]) -> Space | None:
+        """The tenant's whose name and password these are; None: the client stays. Raises UpstreamRefused.
 
         `credentials` as AUTH has them: a password, or a user and a password.
         """
         user = credentials[0] if len(credentials) > 1 else b"default"
         if self.mode == "none":
             if len(credentials) > 1 and user == b"default":
-                return self.start
+                return None
             raise UpstreamRefused(_NO_PASSWORD if len(credentials) == 1 else WRONG_PASSWORD)
         space = self._tenants.get(user.decode("utf-8", "replace"))
         if space is None or space.tenant is None or not space.tenant.accepts(credentials[-1]):
             raise UpstreamRefused(WRONG_PASSWORD)
         return space
 
+    def _namespace(self, name: str) -> Namespace | None:
+        return Namespace(name, self._settings.namespace_channels, self._dispatcher.table) if name else None
+
     def _make(self, name: str) -> Space:
-        namespace = Namespace(name, self._settings.namespace_channels) if name else None
+        namespace = self._namespace(name)
         account = None
         if self._tier is not None:
             account = (
@@ -284,9 +311,7 @@ class Spaces:
         return self._equip(space)
 
     def _tenant(self, tenant: Tenant) -> Space:
-        namespace = (
-            Namespace(tenant.namespace, self._settings.namespace_channels) if tenant.namespace else None
-        )
+        namespace = self._namespace(tenant.namespace)
         account = None
         if self._tier is not None:
             account = self._tier.account(Rules(self._dispatcher.table, namespace), tenant.max_memory)

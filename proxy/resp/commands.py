@@ -125,6 +125,9 @@ class CommandTable:
         self._index()
         # Whether an overlay has been taken. Set by `overlay`.
         self.server_reported = False
+        self._reported: set[str] = set()
+        # Whether the server describes commands in the form of Redis 7.
+        self.full_form = False
 
     @classmethod
     def load(cls) -> "CommandTable":
@@ -154,6 +157,10 @@ class CommandTable:
         found = self._subs.get(path)
         return found if found is not None else _fold(self._subs, path, self._most_subs)
 
+    def reports(self, command: Command) -> bool:
+        """Whether the live server has a command (or its container), as far as it has told."""
+        return not self.server_reported or command.name.partition("|")[0] in self._reported
+
     def overlay(self, reply: object) -> int:
         """Take a live server's decoded reply to COMMAND; return how many names it added.
 
@@ -164,6 +171,7 @@ class CommandTable:
         """
         before = len(self._commands)
         entries = reply if isinstance(reply, list) else []
+        self._reported.clear()
         taken = sum(self._take(entry, "") for entry in entries)
         self._index()
         self.server_reported = self.server_reported or taken > 0
@@ -177,6 +185,9 @@ class CommandTable:
         except ValueError:
             return False
         known = self._commands.get(name)
+        if not parent:
+            self._reported.add(name)
+            self.full_form = bool(facts["full"])
         if known is None:
             self._commands[name] = command
         elif facts["full"]:

@@ -170,7 +170,7 @@ def _begin(spec: KeySpec, args: Sequence[bytes]) -> int:
         case keyword:
             start, end = keyword.start_from, len(args)
             candidates = range(end + start, 1, -1) if start < 0 else range(max(start, 1), end - 1)
-            found = (at for at in candidates if _word(args[at]) == keyword.keyword)
+            found = (at for at in candidates if word(args[at]) == keyword.keyword)
             return next(found, end - 1) + 1
 
 
@@ -191,7 +191,7 @@ def _refusal(command: Command) -> Exception:
 # Rules by hand
 
 
-def _word(argument: bytes) -> bytes:
+def word(argument: bytes) -> bytes:
     """An argument as Redis compares it to option names: as a C string, which ends at a zero byte."""
     return argument.partition(b"\0")[0].lower()
 
@@ -204,7 +204,7 @@ def _options(args: Sequence[bytes], start: int, widths: Mapping[bytes, int]) -> 
     """
     at = start
     while at < len(args):
-        option = _word(args[at])
+        option = word(args[at])
         width = widths.get(option)
         if width is None:
             raise _UnknowableError
@@ -278,7 +278,7 @@ def _xread(_: Command, args: Sequence[bytes]) -> list[KeyUse]:
 
 def _set(_: Command, args: Sequence[bytes]) -> list[KeyUse]:
     """Reads the old value only with GET; the specification has to assume that it always does."""
-    if len(args) > 3 and any(_word(option) == b"get" for option in args[3:]):
+    if len(args) > 3 and any(word(option) == b"get" for option in args[3:]):
         return [KeyUse(1, CHANGE)]
     return [_SET_PLAIN]
 
@@ -302,7 +302,7 @@ _STRALGO: Final = {
 
 def _stralgo(_: Command, args: Sequence[bytes]) -> list[KeyUse]:
     """STRALGO LCS of Redis 6, which predates key specifications. Redis refuses KEYS beside STRINGS."""
-    if _word(args[1]) != b"lcs":
+    if word(args[1]) != b"lcs":
         raise _RefusedError
     keys = [at for option, at in _options(args, 2, _STRALGO) if option == b"keys"]
     return [KeyUse(at + side, READ) for at in keys[-1:] for side in (1, 2)]

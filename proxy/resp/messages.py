@@ -18,7 +18,7 @@ from typing import Final
 
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace, Strip, text
-from proxy.resp.replies import split_replies
+from proxy.resp.replies import split_frames, split_replies
 
 _SUBSCRIBES: Final = {
     b"subscribe": b"c", b"unsubscribe": b"c", b"psubscribe": b"p", b"punsubscribe": b"p",
@@ -73,9 +73,15 @@ class Translator:
         self.protocol = protocol
         self._namespace = namespace or _NONE
         self._awaited: deque[Awaited] = deque()
+        self.unheard = False
+        """Whether it may be subscribed without our having counted on it."""
         self._queued: list[Strip | None] = []
         """What has to be stripped from the replies that EXEC will give."""
         self._subscribed: dict[bytes, set[bytes]] = {b"c": set(), b"p": set(), b"s": set()}
+
+    def sent_silently(self, arguments: list[bytes]) -> None:
+        """Note a request that is not answered (CLIENT REPLY); subscriptions are confirmed all the same."""
+        self.unheard = self.unheard or arguments[0].lower() in _SUBSCRIBES
 
     def sent(self, arguments: list[bytes], strip: Strip | None) -> None:
         """Note a request that will be answered."""
@@ -118,18 +124,23 @@ class Translator:
         return reply
 
     def _executed(self, reply: bytes) -> bytes:
-        """EXEC's reply: one for each command that was queued."""
-        queued, self._queued = self._queued, []
+        """EXEC's reply: one for each command that was queued, and pushes that these caused between them."""
+        queued, self._queued = deque(self._queued), []
         at = reply.index(b"\r\n")
         if reply[:1] != b"*" or reply[1:at] != b"%d" % len(queued):
             return reply
-        replies = split_replies(reply, at + 2, len(queued))
-        pairs = zip(replies, queued, strict=True)
-        return reply[: at + 2] + b"".join([one if strip is None else strip(one) for one, strip in pairs])
+        taken = [reply[: at + 2]]
+        for frame in split_frames(reply, at + 2):
+            if frame[:1] == b">":
+                taken.append(self._told(frame) or b"")
+            else:
+                strip = queued.popleft() if queued else None
+                taken.append(frame if strip is None else strip(frame))
+        return b"".join(taken)
 
     def _listens(self) -> bool:
         """Whether the connection is subscribed, or is about to be told so."""
-        if any(self._subscribed.values()):
+        if self.unheard or any(self._subscribed.values()):
             return True
         return bool(self._awaited) and isinstance(self._awaited[0], _Confirmations)
 

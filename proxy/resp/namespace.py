@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from proxy.resp import encode
-from proxy.resp.commands import Command
+from proxy.resp.commands import Command, CommandTable
 from proxy.resp.errors import PannierError
-from proxy.resp.keys import key_positions, pattern_positions
+from proxy.resp.keys import key_positions, pattern_positions, word
 from proxy.resp.patterns import SHORT
 from proxy.resp.replies import split_replies
 
@@ -61,6 +61,8 @@ _PUBSUB: Final = {
 _SCAN_OPTIONS: Final = {b"MATCH": 1, b"COUNT": 1, b"TYPE": 1}
 _KEYSPACE: Final = re.compile(rb"__keyspace@[^:]*?__:", re.S).match
 _KEYEVENT: Final = re.compile(rb"__keyevent@[^:]*?__:", re.S).match
+_MOST_QUOTED: Final = 128
+"""Bytes of arguments in Redis' error about an unknown command, roughly."""
 _SPECIAL: Final = re.compile(rb"([*?\[\]\\^-])")
 
 
@@ -73,11 +75,21 @@ class RefusedHere(PannierError):
         return encode.error(f"ERR pannier: {self}")
 
 
-class Namespace:
-    """One prefix. `channels`: whether pub/sub channels bear it as well."""
+class RefusedAsRedis(RefusedHere):
+    """A command that Redis would refuse as well; the text is Redis'."""
 
-    def __init__(self, name: str, channels: bool = False) -> None:
+    @property
+    def reply(self) -> bytes:
+        """The error frame for the client."""
+        return encode.error(f"ERR {self}")
+
+
+class Namespace:
+    """One prefix. `channels`: whether pub/sub channels bear it as well. `table`: what the server has."""
+
+    def __init__(self, name: str, channels: bool = False, table: CommandTable | None = None) -> None:
         self.name = name
+        self.table = table
         self.prefix = name.encode() + b":"
         self.pattern = _SPECIAL.sub(rb"\\\1", self.prefix)
         """What matches the prefix and nothing else in a glob pattern."""
@@ -110,14 +122,15 @@ class Namespace:
 
         `command` is what the table finds for `arguments` (the name included). Raises RefusedHere.
         """
-        if command is None:
-            raise RefusedHere(_unknown(arguments))
+        command = self._known(command, arguments)
         name = command.name
         special = _ARGUMENTS.get(name)
         if special is not None:
             translated = special(self, arguments)
         elif name in _HARMLESS or name in _OWN or name.endswith("|help"):
             translated = arguments
+        elif name in WHOLE and 0 < command.arity != len(arguments):
+            translated = arguments  # Redis refuses it
         elif name in WHOLE:
             raise RefusedHere(
                 f"{spoken(name)} cannot be part of anything in a namespace: it takes several steps"
@@ -156,10 +169,9 @@ class Namespace:
 
         None if it takes more of them to tell. Raises RefusedHere.
         """
-        if command is None:
-            raise RefusedHere(_unknown(arguments))
+        command = self._known(command, arguments)
         known, missing = len(arguments), count - len(arguments)
-        if command.name in _ARGUMENTS or not _has_keys(command):
+        if command.name in _ARGUMENTS or command.name in _WHOLE_ONLY or not _has_keys(command):
             return None
         if missing > SHORT and not command.keys_by_count:
             return None
@@ -171,6 +183,20 @@ class Namespace:
         translated, strip = self.translate(command, whole)
         return translated[:known], strip
 
+    def _known(self, command: Command | None, arguments: list[bytes]) -> Command:
+        """The command, if the server has it. Raises RefusedHere, in Redis' words where it is sure to
+        refuse."""
+        table = self.table
+        if command is not None and (table is None or table.reports(command)):
+            return command
+        container = table is not None and table.find(arguments[0])
+        if table is None or not table.server_reported or (container and table.reports(container)):
+            name = b" ".join(arguments[:1]).decode("utf-8", "replace")[:128]
+            raise RefusedHere(
+                f"'{name}' is refused in a namespace: the command, or its sub-command, is not known"
+            )
+        raise RefusedAsRedis(_unknown(arguments, table.full_form))
+
     def _scan(self, arguments: list[bytes]) -> list[bytes]:
         kept, pattern = arguments[:2], b"*"
         rest = arguments[2:]
@@ -180,6 +206,8 @@ class Namespace:
             else:
                 kept += rest[:2]
             rest = rest[2:]
+        if len(rest) == 1 and rest[0].upper() in _SCAN_OPTIONS:
+            return arguments  # Redis refuses it: the value is missing
         # What is left Redis refuses, or a newer one knows; the last MATCH is the one that counts.
         return [*kept, *rest, b"MATCH", self.pattern + pattern] if len(arguments) > 1 else arguments
 
@@ -190,14 +218,14 @@ class Namespace:
         translated = arguments[:3]
         broadcast, prefixes, rest = False, False, arguments[3:]
         while rest:
-            option = rest[0].upper()
-            if option == b"PREFIX" and len(rest) > 1:
+            option = word(rest[0])
+            if option == b"prefix" and len(rest) > 1:
                 prefixes = True
                 translated += [rest[0], self.prefix + rest[1]]
                 rest = rest[2:]
                 continue
-            width = 2 if option == b"REDIRECT" else 1
-            broadcast = broadcast or option == b"BCAST"
+            width = 2 if option == b"redirect" else 1
+            broadcast = broadcast or option == b"bcast"
             translated += rest[:width]
             rest = rest[width:]
         if broadcast and not prefixes:
@@ -241,7 +269,8 @@ class Namespace:
         """What the client calls a pattern."""
         head = _KEYSPACE(pattern)
         at = head.end() if head is not None else 0
-        if not pattern.startswith(self.pattern, at):
+        bears = head is not None or (self.channels and not pattern.startswith(b"__key"))
+        if not bears or not pattern.startswith(self.pattern, at):
             return pattern
         return pattern[:at] + pattern[at + len(self.pattern) :]
 
@@ -264,10 +293,9 @@ class Namespace:
         return [name, self.channel(channel), message]
 
     def _list_channels(self, arguments: list[bytes]) -> list[bytes]:
-        if not self.channels or len(arguments) > 3:
-            return arguments
-        pattern = self.channel_pattern(arguments[2]) if len(arguments) == 3 else self.pattern + b"*"
-        return [*arguments[:2], pattern]
+        if len(arguments) == 3:
+            return [*arguments[:2], self.channel_pattern(arguments[2])]
+        return [*arguments, self.pattern + b"*"] if self.channels and len(arguments) == 2 else arguments
 
     def _count_subscribers(self, arguments: list[bytes]) -> list[bytes]:
         return [*arguments[:2], *map(self.channel, arguments[2:])]
@@ -336,9 +364,17 @@ def text(frame: bytes) -> bytes:
     return frame[frame.find(b"\r\n") + 2 : -2]
 
 
-def _unknown(arguments: Sequence[bytes]) -> str:
-    name = b" ".join(arguments[:1]).decode("utf-8", "replace")[:128]
-    return f"'{name}' is refused in a namespace: the command, or its sub-command, is not known"
+def _unknown(arguments: Sequence[bytes], full_form: bool) -> str:
+    """What Redis says of a command that it does not have; before Redis 7 in other quotes."""
+    name, said = arguments[0][:128], b""
+    for argument in arguments[1:]:
+        if len(said) >= _MOST_QUOTED:
+            break
+        argument = argument[: _MOST_QUOTED - len(said)].partition(b"\0")[0]
+        said += b"'%b' " % argument if full_form else b"`%b`, " % argument
+    quoted = b"'%b'" % name if full_form else b"`%b`" % name
+    text = b"unknown command %b, with args beginning with: %b" % (quoted, said)
+    return text.decode("utf-8", "surrogateescape")
 
 
 def _has_keys(command: Command) -> bool:
@@ -363,6 +399,9 @@ def _each(reply: bytes, change: Strip) -> bytes:
     items = _items(reply)
     return _array(reply, list(map(change, items))) if items else reply
 
+
+_WHOLE_ONLY: Final = frozenset({"sort", "sort_ro"})
+"""Commands whose patterns may stand anywhere."""
 
 _ARGUMENTS: Final[dict[str, Callable[[Namespace, list[bytes]], list[bytes]]]] = {
     "client|tracking": Namespace._tracking,

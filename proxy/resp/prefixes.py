@@ -12,7 +12,7 @@ from proxy.resp import encode
 from proxy.resp.commands import CommandTable
 from proxy.resp.keys import key_positions
 from proxy.resp.namespace import NAMING_ERRORS, Namespace
-from proxy.resp.patterns import SHORT, RequestPatterns, find_heads, match_head
+from proxy.resp.patterns import SHORT, find_heads, match_head
 from proxy.resp.requests import RequestParser
 
 _MOST_HEADS: Final = 4096
@@ -86,6 +86,8 @@ class Prefixer:
         command = self._table.find(name.encode())
         if command is None or command.container or command.name in NAMING_ERRORS or not command.keys_by_count:
             return False
+        if "admin" in command.flags or not self._table.reports(command):
+            return False
         uses = key_positions(command, [b""] * count)
         return uses is not None and [use.index for use in uses] == [1]
 
@@ -100,10 +102,8 @@ class Prefixer:
         return translated
 
 
-def first_keyed(table: CommandTable, plain: dict[int, list[str]]) -> RequestPatterns:
+def first_names(table: CommandTable, plain: dict[int, list[str]]) -> dict[int, list[str]]:
     """What of `plain` (names by argument count) has its one key in the first argument and nothing to
     strip."""
     prefixer = Prefixer(Namespace("any"), table)
-    return RequestPatterns(
-        {count: [name for name in names if prefixer.fits(name, count)] for count, names in plain.items()}
-    )
+    return {count: [name for name in names if prefixer.fits(name, count)] for count, names in plain.items()}

@@ -108,7 +108,9 @@ class ReplyScanner:
             self.need -= 1
             self.skip = count + 2 if count >= 0 else 0
         else:
-            self.need += max(count, 0) * _ELEMENTS[kind] - (kind != _ATTRIBUTE)
+            # A push may stand inside EXEC's reply, which does not count it among its elements.
+            extra = kind == _ATTRIBUTE or (kind == _PUSH and self.open)
+            self.need += max(count, 0) * _ELEMENTS[kind] - (not extra)
         return end + 2
 
 
@@ -121,9 +123,22 @@ def split_replies(buf: bytes, pos: int, n: int) -> list[bytes]:
     found = []
     for _ in range(n):
         start = pos
-        done = 0
-        while not done:
-            pos, done = scanner.advance(buf, pos, 1)
+        pos, done = scanner.advance(buf, pos, 1)
+        if not done:
+            raise UpstreamDesync("ERR pannier: upstream sent a reply that ends too early")
+        found.append(buf[start:pos])
+    return found
+
+
+def split_frames(buf: bytes, pos: int) -> list[bytes]:
+    """Split the complete replies and pushes from `pos` to the end."""
+    scanner = ReplyScanner()
+    found = []
+    while pos < len(buf):
+        start = pos
+        pos = scanner.push(buf, pos) if buf[pos] == _PUSH else scanner.advance(buf, pos, 1)[0]
+        if scanner.open or pos == start:
+            raise UpstreamDesync("ERR pannier: upstream sent a reply that ends too early")
         found.append(buf[start:pos])
     return found
 

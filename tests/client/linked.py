@@ -259,7 +259,7 @@ class Client:
         """Vanish."""
         if not self.transport.closing:
             self.transport.closing = True
-            self.session.connection_lost(None)
+            self.transport.protocol.connection_lost(None)
 
 
 class Linked:
