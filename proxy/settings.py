@@ -127,6 +127,18 @@ UPSTREAM: Kind[Upstream | None] = Kind(
     "URL",
     f"a redis://, rediss:// or unix:// URL, or `{BUNDLED}`",
 )
+
+
+def _parse_channel(text: str) -> str:
+    if not text or not text.isprintable() or re.search(r"\s", text) or len(text.encode()) > _LONGEST_CHANNEL:
+        raise ValueError(f"{shown(text)} is no name of a channel; give one such as pannier:evict:")
+    return text
+
+
+_LONGEST_CHANNEL = 128
+CHANNEL: Kind[str] = Kind(
+    _parse_channel, str, "NAME", f"at most {_LONGEST_CHANNEL} bytes of text without white space"
+)
 LISTEN: Kind[tuple[Listen, ...]] = Kind(
     _parse_listen,
     lambda value: ",".join(map(str, value)),
@@ -289,6 +301,16 @@ class Settings:
         choice("auto", "none", "tenants", "passthrough"), "auto", SPACES,
         "Who checks AUTH. none: nobody, clients need none. tenants: Pannier, by the [tenants] of the file. "
         "passthrough: Redis. auto: tenants if there are any, else passthrough.",
+    )
+    broadcast: str = option(
+        choice("auto", "explicit", "writes", "off"), "auto", TIER,
+        "What is told to other Panniers of the same Redis over pub/sub. explicit: what Redis cannot tell "
+        "(SIDECAR INVALIDATE, patterns, SWAPDB). writes: every write as well. auto: explicit. off: nothing, "
+        "nor is anything heard.",
+    )
+    evict_channel: str = option(
+        CHANNEL, "pannier:evict:", TIER,
+        "What the channels of the eviction bus begin with; the namespace follows.",
     )
     log_level: str = option(
         choice("debug", "info", "warning", "error"), "info", LOG,

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Iterable
 import hiredis
 
 from proxy import __version__
+from proxy.bus import Bus
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.spaces import Space
@@ -101,6 +102,8 @@ class Sidecar:
         self.clients = Clients(
             settings, self.links, dispatcher, identity, upstream.db, self.info, self.tier, self.stats
         )
+        self.bus: Bus | None = None
+        """Made when it is known which namespaces there are."""
         self.addresses: list[str] = []
         """Where clients are served, with the ports the system chose."""
         self._started = time.monotonic()
@@ -119,6 +122,7 @@ class Sidecar:
         servers: list[asyncio.Server] = []
         ticker: asyncio.Task[None] | None = None
         canary: asyncio.Task[None] | None = None
+        listener: asyncio.Task[None] | None = None
         try:
             spaces = [self.clients.spaces.of(listen) for listen in self.settings.listen]
             if any(space.namespace is not None or space.locked for space in spaces):
@@ -126,6 +130,7 @@ class Sidecar:
             for listen in self.settings.listen:
                 servers.append(await self._listen(loop, listen))
             ticker = loop.create_task(self._tick(main))
+            listener = self._join_bus(loop)
             if self.tier is not None and self.settings.canary_interval:
                 timeout = self.settings.coherence_timeout
                 prefix = self.clients.spaces.start.prefix
@@ -135,9 +140,11 @@ class Sidecar:
         finally:
             for server in servers:
                 server.close()
-            for task in (ticker, canary, self._learning):
+            for task in (ticker, canary, listener, self._learning):
                 if task is not None:
                     task.cancel()
+            if listener is not None:
+                await asyncio.wait([listener])
             await self.clients.close()
             await self.links.close()
             for listen in self.settings.listen[: len(servers)]:
@@ -241,6 +248,8 @@ class Sidecar:
             **_tier_fields(accounts),
             **_counted(space),
         }
+        if self.bus is not None and space.namespace is None:
+            fields |= _bus_fields(self.bus)
         if self._canary is not None:
             canary = self._canary
             fields |= {
@@ -283,6 +292,17 @@ class Sidecar:
                 self.clients.tick()
             except Exception:
                 log.exception("internal error in the periodic round")
+
+    def _join_bus(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
+        """Listen to other sidecars, and have them listen."""
+        settings = self.settings
+        if self.tier is None or settings.broadcast == "off":
+            return None
+        namespaces = [space.namespace for space in self.clients.spaces if space.namespace is not None]
+        writes = settings.broadcast == "writes"
+        self.bus = Bus(self.upstream, self.tier, namespaces, settings.evict_channel, writes)
+        self.clients.bus, self.clients.tells_writes = self.bus, writes
+        return loop.create_task(self.bus.run())
 
     async def _learn_first(self, main: SharedLink) -> None:
         """Learn what the server has before anybody is served, if it can be reached.
@@ -362,6 +382,23 @@ def _tier(settings: Settings, table: CommandTable) -> Tier | None:
 def _named(stats: dict[str, object]) -> dict[str, object]:
     """Statistics as INFO calls them."""
     return {f"pannier_{name}": value for name, value in stats.items()}
+
+
+def _bus_fields(bus: Bus) -> dict[str, object]:
+    """What the eviction bus does."""
+    return {
+        "bus_status": bus.refusal or ("up" if bus.subscriptions else "connecting"),
+        "bus_published": bus.published,
+        "bus_received": bus.received,
+        "bus_own": bus.own,
+        "bus_unknown_version": bus.unknown,
+        "bus_malformed": bus.malformed,
+        "bus_gaps": bus.gaps,
+        "bus_subscriptions": bus.subscriptions,
+        "bus_lag_p50_us": round(bus.lag(0.5) * 1e6),
+        "bus_lag_p99_us": round(bus.lag(0.99) * 1e6),
+        "bus_lag_max_us": round(bus.lag(1.0) * 1e6),
+    }
 
 
 def _tier_fields(accounts: list[Account]) -> dict[str, object]:

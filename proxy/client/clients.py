@@ -6,7 +6,8 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from proxy.client.dispatch import Dispatcher
 from proxy.client.local import FIRST_ID
@@ -14,17 +15,37 @@ from proxy.client.session import Session
 from proxy.client.spaces import Space, Spaces
 from proxy.client.states import State
 from proxy.resp import encode
+from proxy.resp.namespace import Namespace
 from proxy.settings import Settings
 from proxy.tier.rules import marks
 from proxy.tier.tier import Tier
 from proxy.upstream.link import Identity
 from proxy.upstream.pool import LinkPool
+from proxy.upstream.shared import SharedLink
 
 log = logging.getLogger("pannier.client")
 
 TICK = 0.25
 """Seconds between two rounds of `Clients.tick`."""
 _IDLE_TICKS = 4
+
+
+class Bus(Protocol):
+    """What sessions need of the eviction bus."""
+
+    def tell(
+        self,
+        namespace: Namespace | None,
+        link: SharedLink,
+        why: str,
+        keys: Iterable[bytes] = (),
+        patterns: Iterable[bytes] = (),
+        everything: bool = False,
+    ) -> None:
+        """Have other sidecars forget keys, named as Redis knows them, patterns as clients write them, or all.
+
+        They are told over `link`, behind what has been sent over it.
+        """
 
 
 class Clients:
@@ -54,6 +75,10 @@ class Clients:
         """What the memory tier holds and does for a space, by name."""
         self.tier = tier
         """What answers reads from memory; None: everything goes to Redis."""
+        self.bus: Bus | None = None
+        """Over which other sidecars are told what to forget; None: they are not."""
+        self.tells_writes = False
+        """Whether they are told of every write."""
         self.spaces = Spaces(settings, dispatcher, tier)
         # Who is here.
         self.sessions: dict[int, Session] = {}
@@ -86,6 +111,18 @@ class Clients:
     def hits(self) -> int:
         """Reads answered from memory since the start."""
         return sum([space.hits for space in self.spaces])
+
+    def tell(
+        self,
+        session: Session,
+        why: str,
+        keys: Iterable[bytes] = (),
+        patterns: Iterable[bytes] = (),
+        everything: bool = False,
+    ) -> None:
+        """Have other sidecars forget what a session's command was about (see `Bus.tell`)."""
+        if self.bus is not None:
+            self.bus.tell(session.space.namespace, session.home, why, keys, patterns, everything)
 
     def settle_run(self, requests: bytes, prefix: bytes = b"") -> None:
         """Have no shelf show what was before a run whose replies have come.

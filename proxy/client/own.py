@@ -75,18 +75,18 @@ def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
     if len(arguments) > 1 and arguments[0].upper() == b"MATCH":
         return _invalidate_matching(session, arguments[1:])
     tier, namespace = session.clients.tier, session.space.namespace
-    frames = map(key_frame, arguments)
-    if namespace is not None:
-        frames = map(namespace.bulk, frames)
-    dropped = tier.drop(marks(frames), session.space.prefix) if tier is not None else 0
+    keys = arguments if namespace is None else [namespace.prefix + key for key in arguments]
+    dropped = tier.drop(marks(map(key_frame, keys)), session.space.prefix) if tier is not None else 0
+    session.clients.tell(session, "command", keys)
     return encode.integer(dropped)
 
 
 async def _invalidate_matching(session: Session, patterns: list[bytes]) -> bytes:
     tier, space = session.clients.tier, session.space
-    if tier is None:
-        return encode.integer(0)
+    session.clients.tell(session, "command", patterns=patterns)
     dropped = 0
+    if tier is None:
+        return encode.integer(dropped)
     for count in drop_matching(tier, compile_globs(_real(space, patterns)), space.prefix):
         dropped += count
         await asyncio.sleep(0)
@@ -103,7 +103,10 @@ async def _delete(session: Session, arguments: list[bytes]) -> bytes:
             return encode.error(f"ERR SIDECAR DELETE takes COUNT <n> of 1 to {_MOST_LOOKED_AT}")
         page = int(number)
     (pattern,) = _real(session.space, arguments[1:2])
-    return encode.integer(await keyspace.delete(session, pattern, page))
+    try:
+        return encode.integer(await keyspace.delete(session, pattern, page))
+    finally:
+        session.clients.tell(session, "command", patterns=arguments[1:2])
 
 
 def _real(space: Space, patterns: list[bytes]) -> list[bytes]:

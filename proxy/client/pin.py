@@ -19,7 +19,7 @@ from proxy.resp.keys import word
 from proxy.resp.messages import SUBSCRIPTIONS, Translator
 from proxy.resp.namespace import RefusedAsRedis, RefusedHere, Strip, spoken
 from proxy.resp.requests import LARGE, LargeFrame, Request
-from proxy.tier.rules import Touch
+from proxy.tier.rules import Touch, key_name
 from proxy.upstream.pinned import Expect, Mode, PinnedLink
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Pin:
 
     __slots__ = (
         "blocking", "clean", "ending", "everything", "large", "leaving", "link", "multi", "named", "off",
-        "session", "skip", "skipping", "touched", "transaction", "translator", "watching",
+        "session", "skip", "skipping", "told", "touched", "transaction", "translator", "watching",
     )  # fmt: skip
 
     def __init__(self, session: Session, link: PinnedLink) -> None:
@@ -71,6 +71,8 @@ class Pin:
         self.touched: set[int] = set()
         """Keys (their marks) whose change a reply may show before their invalidation comes over the tracked
         link."""
+        self.told: list[bytes] = []
+        """Keys that other sidecars are to be told of then, if they are told of writes."""
         self.everything = False
         """Whether that may be all keys: FLUSHALL, SWAPDB and the like."""
         self.large: LargeFrame | None = None
@@ -227,11 +229,14 @@ class Pin:
         tier = self.session.clients.tier
         if tier is None:
             return
-        touch, keys = tier.rules.touch(self.session.clients.dispatcher.find(arguments), arguments)
+        command = self.session.clients.dispatcher.find(arguments)
+        touch, keys = tier.rules.touch(command, arguments)
         if touch is Touch.NOTHING:
             return
         if touch is Touch.WRITES:
             tier.drop(keys, self.session.space.prefix)
+            if self.session.clients.tells_writes and command is not None:
+                self.told += map(key_name, tier.rules.keys(command, arguments) or ())
         uncounted = self.session.state is State.STREAM
         if touch is Touch.EVERYTHING:
             tier.clear()
@@ -257,6 +262,12 @@ class Pin:
             return  # commands are queued and have done nothing yet
         if self.everything:
             tier.clear()
+            self.session.clients.tell(self.session, "everything", everything=True)
+        elif self.told:
+            self.session.clients.tell(self.session, "write", self.told)
+            self.told = []
+        if self.everything:
+            return
         elif self.touched:
             tier.drop(self.touched, self.session.space.prefix)
 

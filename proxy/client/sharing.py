@@ -9,9 +9,10 @@ from proxy.client import reading
 from proxy.client.dispatch import link_protocol
 from proxy.client.whole import Aside, Whole
 from proxy.resp import encode
+from proxy.resp.commands import Command
 from proxy.resp.downgrade import Shape, shape_of
 from proxy.resp.namespace import RefusedHere, Strip
-from proxy.tier.rules import Touch
+from proxy.tier.rules import Touch, key_name
 from proxy.upstream.caller import PING, Keys
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
         return False
     if touch is Touch.WRITES:
         tier.drop(keys, space.prefix)
+        _tell(session, command, real)
     elif touch is Touch.EVERYTHING:
         tier.clear()
     elif touch is Touch.READS_UNKNOWN and (tier.loose or session.link is not session.home):
@@ -62,6 +64,13 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
     else:
         _collect(session, frame, shape, revealed, strip)
     return True
+
+
+def _tell(session: Session, command: Command | None, real: list[bytes]) -> None:
+    """Have other sidecars forget what a command writes, behind it on its link."""
+    if session.clients.tells_writes and command is not None:
+        frames = session.space.rules.keys(command, real) or ()
+        session.clients.tell(session, "write", map(key_name, frames))
 
 
 def _submit(session: Session, frame: bytes, shape: Shape | None, revealed: Keys, strip: Strip | None) -> None:

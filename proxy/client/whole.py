@@ -77,6 +77,7 @@ class Whole(ForClient):
         tier = session.clients.tier
         if tier is not None and self._touch is Touch.EVERYTHING:
             tier.clear()
+            session.clients.tell(session, "everything", everything=True)
         elif tier is not None and self._touch is Touch.UNKNOWN and tier.loose:
             tier.clear(session.space.prefix)
         wire = session.home.wire

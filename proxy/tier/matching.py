@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from proxy.tier.rules import marks
+from proxy.tier.rules import key_name, marks
 
 if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
@@ -36,16 +36,11 @@ def _slices(shelf: Shelf) -> Iterator[list[bytes]]:
 
 def _taint(shelf: Shelf, pattern: re.Pattern[bytes]) -> None:
     for flight in list(shelf.flights.values()):
-        shelf.drop(marks([key for key in flight.read.keys if pattern.fullmatch(_name(key))]))
+        shelf.drop(marks([key for key in flight.read.keys if pattern.fullmatch(key_name(key))]))
 
 
 def _drop(shelf: Shelf, pattern: re.Pattern[bytes], parts: list[bytes]) -> int:
     before, read, match = shelf.drops, shelf.rules.read, pattern.fullmatch
     found = [wanted.keys for part in parts if (wanted := read(part)) is not None]
-    shelf.drop(marks([key for keys in found for key in keys if match(_name(key))]))
+    shelf.drop(marks([key for keys in found for key in keys if match(key_name(key))]))
     return shelf.drops - before
-
-
-def _name(frame: bytes) -> bytes:
-    """A key, given as a key frame."""
-    return frame[frame.index(b"\n") + 1 : -2]

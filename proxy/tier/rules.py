@@ -87,6 +87,11 @@ def key_frame(key: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(key), key)
 
 
+def key_name(frame: bytes) -> bytes:
+    """The key of a key frame."""
+    return frame[frame.index(b"\n") + 1 : -2]
+
+
 @dataclass(slots=True)
 class Read:
     """A read that may be kept: its frame, its keys, and how its RESP3 reply looks in RESP2."""

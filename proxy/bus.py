@@ -1,0 +1,300 @@
+"""The eviction bus: sidecars of one Redis tell each other over pub/sub what to forget (`resp.eviction`).
+
+There is a channel for each namespace. With tracking, Redis tells of writes; the bus carries what Redis cannot
+tell: invalidations by command or by an application, patterns, SWAPDB. With `broadcast = writes` it carries
+every write as well.
+
+Messages are collected for a few milliseconds and published over the link that carried what they are about,
+behind it, so that Redis has carried it out when a peer hears of it. The subscriber is redis-py's. What may
+have been missed (a gap in a sender's numbers, a lost subscription) is dropped: everything in the namespace,
+since nobody knows what it named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import redis.asyncio as redis
+from redis.exceptions import RedisError
+
+from proxy.resp import encode
+from proxy.resp.eviction import BadMessage, Eviction, UnknownVersion
+from proxy.resp.globs import compile_globs
+from proxy.resp.namespace import Namespace
+from proxy.tier.matching import drop_matching
+from proxy.tier.rules import key_frame, marks
+from proxy.tier.tier import Tier
+from proxy.upstream.address import Upstream
+from proxy.upstream.caller import Collector
+from proxy.upstream.shared import SharedLink
+
+log = logging.getLogger("pannier.bus")
+
+_COLLECT = 0.002
+"""Seconds for which what is to be told is collected."""
+_MOST_KEYS = 500
+"""Keys of one message."""
+_SAMPLES = 1000
+_PING = 1.0
+"""Seconds of silence after which the subscription is tried."""
+_LONGEST_PAUSE = 2.0
+
+
+class Channel:
+    """One namespace's channel, and what is known of its senders."""
+
+    def __init__(self, name: str, namespace: Namespace | None) -> None:
+        self.name = name
+        self.namespace = namespace
+        self.prefix = namespace.prefix if namespace is not None else b""
+        self.sent = 0
+        """Messages published."""
+        self.heard: dict[str, int] = {}
+        """The number of the last message of each sender."""
+        self.keys: dict[bytes, None] = {}
+        self.patterns: dict[bytes, None] = {}
+        self.everything = False
+        self.why = ""
+        self.link: SharedLink | None = None
+        """Over which what is collected is to be published."""
+
+    def real(self, key: bytes) -> bytes:
+        """A key as Redis knows it."""
+        return self.prefix + key
+
+    def pattern(self, pattern: bytes) -> bytes:
+        """A pattern of keys as Redis knows them."""
+        return pattern if self.namespace is None else self.namespace.pattern + pattern
+
+
+class Bus:
+    """Publishes what this sidecar has to tell, and does what others say."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        tier: Tier,
+        namespaces: Iterable[Namespace | None],
+        prefix: str,
+        writes: bool,
+    ) -> None:
+        self.writes = writes
+        """Whether writes are told, too."""
+        self.channels: dict[bytes, Channel] = {}
+        for namespace in (None, *namespaces):
+            name = namespace.name if namespace is not None else ""
+            self.channels[name.encode()] = Channel(prefix + name, namespace)
+        # What is counted.
+        self.published = self.received = self.own = 0
+        self.unknown = self.malformed = self.gaps = self.subscriptions = 0
+        self.refusal = ""
+        """Why Redis does not let us publish or subscribe; empty if it does."""
+        self.lags: deque[float] = deque(maxlen=_SAMPLES)
+        """Seconds from publishing a message to hearing it."""
+        self._by_name = {channel.name: channel for channel in self.channels.values()}
+        self._id = os.urandom(8).hex()
+        self._upstream = upstream
+        self._tier = tier
+        self._waiting: dict[Channel, None] = {}
+        self._under_way: dict[tuple[str, int], float] = {}
+        """When messages were published that have not come back yet."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def lag(self, fraction: float) -> float:
+        """A quantile of the lags, in seconds; 0 if there is none."""
+        ordered = sorted(self.lags)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))] if ordered else 0.0
+
+    # --- telling
+
+    def tell(
+        self,
+        namespace: Namespace | None,
+        link: SharedLink,
+        why: str,
+        keys: Iterable[bytes] = (),
+        patterns: Iterable[bytes] = (),
+        everything: bool = False,
+    ) -> None:
+        """Have the peers forget keys, named as Redis knows them, patterns as clients write them, or all."""
+        channel = self.channels[namespace.name.encode() if namespace is not None else b""]
+        if channel.link is not link:
+            self._publish(channel)  # in the order of the link that carried it
+        channel.link, channel.why = link, why
+        size = len(channel.prefix)
+        channel.keys.update(dict.fromkeys([key[size:] for key in keys]))
+        channel.patterns.update(dict.fromkeys(patterns))
+        channel.everything = channel.everything or everything
+        self._waiting[channel] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_COLLECT, self._publish_all)
+
+    def _publish_all(self) -> None:
+        self._timer = None
+        waiting, self._waiting = self._waiting, {}
+        for channel in waiting:
+            self._publish(channel)
+
+    def _publish(self, channel: Channel) -> None:
+        keys, patterns, everything = list(channel.keys), tuple(channel.patterns), channel.everything
+        link, channel.link = channel.link, None
+        channel.keys, channel.patterns, channel.everything = {}, {}, False
+        if link is None or not (keys or patterns or everything):
+            return
+        if everything:
+            keys, patterns = [], ()
+        for start in range(0, len(keys) or 1, _MOST_KEYS):
+            channel.sent += 1
+            some = tuple(keys[start : start + _MOST_KEYS])
+            message = Eviction(some, patterns, everything, channel.why, self._id, channel.sent)
+            request = encode.request("PUBLISH", channel.name, message.encode())
+            link.submit(_Published(self), 1, request)
+            if len(self._under_way) < _SAMPLES:
+                self._under_way[channel.name, channel.sent] = time.monotonic()
+            self.published += 1
+            patterns = ()
+
+    def refused(self, reply: bytes) -> None:
+        """Hear that a message could not be published: peers will notice the gap."""
+        why = reply[1:-2].decode("utf-8", "replace")
+        if why != self.refusal:
+            log.warning("an eviction message could not be published: %s", why)
+        self.refusal = why
+
+    # --- hearing
+
+    async def run(self) -> None:
+        """Listen for ever, over reconnections."""
+        pause = 0.05
+        while True:
+            try:
+                await self._listen()
+            except (RedisError, OSError, TimeoutError) as error:
+                if str(error) != self.refusal:
+                    log.warning("the eviction bus is not heard: %s; trying again", error)
+                self.refusal = str(error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE) if self.refusal else 0.05
+
+    async def _listen(self) -> None:
+        client = _client(self._upstream)
+        try:
+            async with client.pubsub() as pubsub:
+                await pubsub.subscribe(*self._by_name)
+                missing = len(self._by_name)
+                silent = 0
+                while silent < 3:
+                    message = await pubsub.get_message(timeout=_PING)
+                    if message is None:
+                        silent += 1
+                        await pubsub.ping()
+                        continue
+                    silent = 0
+                    if message["type"] == "subscribe":
+                        missing -= 1
+                        if not missing:
+                            self._begin()
+                    elif message["type"] == "message":
+                        await self._hear(message["channel"].decode("utf-8", "replace"), message["data"])
+        finally:
+            with contextlib.suppress(RedisError, OSError):
+                await client.aclose()
+        raise TimeoutError(f"no answer for {3 * _PING:g} s")
+
+    def _begin(self) -> None:
+        """A subscription begins: what was said before it has been missed."""
+        self.subscriptions += 1
+        self.refusal = ""
+        self._under_way.clear()
+        for channel in self.channels.values():
+            channel.heard.clear()
+        if self.subscriptions > 1:
+            log.info("the eviction bus is heard again: everything kept is dropped")
+            self._tier.clear()
+
+    async def _hear(self, name: str, data: bytes) -> None:
+        channel = self._by_name.get(name)
+        if channel is None:
+            return
+        try:
+            message = Eviction.decode(data)
+        except UnknownVersion:
+            self.unknown += 1
+            return
+        except BadMessage as error:
+            self.malformed += 1
+            log.debug("a message on %s %s", name, error)
+            return
+        if message.sender == self._id:
+            self.own += 1
+            published = self._under_way.pop((name, message.number), None)
+            if published is not None:
+                self.lags.append(time.monotonic() - published)
+            return
+        self.received += 1
+        if message.sender:
+            last = channel.heard.get(message.sender)
+            channel.heard[message.sender] = message.number
+            if last is not None and message.number != last + 1:
+                self.gaps += 1
+                self._tier.clear(channel.prefix)
+                return
+        await self._forget(channel, message)
+
+    async def _forget(self, channel: Channel, message: Eviction) -> None:
+        tier = self._tier
+        if message.everything:
+            tier.clear(channel.prefix)
+            return
+        tier.drop(marks([key_frame(channel.real(key)) for key in message.keys]), channel.prefix)
+        if message.patterns:
+            pattern = compile_globs([channel.pattern(pattern) for pattern in message.patterns])
+            for _ in drop_matching(tier, pattern, channel.prefix):
+                await asyncio.sleep(0)
+
+
+class _Published(Collector):
+    """A PUBLISH on its way."""
+
+    __slots__ = ("_bus",)
+
+    def __init__(self, bus: Bus) -> None:
+        super().__init__(1)
+        self._bus = bus
+
+    def finish(self, replies: bytes) -> None:
+        """Look for an error."""
+        if replies.startswith(b"-"):
+            self._bus.refused(replies)
+
+    def cut(self) -> None:
+        """Nothing: the peers will notice."""
+
+
+def _client(upstream: Upstream) -> redis.Redis:
+    """A client of the same Redis, as the same user."""
+    login: dict[str, Any] = {
+        "username": upstream.username,
+        "password": upstream.password,
+        "client_name": "pannier-bus",
+    }
+    if upstream.path is not None:
+        return redis.Redis(unix_socket_path=upstream.path, db=upstream.db, **login)
+    tls: dict[str, Any] = {}
+    if upstream.tls:
+        tls = {
+            "ssl": True,
+            "ssl_cert_reqs": upstream.ssl_cert_reqs,
+            "ssl_ca_certs": upstream.ssl_ca_certs,
+            "ssl_certfile": upstream.ssl_certfile,
+            "ssl_keyfile": upstream.ssl_keyfile,
+            "ssl_check_hostname": upstream.ssl_check_hostname and upstream.ssl_cert_reqs != "none",
+        }
+    return redis.Redis(host=upstream.host, port=upstream.port, db=upstream.db, **login, **tls)
