@@ -22,12 +22,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from proxy.resp import encode
 from proxy.resp.eviction import BadMessage, Eviction, UnknownVersion
 from proxy.resp.globs import compile_globs
 from proxy.resp.namespace import Namespace
+from proxy.resp.tracking import Mode
 from proxy.tier.matching import drop_matching
 from proxy.tier.rules import key_frame, marks
 from proxy.tier.tier import Tier
@@ -42,8 +45,6 @@ _COLLECT = 0.002
 _MOST_KEYS = 500
 """Keys of one message."""
 _SAMPLES = 1000
-_PING = 1.0
-"""Seconds of silence after which the subscription is tried."""
 _LONGEST_PAUSE = 2.0
 
 
@@ -84,6 +85,7 @@ class Bus:
         namespaces: Iterable[Namespace | None],
         prefix: str,
         writes: bool,
+        heartbeat: float = 1.0,
     ) -> None:
         self.writes = writes
         """Whether writes are told, too."""
@@ -100,6 +102,7 @@ class Bus:
         """Seconds from publishing a message to hearing it."""
         self._by_name = {channel.name: channel for channel in self.channels.values()}
         self._id = os.urandom(8).hex()
+        self._heartbeat = heartbeat
         self._upstream = upstream
         self._tier = tier
         self._waiting: dict[Channel, None] = {}
@@ -189,24 +192,44 @@ class Bus:
             async with client.pubsub() as pubsub:
                 await pubsub.subscribe(*self._by_name)
                 missing = len(self._by_name)
-                silent = 0
-                while silent < 3:
-                    message = await pubsub.get_message(timeout=_PING)
+                asked = answered = time.monotonic()
+                while asked - answered < 3 * self._heartbeat:
+                    wait = asked + self._heartbeat - time.monotonic()
+                    message = await pubsub.get_message(timeout=max(0.0, wait)) if wait > 0 else None
                     if message is None:
-                        silent += 1
-                        await pubsub.ping()
-                        continue
-                    silent = 0
-                    if message["type"] == "subscribe":
+                        asked = time.monotonic()
+                        await pubsub.ping(f"{asked:.6f}")
+                    elif message["type"] == "subscribe":
+                        if not missing:  # redis-py has connected anew
+                            self._lose()
+                            missing = len(self._by_name)
                         missing -= 1
                         if not missing:
                             self._begin()
+                            await pubsub.ping(f"{time.monotonic():.6f}")
+                    elif message["type"] == "pong":
+                        answered = float(message["data"])
+                        self._vouch(answered)
                     elif message["type"] == "message":
                         await self._hear(message["channel"].decode("utf-8", "replace"), message["data"])
         finally:
+            self._lose()
             with contextlib.suppress(RedisError, OSError):
                 await client.aclose()
-        raise TimeoutError(f"no answer for {3 * _PING:g} s")
+        raise TimeoutError(f"no answer for {3 * self._heartbeat:g} s")
+
+    def _vouch(self, asked: float) -> None:
+        """Everything published up to a moment has been heard."""
+        for shelf in self._tier.shelves.values():
+            if shelf.mode is Mode.BUS:
+                shelf.heard = asked
+
+    def _lose(self) -> None:
+        """Nothing more is heard: what the bus alone keeps true is true no longer."""
+        for shelf in self._tier.shelves.values():
+            if shelf.mode is Mode.BUS:
+                shelf.heard = shelf.until = 0.0
+                shelf.clear()
 
     def _begin(self) -> None:
         """A subscription begins: what was said before it has been missed."""
@@ -284,6 +307,7 @@ def _client(upstream: Upstream) -> redis.Redis:
         "username": upstream.username,
         "password": upstream.password,
         "client_name": "pannier-bus",
+        "retry": Retry(NoBackoff(), 0),  # a lost connection is to be heard of
     }
     if upstream.path is not None:
         return redis.Redis(unix_socket_path=upstream.path, db=upstream.db, **login)

@@ -130,7 +130,8 @@ UPSTREAM: Kind[Upstream | None] = Kind(
 
 
 def _parse_channel(text: str) -> str:
-    if not text or not text.isprintable() or re.search(r"\s", text) or len(text.encode()) > _LONGEST_CHANNEL:
+    wrong = not text or not text.isprintable() or re.search(r"\s|://", text)
+    if wrong or len(text.encode()) > _LONGEST_CHANNEL:
         raise ValueError(f"{shown(text)} is no name of a channel; give one such as pannier:evict:")
     return text
 
@@ -250,7 +251,8 @@ class Settings:
     tracking: str = option(
         choice("auto", "default", "bcast", "off"), "auto", TIER,
         "How Redis tells of changes (CLIENT TRACKING). auto takes the best that the server grants: default, "
-        "else bcast, else nothing is served from memory. off: everything goes to Redis.",
+        "else bcast. off: none. Where none is granted, other Panniers may tell (broadcast writes); otherwise "
+        "nothing is served from memory, everything goes to Redis.",
     )
     max_memory: int = option(
         size(1 * MB, 1 << 40), 64 * MB, TIER,
@@ -267,6 +269,11 @@ class Settings:
     l1_ttl: float = option(
         duration(0.01, 365 * 86400), 300.0, TIER,
         "Longest time an entry is served, whatever Redis says; a key's own TTL always counts as well.",
+    )
+    l1_ttl_untracked: float = option(
+        duration(0.01, 365 * 86400), 5.0, TIER,
+        "The same where nothing but other Panniers tells of changes (tracking bus): what is written past "
+        "them is not seen for as long.",
     )
     coherence_timeout: float = option(
         duration(0.5, 3600), 3.0, TIER,

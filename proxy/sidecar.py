@@ -221,7 +221,10 @@ class Sidecar:
         shelf = Shelf(self.tier, self.tier.main) if space.locked else self.tier.shelf(key, space.account)
         settle = functools.partial(self.tier.drop, prefix=space.prefix)
         settle_run = functools.partial(self.clients.settle_run, prefix=space.prefix)
-        return Care(shelf, LADDERS[self.settings.tracking], heartbeat, settle, settle_run, space.prefix)
+        ladder = LADDERS[self.settings.tracking]
+        if self.settings.broadcast == "writes":
+            ladder = (*ladder, Mode.BUS)
+        return Care(shelf, ladder, heartbeat, settle, settle_run, space.prefix)
 
     def _closed(self, key: LinkKey) -> None:
         if self.tier is not None:
@@ -300,7 +303,8 @@ class Sidecar:
             return None
         namespaces = [space.namespace for space in self.clients.spaces if space.namespace is not None]
         writes = settings.broadcast == "writes"
-        self.bus = Bus(self.upstream, self.tier, namespaces, settings.evict_channel, writes)
+        heartbeat = settings.coherence_timeout / 3
+        self.bus = Bus(self.upstream, self.tier, namespaces, settings.evict_channel, writes, heartbeat)
         self.clients.bus, self.clients.tells_writes = self.bus, writes
         return loop.create_task(self.bus.run())
 
@@ -358,6 +362,8 @@ class Sidecar:
             return f"reads will be kept in up to {size}"
         if tracking.mode is Mode.OFF:
             return f"nothing is kept: {tracking.reason}"
+        if tracking.mode is Mode.BUS:
+            return f"reads are kept in up to {size}; other Panniers tell of changes (tracking bus)"
         return f"reads are kept in up to {size}; Redis tells of changes (tracking {tracking.mode.label})"
 
     def _version(self, link: SharedLink | None) -> str:
@@ -366,13 +372,14 @@ class Sidecar:
 
 
 def _tier(settings: Settings, table: CommandTable) -> Tier | None:
-    if settings.tracking == "off":
+    if settings.tracking == "off" and settings.broadcast != "writes":
         return None
     limits = Limits(
         max_memory=settings.max_memory,
         max_entries=settings.max_entries,
         max_value_size=settings.max_value_size,
         l1_ttl=settings.l1_ttl,
+        l1_ttl_untracked=settings.l1_ttl_untracked,
         coherence_timeout=settings.coherence_timeout,
         admit_after=settings.admit_after,
     )

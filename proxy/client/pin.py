@@ -250,6 +250,8 @@ class Pin:
     def _fence(self, then: Callable[[], None]) -> None:
         tier = self.session.clients.tier
         prefix = self.session.space.prefix
+        if tier is not None and tier.loose and self.session.clients.tells_writes:
+            self.session.clients.tell(self.session, "script", everything=True)
         if tier is None or not tier.shows(prefix):
             then()
         else:

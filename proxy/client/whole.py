@@ -80,6 +80,8 @@ class Whole(ForClient):
             session.clients.tell(session, "everything", everything=True)
         elif tier is not None and self._touch is Touch.UNKNOWN and tier.loose:
             tier.clear(session.space.prefix)
+            if session.clients.tells_writes:
+                session.clients.tell(session, "script", everything=True)
         wire = session.home.wire
         if session.protocol != 3 and self._shape is not None and (wire is None or wire.protocol == 3):
             replies = downgrade(replies, self._shape)

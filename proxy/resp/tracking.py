@@ -27,6 +27,13 @@ class Mode(enum.Enum):
     """Of each key that was read over the link, once, in order with the replies."""
     BCAST = "bcast"
     """Of every key, at the end of Redis' loop turn: a reply may show a change before the push does."""
+    BUS = "bus"
+    """Redis does not; other sidecars do, of what passes through them."""
+
+    @property
+    def late(self) -> bool:
+        """Whether a reply may show a change before the link is told of it."""
+        return self in (Mode.BCAST, Mode.BUS)
 
     def requests(self, prefix: bytes) -> tuple[bytes, ...]:
         """What turns it on; all but the first must be answered +OK.

@@ -145,7 +145,7 @@ class Shelf:
         """Begin an epoch: Redis tracks from now on what the link reads."""
         self.mode = mode
         self.trouble = ""
-        self.tier.loose = any(shelf.mode is Mode.BCAST for shelf in self.tier.shelves.values())
+        self.tier.loose = any(shelf.mode.late for shelf in self.tier.shelves.values())
         if self.tier.loose:
             self.tier.on_loose()
         self.epoch += 1
@@ -292,18 +292,19 @@ class Shelf:
     def land(self, flight: Flight, reply: bytes, lifetime: float) -> None:
         """Keep what a flight has fetched, unless it was tainted; `lifetime` in seconds from its opening."""
         if flight.tainted or flight.epoch != self.epoch:
-            if self.mode is Mode.BCAST:
+            if self.mode.late:
                 self.drop(marks(flight.read.keys))
             return
         del self.flights[flight.read.part]
         part, limits = flight.read.part, self.tier.limits
-        if self.mode is Mode.BCAST:
+        if self.mode.late:
             # The push for a change that this very reply shows may be still to come.
             self._drop_others(flight.read)
         if lifetime <= 0 or len(reply) > limits.max_value_size or reply.startswith(b"-"):
             self._give_up(flight.read)
             return
-        deadline = _deadline(flight.began, min(lifetime, limits.l1_ttl * self.tier.jitter()))
+        longest = limits.l1_ttl_untracked if self.mode is Mode.BUS else limits.l1_ttl
+        deadline = _deadline(flight.began, min(lifetime, longest * self.tier.jitter()))
         if deadline <= self.tier.clock():
             self._give_up(flight.read)
             return
@@ -344,7 +345,7 @@ class Shelf:
             del self.flights[flight.read.part]
             flight.tainted = True
             self._give_up(flight.read)
-        if self.mode is Mode.BCAST:
+        if self.mode.late:
             self.drop(marks(flight.read.keys))
 
     def _give_up(self, read: Read) -> None:

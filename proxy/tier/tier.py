@@ -24,6 +24,7 @@ class Limits:
     max_entries: int
     max_value_size: int
     l1_ttl: float
+    l1_ttl_untracked: float
     coherence_timeout: float
     admit_after: int
 
@@ -127,7 +128,7 @@ class Tier:
         """Of the key space without a namespace."""
         self.rules = rules
         self.loose = False
-        """Whether some shelf learns of changes later than replies may show them (BCAST)."""
+        """Whether some shelf learns of changes later than replies may show them (`Mode.late`)."""
         self.on_loose: Callable[[], object] = int
         """Called when `loose` has become True."""
         self._rng = rng

@@ -58,7 +58,7 @@ class Canary:
         """Measure for ever."""
         while True:
             await asyncio.sleep(self._interval)
-            if self._link.tracking is None or self._link.tracking.mode is Mode.OFF:
+            if self._link.tracking is None or self._link.tracking.mode in (Mode.OFF, Mode.BUS):
                 self.trouble = "no tracking"
                 continue
             try:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.resp.tracking import Mode
+from proxy.resp.tracking import INVALIDATE, Mode
 from proxy.upstream.caller import PING, Collector, Ping
 
 if TYPE_CHECKING:
@@ -107,7 +107,11 @@ class Tracking:
 
         Other replies do not count: they may have been long on their way, and what was told since with them.
         """
-        if self.mode is not Mode.OFF and not self._asking and now - self.keeper.heard >= self._heartbeat:
+        if (
+            self.mode not in (Mode.OFF, Mode.BUS)
+            and not self._asking
+            and now - self.keeper.heard >= self._heartbeat
+        ):
             asked = time.monotonic()
             self._asking = True
 
@@ -122,6 +126,9 @@ class Tracking:
         """Call a function once every invalidation has been seen of what Redis has done up to now."""
         if self.mode is Mode.OFF:
             then()
+        elif self.mode is Mode.BUS:
+            self.keeper.pushed(INVALIDATE + b"_\r\n")  # nobody tells: it may have been any key
+            then()
         elif self.mode is not Mode.BCAST:
             self._link.submit(Ping(then), 1, PING)
         else:
@@ -133,6 +140,11 @@ class Tracking:
             self._settle(Mode.OFF, "; ".join(refusals) or "switched off")
             return None
         mode = self._ladder[rung]
+        if mode is Mode.BUS:
+            self._settle(mode, "; ".join(refusals) or "switched off")
+            self.keeper.heard = 0.0  # it is the bus that is to be heard
+            self.keeper.link_up(mode)
+            return None
 
         def answered(replies: bytes) -> None:
             if self._link.wire is not wire:
@@ -160,6 +172,8 @@ class Tracking:
             if not self._said and mode is Mode.OPTIN:
                 level = logging.DEBUG  # as expected, and the banner says it
             consequence = ": nothing is served from memory" if mode is Mode.OFF else ""
+            if mode is Mode.BUS:
+                consequence = ": writes that pass through no Pannier are not seen for up to l1_ttl_untracked"
             log.log(level, "tracking %s%s", said, consequence)
         self._said = said
         self.settled.set()

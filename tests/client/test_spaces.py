@@ -404,7 +404,7 @@ class TestTracking:
         client = await arrive(linked)
         client.feed(R("CLIENT", "TRACKING", "ON", option, 7))
         await linked.redis.settle()
-        assert client.take() == b"-ERR pannier: the client id to redirect to does not exist\r\n"
+        assert client.take() == b"-ERR The client ID you want redirect to does not exist\r\n"
         assert not [request for wire in linked.redis.connections for request in wire.requests if b"7" in request]
 
 

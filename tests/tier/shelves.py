@@ -13,7 +13,7 @@ from proxy.tier.shelf import Shelf
 from proxy.tier.tier import Limits, Tier
 
 TABLE = CommandTable.load()
-DEFAULTS = {"max_memory": 1 << 26, "max_entries": 10**6, "max_value_size": 1 << 20, "l1_ttl": 300.0, "coherence_timeout": 1e9, "admit_after": 1}
+DEFAULTS = {"max_memory": 1 << 26, "max_entries": 10**6, "max_value_size": 1 << 20, "l1_ttl": 300.0, "l1_ttl_untracked": 5.0, "coherence_timeout": 1e9, "admit_after": 1}
 
 
 class Clock:
