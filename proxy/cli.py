@@ -1,6 +1,7 @@
 """The `pannier` command: flags in, exit status out.
 
-`pannier` runs the sidecar; `pannier config` shows the effective settings and where each came from. The flags
+`pannier` runs the sidecar; `pannier config` shows the effective settings and where each came from; `pannier
+invalidate`, `delete` and `sweep` are those of `proxy.control`. The flags
 are derived from `proxy.settings.OPTIONS`. Nothing heavier than argparse is imported before the sidecar is
 really to run, so that `config` and `--help` answer at once.
 
@@ -25,12 +26,19 @@ from proxy.tenants import KEYS, LIMITS, MASKED, Tenant, did_you_mean, toml_key
 from proxy.upstream.address import shown
 
 COMMANDS = ("run", "config")
+CONTROL = ("invalidate", "delete", "sweep")
+"""Commands of `proxy.control`, which talk to a running Pannier."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; the entry point of `pannier` and `python -m proxy`."""
+    given = sys.argv[1:] if argv is None else list(argv)
     try:
-        arguments = _parse(sys.argv[1:] if argv is None else list(argv))
+        if given and given[0] in CONTROL:
+            from proxy import control
+
+            return control.main(given)
+        arguments = _parse(given)
         if arguments.markdown:
             print(markdown(), end="")
             return 0
@@ -91,9 +99,10 @@ def _parser() -> argparse.ArgumentParser:
         usage="pannier [run | config] [options]",
         description="A sidecar cache proxy in front of Redis. Without any option it serves 127.0.0.1:6380 "
         "from a bundled redis-server.",
-        epilog=f"Every option can also be set by a variable (--max-clients: PANNIER_MAX_CLIENTS) or in the "
-        f"TOML file of --config or {CONFIG_VARIABLE} (max_clients). A flag outranks a variable, a variable "
-        f"the file.",
+        epilog="Beside these: pannier invalidate, delete and sweep talk to a running Pannier; see pannier "
+        f"delete --help. Every option can also be set by a variable (--max-clients: PANNIER_MAX_CLIENTS) or "
+        f"in the TOML file of --config or {CONFIG_VARIABLE} (max_clients). A flag outranks a variable, a "
+        f"variable the file.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
         allow_abbrev=False,
         add_help=False,

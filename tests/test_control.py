@@ -1,0 +1,95 @@
+"""`pannier invalidate`, `delete`, `sweep`: what they do, say, and how they end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from proxy import cli
+from tests.harness import ROOT, Process, free_port, pannier, wait_until
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "proxy", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+
+
+def to(process: Process) -> list[str]:
+    return ["--to", f"redis://127.0.0.1:{process.port}"]
+
+
+class TestTheyDo:
+    def test_invalidate(self, proxy: Process) -> None:
+        client = Redis(port=proxy.port)
+        client.mset({"user:42:a": 1, "user:42:b": 1, "user:43:a": 1})
+        for key in ("user:42:a", "user:42:b", "user:43:a") * 3:
+            client.get(key)
+        before = client.info("sidecar")["pannier_tier_entries"]
+        done = run("invalidate", "user:42:*", *to(proxy))
+        after = client.info("sidecar")["pannier_tier_entries"]
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"{before - after} entries dropped here, and what others keep of them\n"
+        assert before > after > 0
+
+    def test_delete(self, proxy: Process, redis: Process) -> None:
+        raw = Redis(port=redis.port)
+        raw.mset({f"api:list:{n}": 1 for n in range(3000)} | {"api:item": 1, "x:1": 1})
+        dry = run("delete", "api:list:*", "--dry-run", *to(proxy))
+        assert dry.stdout.startswith("3000 keys would be deleted in ") and raw.dbsize() == 3002
+        done = run("delete", "api:list:*", "x:*", "--page", "100", *to(proxy))
+        assert done.returncode == 0 and done.stdout.startswith("3001 keys deleted in ")
+        assert raw.keys() == [b"api:item"]
+
+    def test_sweep_leaves_what_ends_by_itself(self, proxy: Process, redis: Process) -> None:
+        raw = Redis(port=redis.port)
+        raw.mset({"exec:1": 1, "exec:2": 1, "other": 1})
+        raw.set("exec:3", 1, ex=100)
+        done = run("sweep", "--without-ttl", "exec:*", *to(proxy))
+        assert done.returncode == 0 and done.stdout.startswith("2 keys deleted in ")
+        assert sorted(raw.keys()) == [b"exec:3", b"other"]
+
+    def test_in_a_namespace(self, redis: Process, directory: Path) -> None:
+        raw = Redis(port=redis.port)
+        raw.mset({"a:x": 1, "b:x": 1, "x": 1})
+        with pannier(f"redis://127.0.0.1:{redis.port}", directory, "--namespace", "a") as proxy:
+            assert run("delete", "*", *to(proxy)).stdout.startswith("1 keys deleted")
+        assert sorted(raw.keys()) == [b"b:x", b"x"]
+
+
+class TestTheyEnd:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["delete"], "delete: the following arguments are required: PATTERN"),
+            (["sweep", "a*"], "sweep: the following arguments are required: --without-ttl"),
+            (["delete", "a*", "--page", "0"], "delete: --page: '0' is no number from 1 to 10000"),
+            (["invalidate", "a*", "--to", "nowhere"], "--to: 'nowhere' is no address of a Pannier"),
+            (["invalidate", "a*", "--dry-run"], "invalidate: unrecognized arguments: --dry-run"),
+        ],
+    )
+    def test_a_wrong_command_line(
+        self, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(arguments) == 2
+        assert capsys.readouterr().err.startswith(f"pannier: {said}")
+
+    def test_nobody_there_and_no_pannier(self, redis: Process) -> None:
+        nobody = run("delete", "x", "--to", f"redis://:secret@127.0.0.1:{free_port()}")
+        assert nobody.returncode == 1 and "Connection refused" in nobody.stderr and "secret" not in nobody.stderr
+        plain = run("delete", "x", *to(redis))
+        assert plain.returncode == 1 and "this is no Pannier" in plain.stderr
+
+    def test_ctrl_c_says_what_has_been_done(self, proxy: Process, redis: Process) -> None:
+        Redis(port=redis.port).mset({f"k:{n}": 1 for n in range(50_000)})
+        command = [sys.executable, "-m", "proxy", "delete", "k:*", "--page", "1", *to(proxy)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as work:
+            wait_until(lambda: Redis(port=redis.port).dbsize() < 49_900)
+            work.send_signal(signal.SIGINT)
+            _, said = work.communicate(timeout=10)
+        assert work.returncode == 130
+        assert said.startswith("pannier: stopped; ") and "keys deleted in" in said and "Traceback" not in said
