@@ -15,11 +15,11 @@ import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING
 
 import hiredis
 
 from proxy import __version__
-from proxy.bus import Bus
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.spaces import Space
@@ -40,6 +40,9 @@ from proxy.upstream.link import Connector, Identity, LinkKey
 from proxy.upstream.pool import LinkPool
 from proxy.upstream.shared import Care, LinkState, SharedLink
 from proxy.upstream.sockets import tls_context
+
+if TYPE_CHECKING:
+    from proxy.bus import Bus
 
 log = logging.getLogger("pannier")
 
@@ -301,6 +304,8 @@ class Sidecar:
         settings = self.settings
         if self.tier is None or settings.broadcast == "off":
             return None
+        from proxy.bus import Bus  # with redis-py: 9 MB that broadcast = off does without
+
         namespaces = [space.namespace for space in self.clients.spaces if space.namespace is not None]
         writes = settings.broadcast == "writes"
         heartbeat = settings.coherence_timeout / 3
