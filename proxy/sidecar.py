@@ -146,8 +146,10 @@ class Sidecar:
             for task in (ticker, canary, listener, self._learning):
                 if task is not None:
                     task.cancel()
-            if listener is not None:
-                await asyncio.wait([listener])
+            while listener is not None and not listener.done():
+                # redis-py swallows a cancellation that comes while it connects.
+                listener.cancel()
+                await asyncio.wait([listener], timeout=0.05)
             await self.clients.close()
             await self.links.close()
             for listen in self.settings.listen[: len(servers)]:
