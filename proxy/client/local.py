@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from proxy.client import keyspace, listing, own
+from proxy.client import homes, keyspace, listing, own
 from proxy.client.dispatch import link_protocol
 from proxy.resp import encode
 from proxy.resp.downgrade import Shape, downgrade
@@ -190,7 +190,7 @@ async def _go_over(
             await links.passed(
                 space.prefix
             )  # what the client has seen must not be older in the shelf it comes to
-        session.adopt(space, identity, database, protocol, link)
+        homes.adopt(session, space, identity, database, protocol, link)
     except BaseException:
         links.detach(link)
         raise
@@ -342,13 +342,13 @@ async def _info_with_ours(session: Session, arguments: list[bytes]) -> bytes:
 def _reset(session: Session, arguments: list[bytes]) -> Answer:
     if session.identity != session.clients.identity or session.space is not session.origin:
         return _reset_identity(session)
-    session.reset()
+    homes.reset(session)
     return b"+RESET\r\n"
 
 
 async def _reset_identity(session: Session) -> bytes:
     await session.clients.links.passed(session.origin.prefix)
-    session.reset()
+    homes.reset(session)
     return b"+RESET\r\n"
 
 

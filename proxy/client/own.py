@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
-from proxy.client import keyspace
+from proxy.client import homes, keyspace
 from proxy.resp import encode
 from proxy.resp.globs import compile_globs
 from proxy.tier.matching import drop_matching
@@ -58,7 +58,7 @@ def _bypass(session: Session, arguments: list[bytes]) -> bytes:
     word = arguments[0].lower()
     if word not in (b"on", b"off"):
         return encode.error("ERR SIDECAR BYPASS takes ON or OFF")
-    session.set_bypass(word == b"on")
+    homes.set_bypass(session, word == b"on")
     return encode.OK
 
 

@@ -10,14 +10,14 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from proxy.client import local
+from proxy.client import admission, guarding, homes, local
 from proxy.client.dispatch import LOCAL, PING, Route
 from proxy.client.flow import Reason
 from proxy.client.states import Event, State
 from proxy.resp import encode
 from proxy.resp.keys import word
-from proxy.resp.messages import SUBSCRIPTIONS, Translator
-from proxy.resp.namespace import RefusedAsRedis, RefusedHere, Strip, spoken
+from proxy.resp.messages import Translator
+from proxy.resp.namespace import Strip
 from proxy.resp.requests import LARGE, LargeFrame, Request
 from proxy.tier.rules import Touch, key_name
 from proxy.upstream.pinned import Expect, Mode, PinnedLink
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("pannier.client")
 
 _PLUS, _MINUS = b"+-"
-_OF_OTHERS = {"client|list": 2, "client|kill": 3, "client|unblock": 3}
-"""Commands that Redis would answer from, or carry out on, the connections of all, if they have so many
-words."""
-_INVALID = [b"GET"]
-"""A command that Redis refuses, in whatever state a connection is."""
 
 
 class Pin:
@@ -114,7 +109,7 @@ class Pin:
         session = self.session
         if self.ending or self.leaving or (session.state is State.PINNED and not self.transaction):
             return pos  # one command only: the next ones wait for its reply
-        if not session.arrived(buf, pos):
+        if not admission.arrived(session, buf, pos):
             return pos
         request = session.parser.parse(buf, pos)
         if request is None:
@@ -133,53 +128,9 @@ class Pin:
     def _send(self, arguments: list[bytes], data: bytes) -> None:
         """Send a command, or its first part, as the link's mode demands."""
         if self.session.state is State.STREAM:
-            self._stream(*self._translated(arguments, data))
+            self._stream(*guarding.translated(self, arguments, data))
         else:
             self.forward(self.session.clients.dispatcher.route(arguments), arguments, data)
-
-    def _translated(self, arguments: list[bytes], data: bytes) -> tuple[list[bytes], bytes, Strip | None]:
-        """A command, or its first part, as Redis is to get it, and what its reply needs.
-
-        What is refused becomes a command that Redis refuses, too, so that a transaction fails with it.
-        """
-        session, large = self.session, self.large
-        if self.translator is None:
-            return arguments, data, None
-        command = session.clients.dispatcher.find(arguments)
-        session.space.examine(command, session.home)
-        try:
-            self._allow(arguments)
-            if large is None:
-                real, strip = session.space.translate(command, arguments)
-                return real, data if real is arguments else encode.request(*real), strip
-            leading = session.space.leading(command, arguments, large.count)
-            if leading is None:
-                raise RefusedHere("which arguments of so large a command are keys is not known")
-            head = b"*%d\r\n%b" % (large.count, b"".join(map(encode.bulk, leading[0])))
-            return leading[0], head + data[large.body :], leading[1]
-        except RefusedHere as refusal:
-            reply = refusal.reply
-            self.skipping = large is not None
-            return _INVALID, encode.request(*_INVALID), lambda _: reply
-
-    def _allow(self, arguments: list[bytes]) -> None:
-        """Raises RefusedHere for what must not be said on a link of the client's own."""
-        space, name = self.session.space, self.session.clients.dispatcher.name(arguments)
-        words = [word(argument) for argument in arguments]
-        if self.session.clients.dispatcher.disguised(arguments):
-            raise RefusedHere("unknown command: its name holds a zero byte")
-        authenticates = name == "auth" and len(arguments) > 1
-        if space.refuses_auth and (authenticates or (name == "hello" and b"auth" in words[2:])):
-            raise RefusedHere("a connection that holds state cannot authenticate: send RESET first")
-        if space.namespace is None:
-            return
-        if name in _OF_OTHERS and len(arguments) >= _OF_OTHERS[name]:
-            raise RefusedHere(f"{spoken(name)} is refused on a connection that holds state, in a namespace")
-        if self.multi and (name in SUBSCRIPTIONS or name == "client|reply"):
-            raise RefusedHere(f"{spoken(name)} cannot be part of a transaction in a namespace")
-        redirects = name == "client|tracking" and b"redirect" in words[3:]
-        if redirects and local.redirect_target(self.session, arguments) is None:
-            raise RefusedAsRedis("The client ID you want redirect to does not exist")
 
     def _forwardable(self, arguments: list[bytes]) -> bool:
         """Whether a command may be sent now; one that changes the link's mode waits for earlier replies."""
@@ -193,8 +144,8 @@ class Pin:
     def forward(self, route: Route, arguments: list[bytes], data: bytes) -> None:
         """Send a command over the counted link."""
         dispatcher = self.session.clients.dispatcher
-        arguments, data, strip = self._translated(arguments, data)
-        if arguments is _INVALID:
+        arguments, data, strip = guarding.translated(self, arguments, data)
+        if arguments is guarding.INVALID:
             route = Route.ONCE
         name = dispatcher.name(arguments)
         if not self.transaction and route not in (Route.ONCE, Route.TUNNEL):
@@ -334,24 +285,12 @@ class Pin:
         arguments, frame, end = known
         if self.session.state is State.BROKEN or not self._forwardable(arguments):
             return pos
-        if self.translator is not None and self._waits_for_all(arguments, frame, end - pos):
+        if self.translator is not None and guarding.waits_for_all(self, arguments, frame, end - pos):
             return pos
         self.session.commands += 1
         self.large = frame
         self._send(arguments, buf[pos:end])
         return end
-
-    def _waits_for_all(self, arguments: list[bytes], frame: LargeFrame, stepped: int) -> bool:
-        """Whether a large command's keys can be told only once all of it is here."""
-        session = self.session
-        command = session.clients.dispatcher.find(arguments)
-        try:
-            if session.space.leading(command, arguments, frame.count) is None:
-                session.arriving = (frame, stepped)
-                return True
-        except RefusedHere:
-            pass  # said when it is sent
-        return False
 
     def _take_large(self, buf: bytes, pos: int) -> int:
         frame = self.large
@@ -383,7 +322,7 @@ class Pin:
         session.pin = None
         session.move(Event.MEND)
         if name == "reset":
-            session.reset()
+            homes.reset(session)
         elif name == "quit":
             session.finish()
 
@@ -443,7 +382,7 @@ class Pin:
             session.move(Event.RESUME)
         else:
             session.move(Event.RELEASE)
-        session.reset()
+        homes.reset(session)
         if self.link.reset_answered:
             session.write(b"+RESET\r\n")
         session.consume()

@@ -22,21 +22,20 @@ from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import local, pinning, reading, sharing
+from proxy.client import admission, homes, local, pinning, reading, sharing
 from proxy.client.dispatch import LOCAL, Route, link_protocol
 from proxy.client.flow import Flow, Reason
-from proxy.client.meter import limit
+from proxy.client.homes import NO_SHELF
 from proxy.client.pin import Pin, listen
 from proxy.client.spaces import Space
 from proxy.client.states import Event, State, move
 from proxy.resp.downgrade import Shape, lower_nulls
 from proxy.resp.errors import ProtocolError, UpstreamError
-from proxy.resp.namespace import RefusedHere
 from proxy.resp.requests import LARGE, LargeFrame, RequestParser
 from proxy.tier.rules import key_name, marks
-from proxy.tier.shelf import EmptyShelf, Shelf
+from proxy.tier.shelf import Shelf
 from proxy.upstream.caller import RUN, Keys
-from proxy.upstream.link import Identity, LinkKey
+from proxy.upstream.link import LinkKey
 from proxy.upstream.pinned import PinnedLink
 from proxy.upstream.shared import LinkState, SharedLink
 from proxy.upstream.sockets import set_keepalive
@@ -46,14 +45,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pannier.client")
 
-NO_SHELF = cast(Shelf, EmptyShelf())
-"""The shelf of sessions that none may answer."""
-
 _WAITING_HIGH = 512 * 1024
 """Bytes that may wait behind a command under way before reading stops; with the chunk that exceeds it, this
 is less than the least `query_buffer_limit`."""
-_WHOLE_LIMIT = 64 * 1024 * 1024
-"""Longest command, in bytes, that is waited for as a whole because its keys may stand anywhere in it."""
 _LOCAL_LIMIT = 1024 * 1024
 """Longest command, in bytes, that the sidecar answers itself."""
 _OUTPUT_HIGH = 1024 * 1024
@@ -194,7 +188,7 @@ class Session(asyncio.Protocol):
             self.write(refusal)
             self.finish()
             return
-        self._settle_in(self.clients.links.attach(self.home_key))
+        homes.settle_in(self, self.clients.links.attach(self.home_key))
         self.refresh()
 
     def data_received(self, data: bytes) -> None:
@@ -247,7 +241,7 @@ class Session(asyncio.Protocol):
         if self.skip_chunks and size > _PIPELINED:
             self.skip_chunks -= 1
         elif self.shelf is NO_SHELF and self.home.tracking is not None and not self.bypass:
-            self._settle_in(self.home)
+            homes.settle_in(self, self.home)
         else:
             self.shelf.vouch(monotonic())
 
@@ -295,7 +289,7 @@ class Session(asyncio.Protocol):
             self.clients.links.unpin(self.reserved, False)
             self.reserved = None
         if self.home is not None:
-            self._leave_side()
+            homes.leave_side(self)
             self.clients.links.detach(self.home)
         self.clients.leave(self)
 
@@ -451,81 +445,20 @@ class Session(asyncio.Protocol):
         if self.pending > _PENDING_HIGH:
             self._brake()
 
-    def adopt(self, space: Space, identity: Identity, database: int, protocol: int, link: SharedLink) -> None:
-        """Go over to another shared link, already attached. Raises UpstreamRefused if `space` is full."""
-        self._enter(space)
-        self.identity, self.database, self.protocol = identity, database, protocol
-        self._leave_side()
-        self.clients.links.detach(self.home)
-        self._settle_in(link)
-
-    def _enter(self, space: Space) -> None:
-        if space is not self.space:
-            space.enter(self)
-            self.space.leave(self)
-            self.space = space
-            self.use_patterns()
-            limit(self)
-
     def use_patterns(self) -> None:
         """Recognise what goes up without being parsed by its space's patterns, which are new."""
         self._patterns = self.space.patterns
         self._depth, self._whole = self._patterns.wholes[-1]
 
-    def _settle_in(self, link: SharedLink) -> None:
-        self.home = self.link = link
-        keeper = link.tracking.keeper if link.tracking is not None and not self.bypass else NO_SHELF
-        self.shelf = cast(Shelf, keeper)
-        self.table = self.shelf.table(self.protocol)
-        self.find = self.table.find
-        self.skip_chunks = 0
-        if self.write is not _discard:
-            self.relay = self._lower if link.key.protocol != self.protocol else self.write
-
-    def _lower(self, data: bytes) -> None:
+    def lower(self, data: bytes) -> None:
         """Relay a slice of plain RESP3 replies to a RESP2 client."""
         wire = self.home.wire
         self.write(lower_nulls(data, wire.skipped if wire else 0) if b"_\r\n" in data else data)
-
-    def set_bypass(self, bypass: bool) -> None:
-        """Have reads answered by Redis from now on, or by the tier again."""
-        self.bypass = bypass
-        self._settle_in(self.home)
-
-    def step_aside(self) -> bool:
-        """Use the untracked link of the client's own protocol for the next commands; False: not yet."""
-        if self.link is self.home:
-            if not self.ready():
-                return False
-            self.link = self.clients.links.attach(self.key)
-            self.relay = self.write
-            self.relaying = False
-        return True
-
-    def _leave_side(self) -> None:
-        """Go back to the tracked link; nothing is pending."""
-        if self.link is not self.home:
-            self.clients.links.detach(self.link)
-            self._settle_in(self.home)
 
     def start(self, work: Coroutine[None, None, bytes]) -> None:
         """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
         self.move(Event.WAIT)
         self.task = asyncio.get_running_loop().create_task(self._answer(work))
-
-    def reset(self) -> None:
-        """Set the session back to how it began (Redis docs: RESET)."""
-        self.name = b""
-        self.info = None
-        self.bypass = False
-        start = LinkKey(self.clients.identity, self.clients.database, 2)
-        if start != self.key or self.space is not self.origin:
-            self._enter(self.origin)
-            self.identity, self.database, self.protocol, _ = start
-            old = self.home
-            self._leave_side()
-            self._settle_in(self.clients.links.attach(self.home_key))
-            self.clients.links.detach(old)
 
     def finish(self) -> None:
         """Close once everything written has been sent."""
@@ -637,8 +570,13 @@ class Session(asyncio.Protocol):
 
     def _take_relay(self, buf: bytes, pos: int) -> int:
         if not self.pending:
-            self._leave_side()
-        if not self.barred and self.discarding is None and self.link is self.home and not self._spent:
+            homes.leave_side(self)
+        if (
+            not self.barred
+            and self.discarding is None
+            and self.link is self.home
+            and not admission.spent(self)
+        ):
             if taken := reading.ask_buffer(self, buf, pos):
                 return pos + taken
             end, n = self._patterns.prefix(buf, pos) if not self._loose else (pos, 0)
@@ -648,7 +586,7 @@ class Session(asyncio.Protocol):
         self.parser.unauthenticated = self.barred
         if self.discarding is not None:
             return self._discard_rest(self.discarding, buf, pos)
-        if not self.arrived(buf, pos):
+        if not admission.arrived(self, buf, pos):
             return pos
         request = self.parser.parse(buf, pos)
         if request is None:
@@ -656,9 +594,9 @@ class Session(asyncio.Protocol):
         if not request.arguments:
             return request.end
         route = self._route(request.arguments)
-        refusal = self._refusal(route, request.arguments)
+        refusal = admission.refusal(self, route, request.arguments)
         if refusal:
-            return request.end if self.refuse(refusal) else pos
+            return request.end if admission.refuse(self, refusal) else pos
         # As multibulk, an inline request could break the tighter limits that hold for such a link as well.
         unchanged = self.link.auth_required and buf[pos] != _STAR
         data = buf[pos : request.end] if unchanged else request.frame(buf)
@@ -669,51 +607,6 @@ class Session(asyncio.Protocol):
         self.commands += 1
         self._special(route, request.arguments, data)
         return request.end
-
-    @property
-    def _spent(self) -> bool:
-        """Whether the tenant has done all it may for now."""
-        bucket = self.space.bucket
-        return bucket is not None and bucket.empty
-
-    def _refusal(self, route: Route, arguments: list[bytes]) -> bytes:
-        """The error for a command that is not to be carried out; empty if it is."""
-        space, dispatcher = self.space, self.clients.dispatcher
-        if dispatcher.disguised(arguments):
-            return local.DISGUISED
-        if space.locked:
-            return b"" if dispatcher.name(arguments) in local.WITHOUT_AUTH else local.NOAUTH
-        if self._spent:
-            return space.over
-        if space.namespace is None or route in (Route.SHARED, Route.LOCAL):
-            return b""  # if it is refused, it is where it is sent
-        try:
-            space.translate(dispatcher.find(arguments), arguments)
-        except RefusedHere as refusal:
-            return refusal.reply
-        return b""
-
-    def refuse(self, reply: bytes) -> bool:
-        """Answer with an error of the sidecar's own, once all earlier replies have come; False: not yet."""
-        if not self.ready():
-            return False
-        if reply is self.space.over:
-            self.space.refused += 1
-        else:
-            self.commands += 1
-        self.write(reply)
-        return True
-
-    def arrived(self, buf: bytes, pos: int) -> bool:
-        """Whether the large command that is waited for, if any, is there as a whole."""
-        if self.arriving is None:
-            return True
-        frame, stepped = self.arriving
-        end = frame.advance(buf, pos + stepped)
-        self.arriving = None if frame.done else (frame, end - pos)
-        if self.arriving is not None and len(buf) - pos > _WHOLE_LIMIT:
-            raise ProtocolError("too big a request for its keys to be found")
-        return frame.done
 
     def _route(self, arguments: Sequence[bytes]) -> Route:
         dispatcher = self.clients.dispatcher
@@ -766,12 +659,12 @@ class Session(asyncio.Protocol):
         if known is None:
             return pos
         arguments, frame, end = known
-        if self.space.namespace is not None or self._spent:
-            refusal = self._judge_large(arguments, frame, end - pos)
+        if self.space.namespace is not None or admission.spent(self):
+            refusal = admission.judge_large(self, arguments, frame, end - pos)
             if refusal is None:
                 return pos
             if refusal:
-                if not self.refuse(refusal):
+                if not admission.refuse(self, refusal):
                     return pos
                 self.discarding = frame
                 return end
@@ -785,20 +678,6 @@ class Session(asyncio.Protocol):
         self.commands += 1
         pinning.send(self, Route.ONCE if route is Route.SHARED else route, arguments, buf[pos:end], frame)
         return end
-
-    def _judge_large(self, arguments: list[bytes], frame: LargeFrame, stepped: int) -> bytes | None:
-        """The error for a large command that is not to be carried out, empty if it is; None: wait for all of
-        it."""
-        if self._spent:
-            return self.space.over
-        try:
-            command = self.clients.dispatcher.find(arguments)
-            if self.space.leading(command, arguments, frame.count) is None:
-                self.arriving = (frame, stepped)
-                return None
-        except RefusedHere as refusal:
-            return refusal.reply
-        return b""
 
     async def _answer(self, work: Coroutine[None, None, bytes]) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.client import reading
+from proxy.client import admission, homes, reading
 from proxy.client.dispatch import link_protocol
 from proxy.client.whole import Aside, Whole
 from proxy.resp import encode
@@ -29,7 +29,7 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
         try:
             real, strip = space.translate(command, arguments)
         except RefusedHere as refusal:
-            return session.refuse(refusal.reply)
+            return admission.refuse(session, refusal.reply)
         space.examine(command, session.home)
     if tier is None or session.home.auth_required:
         _submit(session, encode.request(*real) if real is not arguments else frame, None, None, strip)
@@ -44,7 +44,7 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
         if session.link is not session.home:
             session.ready()
             return False
-    elif not session.step_aside():
+    elif not homes.step_aside(session):
         return False
     if touch is Touch.WRITES:
         tier.drop(keys, space.prefix)

@@ -1,0 +1,82 @@
+"""Commands on a link of the client's own, as Redis is to get them where not everything may pass: in a
+namespace, or where Redis is not to judge who the client is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.client import local
+from proxy.resp import encode
+from proxy.resp.keys import word
+from proxy.resp.messages import SUBSCRIPTIONS
+from proxy.resp.namespace import RefusedAsRedis, RefusedHere, Strip, spoken
+from proxy.resp.requests import LargeFrame
+
+if TYPE_CHECKING:
+    from proxy.client.pin import Pin
+
+INVALID = [b"GET"]
+"""A command that Redis refuses, in whatever state a connection is."""
+_OF_OTHERS = {"client|list": 2, "client|kill": 3, "client|unblock": 3}
+"""Commands that Redis would answer from, or carry out on, the connections of all, if they have so many
+words."""
+
+
+def translated(pin: Pin, arguments: list[bytes], data: bytes) -> tuple[list[bytes], bytes, Strip | None]:
+    """A command, or its first part, as Redis is to get it, and what its reply needs.
+
+    What is refused becomes a command that Redis refuses, too, so that a transaction fails with it.
+    """
+    session, large = pin.session, pin.large
+    if pin.translator is None:
+        return arguments, data, None
+    command = session.clients.dispatcher.find(arguments)
+    session.space.examine(command, session.home)
+    try:
+        _allow(pin, arguments)
+        if large is None:
+            real, strip = session.space.translate(command, arguments)
+            return real, data if real is arguments else encode.request(*real), strip
+        leading = session.space.leading(command, arguments, large.count)
+        if leading is None:
+            raise RefusedHere("which arguments of so large a command are keys is not known")
+        head = b"*%d\r\n%b" % (large.count, b"".join(map(encode.bulk, leading[0])))
+        return leading[0], head + data[large.body :], leading[1]
+    except RefusedHere as refusal:
+        reply = refusal.reply
+        pin.skipping = large is not None
+        return INVALID, encode.request(*INVALID), lambda _: reply
+
+
+def _allow(pin: Pin, arguments: list[bytes]) -> None:
+    """Raises RefusedHere for what must not be said on a link of the client's own."""
+    space, name = pin.session.space, pin.session.clients.dispatcher.name(arguments)
+    words = [word(argument) for argument in arguments]
+    if pin.session.clients.dispatcher.disguised(arguments):
+        raise RefusedHere("unknown command: its name holds a zero byte")
+    authenticates = name == "auth" and len(arguments) > 1
+    if space.refuses_auth and (authenticates or (name == "hello" and b"auth" in words[2:])):
+        raise RefusedHere("a connection that holds state cannot authenticate: send RESET first")
+    if space.namespace is None:
+        return
+    if name in _OF_OTHERS and len(arguments) >= _OF_OTHERS[name]:
+        raise RefusedHere(f"{spoken(name)} is refused on a connection that holds state, in a namespace")
+    if pin.multi and (name in SUBSCRIPTIONS or name == "client|reply"):
+        raise RefusedHere(f"{spoken(name)} cannot be part of a transaction in a namespace")
+    redirects = name == "client|tracking" and b"redirect" in words[3:]
+    if redirects and local.redirect_target(pin.session, arguments) is None:
+        raise RefusedAsRedis("The client ID you want redirect to does not exist")
+
+
+def waits_for_all(pin: Pin, arguments: list[bytes], frame: LargeFrame, stepped: int) -> bool:
+    """Whether a large command's keys can be told only once all of it is here."""
+    session = pin.session
+    command = session.clients.dispatcher.find(arguments)
+    try:
+        if session.space.leading(command, arguments, frame.count) is None:
+            session.arriving = (frame, stepped)
+            return True
+    except RefusedHere:
+        pass  # said when it is sent
+    return False
