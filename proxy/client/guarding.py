@@ -58,11 +58,13 @@ def _allow(pin: Pin, arguments: list[bytes]) -> None:
     authenticates = name == "auth" and len(arguments) > 1
     if space.refuses_auth and (authenticates or (name == "hello" and b"auth" in words[2:])):
         raise RefusedHere("a connection that holds state cannot authenticate: send RESET first")
+    if pin.multi and name in SUBSCRIPTIONS:
+        raise RefusedHere(f"{spoken(name)} cannot be part of a transaction here")
     if space.namespace is None:
         return
     if name in _OF_OTHERS and len(arguments) >= _OF_OTHERS[name]:
         raise RefusedHere(f"{spoken(name)} is refused on a connection that holds state, in a namespace")
-    if pin.multi and (name in SUBSCRIPTIONS or name == "client|reply"):
+    if pin.multi and name == "client|reply":
         raise RefusedHere(f"{spoken(name)} cannot be part of a transaction in a namespace")
     redirects = name == "client|tracking" and b"redirect" in words[3:]
     if redirects and local.redirect_target(pin.session, arguments) is None:

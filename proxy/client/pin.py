@@ -77,7 +77,7 @@ class Pin:
         space = session.space
         self.translator = Translator(space.namespace, session.protocol) if space.guarded else None
         """What makes Redis' replies the client's, if they are not."""
-        link.whole = self.translator is not None
+        link.take_whole(self.translator is not None)
 
     @property
     def owes(self) -> bool:

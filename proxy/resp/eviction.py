@@ -72,9 +72,7 @@ class Eviction:
             raise BadMessage("is no JSON") from None
         if not isinstance(message, dict):
             raise BadMessage("is no JSON object")
-        if type(message.get("v")) is bool:
-            raise BadMessage("has a 'v' that is no number")
-        if message.get("v") != VERSION:
+        if message.get("v") != VERSION or message["v"] is True:
             raise UnknownVersion(f"has version {str(message.get('v'))[:20]!r}; known is {VERSION}")
         sender, number, why = message.get("from", ""), message.get("n", 0), message.get("why", "")
         if not isinstance(sender, str) or type(number) is not int or not isinstance(why, str):

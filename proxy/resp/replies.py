@@ -26,9 +26,15 @@ class ReplyScanner:
     `need` elements of the reply under way are missing, after the `skip` bytes of the string under way.
     """
 
-    __slots__ = ("need", "open", "skip")
+    __slots__ = ("need", "open", "pushes_count", "skip")
 
-    def __init__(self) -> None:
+    def __init__(self, pushes_count: bool = True) -> None:
+        self.pushes_count = pushes_count
+        """Whether a push inside EXEC's reply is one of its elements.
+
+        What SUBSCRIBE gives there is (the first of it); a message that a PUBLISH there gives is not. Where
+        nobody cares for the end of the reply, taking it for one is safe: what is left looks like replies.
+        """
         self.need = 0
         self.skip = 0
         self.open = False
@@ -108,8 +114,7 @@ class ReplyScanner:
             self.need -= 1
             self.skip = count + 2 if count >= 0 else 0
         else:
-            # A push may stand inside EXEC's reply, which does not count it among its elements.
-            extra = kind == _ATTRIBUTE or (kind == _PUSH and self.open)
+            extra = kind == _ATTRIBUTE or (kind == _PUSH and self.open and not self.pushes_count)
             self.need += max(count, 0) * _ELEMENTS[kind] - (not extra)
         return end + 2
 
@@ -132,7 +137,7 @@ def split_replies(buf: bytes, pos: int, n: int) -> list[bytes]:
 
 def split_frames(buf: bytes, pos: int) -> list[bytes]:
     """Split the complete replies and pushes from `pos` to the end."""
-    scanner = ReplyScanner()
+    scanner = ReplyScanner(pushes_count=False)
     found = []
     while pos < len(buf):
         start = pos

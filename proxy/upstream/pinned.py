@@ -93,7 +93,7 @@ class PinnedLink(Link):
         """False if Redis carried out the RESET without an answer, after CLIENT REPLY SKIP."""
         self.scanner = ReplyScanner()
         self.whole = False
-        """Whether the owner takes whole frames only. Set by the owner."""
+        """Whether the owner takes whole frames only; see `take_whole`."""
         self.patient = False
         """Whether what is owed may take as long as it likes: a blocking command."""
         self.ended = asyncio.Event()
@@ -124,6 +124,12 @@ class PinnedLink(Link):
     def idle(self) -> bool:
         """Whether nothing is owed: between two requests."""
         return not (self.expected or self.scanner.open or self._tail)
+
+    def take_whole(self, whole: bool) -> None:
+        """Hand on only whole frames, or pieces as they come. SUBSCRIBE must not be part of a transaction
+        then."""
+        self.whole = whole
+        self.scanner.pushes_count = not whole
 
     def expect(self, what: Expect) -> None:
         """Note that a request is being sent."""

@@ -505,7 +505,8 @@ class TestChannels:
             names = [("SUBSCRIBE", "c"), ("SUBSCRIBE", "other:c"), ("SUBSCRIBE", "*"), ("PSUBSCRIBE", "*"), ("PSUBSCRIBE", "[a-c]"), ("PSUBSCRIBE", "acme:*"), ("PSUBSCRIBE", "\\c")]
             for n, (command, name) in enumerate(names, 1):
                 assert strings(listener.ask(command, name)) == [command.lower().encode(), name.encode()], n
-            assert set(strings(direct.line("PUBSUB CHANNELS"))) == {b"acme:c", b"acme:other:c", b"acme:*"}
+            theirs = [name for name in strings(direct.line("PUBSUB CHANNELS")) if not name.startswith(b"pannier:evict:")]
+            assert set(theirs) == {b"acme:c", b"acme:other:c", b"acme:*"}
             for channel in ("c", "other:c", "*", "acme2:c", "xacme:c"):
                 assert direct.ask("PUBLISH", channel, SECRET) == b":0\r\n", channel
             nothing_more(listener, protocol)
