@@ -28,7 +28,7 @@ from redis.exceptions import RedisError
 
 from proxy.resp import encode
 from proxy.resp.eviction import BadMessage, Eviction, UnknownVersion
-from proxy.resp.globs import compile_globs
+from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.resp.namespace import Namespace
 from proxy.resp.tracking import Mode
 from proxy.tier.matching import drop_matching
@@ -273,7 +273,7 @@ class Bus:
 
     async def _forget(self, channel: Channel, message: Eviction) -> None:
         tier = self._tier
-        if message.everything:
+        if message.everything or sum(map(len, message.patterns)) > LONGEST_PATTERNS:
             tier.clear(channel.prefix)
             return
         tier.drop(marks([key_frame(channel.real(key)) for key in message.keys]), channel.prefix)

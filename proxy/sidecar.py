@@ -114,8 +114,8 @@ class Sidecar:
         self._main = LinkKey(identity, upstream.db, protocol, self.clients.spaces.start.name)
         self._canary: Canary | None = None
         self._learning: asyncio.Task[None] | None = None
-        self._learnt = -1
-        """Reconnections of the main link when the command table was last overlaid."""
+        self._learnt: tuple[LinkKey, int] | None = None
+        """Over which link, and which connection of it, the command table was last overlaid."""
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -292,14 +292,22 @@ class Sidecar:
 
     async def _tick(self, main: SharedLink) -> None:
         while True:
-            if main.state is LinkState.READY and main.reconnects != self._learnt:
-                self._learnt = main.reconnects
-                self._learning = asyncio.get_running_loop().create_task(self._learn_commands(main))
+            teacher = self._teacher(main)
+            if teacher is not None and (teacher.key, teacher.reconnects) != self._learnt:
+                self._learnt = (teacher.key, teacher.reconnects)
+                self._learning = asyncio.get_running_loop().create_task(self._learn_commands(teacher))
             await asyncio.sleep(TICK)
             try:
                 self.clients.tick()
             except Exception:
                 log.exception("internal error in the periodic round")
+
+    def _teacher(self, main: SharedLink) -> SharedLink | None:
+        """The link over which the server may be asked for its commands: the main one if it may ask."""
+        for link in (main, *self.links.shared.values()):
+            if link.state is LinkState.READY and not link.auth_required:
+                return link
+        return None
 
     def _join_bus(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
         """Listen to other sidecars, and have them listen."""
@@ -323,8 +331,8 @@ class Sidecar:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_WORD):
                 await main.settled()
-                if main.state is LinkState.READY:
-                    self._learnt = main.reconnects
+                if self._teacher(main) is main:
+                    self._learnt = (main.key, main.reconnects)
                     await self._learn_commands(main)
 
     async def _learn_commands(self, link: SharedLink) -> None:
@@ -332,7 +340,11 @@ class Sidecar:
         reader = hiredis.Reader()
         try:
             reader.feed(await Question().ask(link, encode.request("COMMAND")))
-            added = self.table.overlay(reader.gets())
+            commands = reader.gets()
+            if isinstance(commands, hiredis.ReplyError):
+                log.warning("the server does not tell its commands: %s", commands)
+                return
+            added = self.table.overlay(commands)
             self.clients.learn()
         except (UpstreamError, hiredis.ProtocolError) as error:
             log.warning("the server's own command table could not be had: %s", error)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _WHOLE_LIMIT = 64 * 1024 * 1024
 """Longest command, in bytes, that is waited for as a whole because its keys may stand anywhere in it."""
+_ALL_LIMIT = 4 * _WHOLE_LIMIT
+"""Bytes of all commands that are being waited for."""
 
 
 def spent(session: Session) -> bool:
@@ -53,32 +55,80 @@ def refuse(session: Session, reply: bytes) -> bool:
     return True
 
 
-def arrived(session: Session, buf: bytes, pos: int) -> bool:
-    """Whether the large command that is waited for, if any, is there as a whole.
+class Arrival:
+    """A large command of which all has to be here: its bytes so far, stepped over but for a `tail`."""
 
-    Raises ProtocolError if it is too large to be waited for.
+    __slots__ = ("_frame", "_parts", "_tail", "size")
+
+    def __init__(self, frame: LargeFrame, begun: bytes, tail: bytes) -> None:
+        self._frame = frame
+        self._parts = [begun]
+        self._tail = tail
+        self.size = len(begun) + len(tail)
+
+    def take(self, data: bytes) -> bool:
+        """Take more bytes; whether the command is complete."""
+        self.size += len(data)
+        data = self._tail + data
+        end = self._frame.advance(data, 0)
+        self._parts.append(data[:end])
+        self._tail = data[end:]
+        return self._frame.done
+
+    def all(self) -> bytes:
+        """The command, and what came behind it."""
+        return b"".join(self._parts) + self._tail
+
+
+def wait_for_all(session: Session, frame: LargeFrame, buf: bytes, pos: int, end: int) -> int:
+    """Wait for all of a large command, of which the bytes from `pos` to `end` were stepped over; takes all
+    there is. Raises ProtocolError if too much is being waited for."""
+    session.arriving = Arrival(frame, buf[pos:end], buf[end:])
+    session.clients.arriving += session.arriving.size
+    _bound(session, session.arriving)
+    return len(buf)
+
+
+def arrive(session: Session, data: bytes) -> bytes:
+    """Take bytes for the large command that is waited for; all of it once it is complete.
+
+    Raises ProtocolError if too much is being waited for.
     """
-    if session.arriving is None:
-        return True
-    frame, stepped = session.arriving
-    end = frame.advance(buf, pos + stepped)
-    session.arriving = None if frame.done else (frame, end - pos)
-    if session.arriving is not None and len(buf) - pos > _WHOLE_LIMIT:
+    arrival = session.arriving
+    if arrival is None:
+        return data
+    session.clients.arriving += len(data)
+    if not arrival.take(data):
+        _bound(session, arrival)
+        return b""
+    give_up(session)
+    return arrival.all()
+
+
+def give_up(session: Session) -> None:
+    """Wait for the large command no more."""
+    if session.arriving is not None:
+        session.clients.arriving -= session.arriving.size
+        session.arriving = None
+
+
+def _bound(session: Session, arrival: Arrival) -> None:
+    if arrival.size > _WHOLE_LIMIT:
         raise ProtocolError("too big a request for its keys to be found")
-    return frame.done
+    if session.clients.arriving > _ALL_LIMIT:
+        raise ProtocolError("too many big requests whose keys have to be found")
 
 
-def judge_large(session: Session, arguments: list[bytes], frame: LargeFrame, stepped: int) -> bytes | None:
+def judge_large(session: Session, arguments: list[bytes], frame: LargeFrame) -> bytes | None:
     """The error for a large command that is not to be carried out, empty if it is; None: wait for all of it.
 
-    `arguments` are those of its leading ones that are complete, `stepped` how many of its bytes are here.
+    `arguments` are those of its leading ones that are complete.
     """
     if spent(session):
         return session.space.over
     try:
         command = session.clients.dispatcher.find(arguments)
         if session.space.leading(command, arguments, frame.count) is None:
-            session.arriving = (frame, stepped)
             return None
     except RefusedHere as refused:
         return refused.reply

@@ -82,6 +82,8 @@ class Clients:
         self.spaces = Spaces(settings, dispatcher, tier)
         # Who is here.
         self.sessions: dict[int, Session] = {}
+        self.arriving = 0
+        """Bytes of large commands of which all is waited for."""
         self.works: set[asyncio.Task[bytes]] = set()
         """What goes on even if the client that asked for it leaves."""
         self.stalled: dict[Session, float] = {}

@@ -64,21 +64,19 @@ def _allow(pin: Pin, arguments: list[bytes]) -> None:
         return
     if name in _OF_OTHERS and len(arguments) >= _OF_OTHERS[name]:
         raise RefusedHere(f"{spoken(name)} is refused on a connection that holds state, in a namespace")
-    if pin.multi and name == "client|reply":
-        raise RefusedHere(f"{spoken(name)} cannot be part of a transaction in a namespace")
+    if name == "client|reply" and word(arguments[-1]) in (b"off", b"skip"):
+        raise RefusedHere(
+            "CLIENT REPLY OFF and SKIP are refused in a namespace: replies are translated one by one"
+        )
     redirects = name == "client|tracking" and b"redirect" in words[3:]
     if redirects and local.redirect_target(pin.session, arguments) is None:
         raise RefusedAsRedis("The client ID you want redirect to does not exist")
 
 
-def waits_for_all(pin: Pin, arguments: list[bytes], frame: LargeFrame, stepped: int) -> bool:
+def waits_for_all(pin: Pin, arguments: list[bytes], frame: LargeFrame) -> bool:
     """Whether a large command's keys can be told only once all of it is here."""
-    session = pin.session
-    command = session.clients.dispatcher.find(arguments)
+    command = pin.session.clients.dispatcher.find(arguments)
     try:
-        if session.space.leading(command, arguments, frame.count) is None:
-            session.arriving = (frame, stepped)
-            return True
+        return pin.session.space.leading(command, arguments, frame.count) is None
     except RefusedHere:
-        pass  # said when it is sent
-    return False
+        return False  # said when it is sent

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PAGE = 1000
 """Keys that Redis looks at for one SCAN: half a millisecond of its time at most."""
+_MOST_FLUSHES = 16
 _DRAWS = 8
 """RANDOMKEYs tried before the keys are walked through."""
 
@@ -60,6 +61,8 @@ async def flush(session: Session, namespace: Namespace, arguments: list[bytes]) 
     how = arguments[1].upper() if len(arguments) > 1 else b"ASYNC"
     if how not in (b"SYNC", b"ASYNC") or len(arguments) > 2:
         return encode.error("ERR syntax error")
+    if len(session.clients.works) >= _MOST_FLUSHES:
+        return encode.error("ERR pannier: too many flushes of namespaces are under way; try again later")
     everywhere = arguments[0].lower() == b"flushall"
     work = asyncio.get_running_loop().create_task(_flush(session, namespace, everywhere, how == b"SYNC"))
     session.clients.works.add(work)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from proxy.client.session import Session
 
 
+_MOST_OPTIONS = 64
+
+
 def line(session: Session) -> str:
     """One session in the format of CLIENT LIST."""
     now = time.monotonic()
@@ -92,7 +95,7 @@ def chosen(session: Session, options: list[bytes]) -> list[Session]:
 
 def victims(session: Session, options: list[bytes]) -> list[Session]:
     """The sessions that CLIENT KILL's filters match. Raises ValueError with Redis' error text."""
-    if len(options) % 2:
+    if len(options) % 2 or len(options) > _MOST_OPTIONS:
         raise ValueError("ERR syntax error")
     found = seen(session)
     skip_me = True

@@ -101,17 +101,17 @@ def _hello(session: Session, arguments: list[bytes]) -> Answer:
             return encode.error("NOPROTO unsupported protocol version")
     credentials: list[bytes] | None = None
     name: bytes | None = None
-    rest = arguments[2:]
-    while rest:
-        option = rest[0].upper()
-        if option == b"AUTH" and len(rest) >= 3:
-            credentials, rest = rest[1:3], rest[3:]
-        elif option == b"SETNAME" and len(rest) >= 2:
-            name, rest = rest[1], rest[2:]
+    at = 2
+    while at < len(arguments):
+        option = arguments[at].upper()
+        if option == b"AUTH" and at + 2 < len(arguments):
+            credentials, at = arguments[at + 1 : at + 3], at + 3
+        elif option == b"SETNAME" and at + 1 < len(arguments):
+            name, at = arguments[at + 1], at + 2
             if not _PLAIN_NAME(name):
                 return _BAD_NAME
         else:
-            option_text = rest[0].decode("utf-8", "surrogateescape")
+            option_text = arguments[at].decode("utf-8", "surrogateescape")
             return encode.error(f"ERR Syntax error in HELLO option '{option_text}'")
     return _say_hello(session, protocol, credentials, name)
 
@@ -181,6 +181,8 @@ async def _go_over(
             link.retry()  # its credentials have just proved right
         await link.settled()
         if link.state in (LinkState.DOWN, LinkState.CLOSED):
+            if space.identity is not None and isinstance(link.error, UpstreamRefused):
+                raise UpstreamRefused(f"ERR pannier: Redis refuses the tenant's upstream user: {link.error}")
             raise link.error
         if link.wire is not None and link.wire.refusal:
             raise UpstreamRefused(link.wire.refusal)
@@ -325,12 +327,17 @@ def _info(session: Session, arguments: list[bytes]) -> Answer:
         return encode.text(session.clients.info(session.space), session.protocol)
     ours = not sections or bool(sections & {b"all", b"default", b"everything", b"sidecar"})
     if not ours:
-        return _ask(session, encode.request(*arguments))
+        return _info_of(session, arguments)
     return _info_with_ours(session, [argument for argument in arguments if argument.lower() != b"sidecar"])
 
 
+async def _info_of(session: Session, arguments: list[bytes]) -> bytes:
+    reply, namespace = await _ask(session, encode.request(*arguments)), session.space.namespace
+    return reply if namespace is None else namespace.strip_info(reply)
+
+
 async def _info_with_ours(session: Session, arguments: list[bytes]) -> bytes:
-    reply = await _ask(session, encode.request(*arguments))
+    reply = await _info_of(session, arguments)
     kind, _, rest = reply.partition(b"\r\n")
     if kind[:1] not in (b"$", b"="):
         return reply

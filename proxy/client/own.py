@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from proxy.client import homes, keyspace
 from proxy.resp import encode
-from proxy.resp.globs import compile_globs
+from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.tier.matching import drop_matching
 from proxy.tier.rules import key_frame, marks
 
@@ -83,6 +83,10 @@ def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
 
 async def _invalidate_matching(session: Session, patterns: list[bytes]) -> bytes:
     tier, space = session.clients.tier, session.space
+    if sum(map(len, patterns)) > LONGEST_PATTERNS:
+        return encode.error(
+            f"ERR SIDECAR INVALIDATE MATCH takes patterns of {LONGEST_PATTERNS} bytes together"
+        )
     session.clients.tell(session, "command", patterns=patterns)
     dropped = 0
     if tier is None:

@@ -34,8 +34,9 @@ class Pin:
     """Implements `upstream.pinned.Owner` for a session."""
 
     __slots__ = (
-        "blocking", "clean", "ending", "everything", "large", "leaving", "link", "multi", "named", "off",
-        "session", "skip", "skipping", "told", "touched", "transaction", "translator", "watching",
+        "blocking", "clean", "ending", "everything", "in_pieces", "large", "leaving", "link", "multi",
+        "named", "off", "session", "skip", "skipping", "told", "touched", "transaction", "translator",
+        "watching",
     )  # fmt: skip
 
     def __init__(self, session: Session, link: PinnedLink) -> None:
@@ -77,7 +78,10 @@ class Pin:
         space = session.space
         self.translator = Translator(space.namespace, session.protocol) if space.guarded else None
         """What makes Redis' replies the client's, if they are not."""
-        link.take_whole(self.translator is not None)
+        self.in_pieces = False
+        """Whether the reply that comes is passed on as it comes: there is nothing to translate in it."""
+        if self.translator is not None:
+            link.take_whole(self._gathers, session.clients.settings.output_buffer_limit)
 
     @property
     def owes(self) -> bool:
@@ -109,8 +113,6 @@ class Pin:
         session = self.session
         if self.ending or self.leaving or (session.state is State.PINNED and not self.transaction):
             return pos  # one command only: the next ones wait for its reply
-        if not admission.arrived(session, buf, pos):
-            return pos
         request = session.parser.parse(buf, pos)
         if request is None:
             return self._begin_large(buf, pos)
@@ -285,8 +287,8 @@ class Pin:
         arguments, frame, end = known
         if self.session.state is State.BROKEN or not self._forwardable(arguments):
             return pos
-        if self.translator is not None and guarding.waits_for_all(self, arguments, frame, end - pos):
-            return pos
+        if self.translator is not None and guarding.waits_for_all(self, arguments, frame):
+            return admission.wait_for_all(self.session, frame, buf, pos, end)
         self.session.commands += 1
         self.large = frame
         self._send(arguments, buf[pos:end])
@@ -332,13 +334,25 @@ class Pin:
         """Take reply bytes for the client."""
         if self.touched or self.everything:
             self._settle()
-        if self.translator is not None:
+        if self.translator is not None and not self.in_pieces:
             data = self.translator.take(data)
         if data:
             self.session.write(data)
 
+    def _gathers(self, first: int) -> bool:
+        """Whether the frame that begins with that byte is to be taken as a whole."""
+        translator = self.translator
+        if translator is None or self.link.next is Expect.DISCARDED:
+            self.in_pieces = False
+            return False
+        self.in_pieces = self.session.state is not State.STREAM and not translator.alters(first)
+        return not self.in_pieces
+
     def answered(self, what: Expect, first: int) -> None:
         """Follow the state of the connection by its replies."""
+        if self.translator is not None and self.in_pieces:
+            self.translator.passed()
+            self.in_pieces = False
         session = self.session
         if what is Expect.QUIT:
             session.finish()

@@ -146,9 +146,8 @@ class Session(asyncio.Protocol):
         self.eof = False
         """Whether the client has closed its sending side."""
         self.pin: Pin | None = None
-        self.arriving: tuple[LargeFrame, int] | None = None
-        """A large command that is waited for as a whole, and how many of its buffered bytes were stepped
-        over."""
+        self.arriving: admission.Arrival | None = None
+        """A large command of which all is waited for; `buffer` is empty meanwhile."""
         self.discarding: LargeFrame | None = None
         """A large command whose rest is not wanted any more."""
         self.reserved: PinnedLink | None = None
@@ -279,6 +278,7 @@ class Session(asyncio.Protocol):
         self.write = self.relay = _discard
         self.relaying = False
         self.buffer = b""
+        admission.give_up(self)
         if self.state is not State.CLOSED:
             self.state = move(self.state, Event.LOST)
         if self.task is not None:
@@ -386,6 +386,7 @@ class Session(asyncio.Protocol):
         self.relaying = (
             self.state is State.RELAY
             and not self.buffer
+            and self.arriving is None
             and self.discarding is None
             and not self.flow.reasons
             and self.link is self.home
@@ -521,12 +522,18 @@ class Session(asyncio.Protocol):
         if self.state is State.TUNNEL and self.pin is not None:
             self.pin.link.send(data)
             return
+        if self.arriving is not None:
+            try:
+                data = admission.arrive(self, data)
+            except ProtocolError as error:
+                self._reject(error)
+                return
+            if not data:
+                return
         self.buffer = self.buffer + data if self.buffer else data
         self.consume()
         if len(self.buffer) > self.clients.settings.query_buffer_limit:
             self.abort(f"query buffer over {self.clients.settings.query_buffer_limit} bytes")
-        elif self.arriving is not None:
-            return
         elif len(self.buffer) > _WAITING_HIGH and self.state in (State.WAITING, State.PINNED):
             self.hold(Reason.BUFFER)
 
@@ -586,8 +593,6 @@ class Session(asyncio.Protocol):
         self.parser.unauthenticated = self.barred
         if self.discarding is not None:
             return self._discard_rest(self.discarding, buf, pos)
-        if not admission.arrived(self, buf, pos):
-            return pos
         request = self.parser.parse(buf, pos)
         if request is None:
             return self._take_large(buf, pos)
@@ -660,9 +665,9 @@ class Session(asyncio.Protocol):
             return pos
         arguments, frame, end = known
         if self.space.namespace is not None or admission.spent(self):
-            refusal = admission.judge_large(self, arguments, frame, end - pos)
+            refusal = admission.judge_large(self, arguments, frame)
             if refusal is None:
-                return pos
+                return admission.wait_for_all(self, frame, buf, pos, end)
             if refusal:
                 if not admission.refuse(self, refusal):
                     return pos

@@ -215,7 +215,7 @@ class Space:
 
     def warn(self, verdict: bytes) -> None:
         """Take Redis' answer to reading `probe`."""
-        if not verdict.startswith(b"-NOPERM") and self.namespace is not None:
+        if verdict.startswith(b":") and self.namespace is not None:
             log.warning(
                 "a script runs in namespace %s, and Redis would let it reach keys of others: restrict the "
                 "upstream user by ACL (~%s:*), or set namespace_scripts to refuse",
@@ -298,7 +298,10 @@ class Spaces:
         return space
 
     def _namespace(self, name: str) -> Namespace | None:
-        return Namespace(name, self._settings.namespace_channels, self._dispatcher.table) if name else None
+        settings = self._settings
+        if not name:
+            return None
+        return Namespace(name, settings.namespace_channels, self._dispatcher.table, settings.evict_channel)
 
     def _make(self, name: str) -> Space:
         namespace = self._namespace(name)
@@ -325,5 +328,5 @@ class Spaces:
         space.refuses_auth = self.mode != "passthrough"
         if space.namespace is not None:
             space.scripts = self._settings.namespace_scripts
-            space.probe = encode.request("EXISTS", b"pannier:outside:" + os.urandom(8).hex().encode())
+            space.probe = encode.request("EXISTS", b"\0pannier:outside:" + os.urandom(8).hex().encode())
         return space

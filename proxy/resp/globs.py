@@ -10,10 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-
-def compile_glob(pattern: bytes) -> re.Pattern[bytes]:
-    """A regular expression whose `fullmatch` accepts what the pattern does."""
-    return re.compile(_source(pattern), re.S)
+LONGEST_PATTERNS = 4096
+"""Bytes of patterns that are compiled at once: a few milliseconds at most."""
 
 
 def compile_globs(patterns: Iterable[bytes]) -> re.Pattern[bytes]:
@@ -67,7 +65,20 @@ def _class(pattern: bytes, pos: int) -> tuple[bytes, int]:
         else:
             chosen.add(pattern[pos])
         pos += 1
-    if negated:
-        chosen = set(range(256)) - chosen
-    members = b"".join(b"\\x%02x" % byte for byte in sorted(chosen))
-    return (b"[%b]" % members if members else b"(?!)"), min(pos, len(pattern) - 1)
+    members = b"".join(b"\\x%02x-\\x%02x" % span for span in _spans(chosen))
+    if not members:
+        one = b"." if negated else b"(?!)"
+    else:
+        one = b"[^%b]" % members if negated else b"[%b]" % members
+    return one, min(pos, len(pattern) - 1)
+
+
+def _spans(chosen: set[int]) -> list[tuple[int, int]]:
+    """The stretches that bytes form."""
+    spans: list[tuple[int, int]] = []
+    for byte in sorted(chosen):
+        if spans and spans[-1][1] == byte - 1:
+            spans[-1] = (spans[-1][0], byte)
+        else:
+            spans.append((byte, byte))
+    return spans

@@ -17,6 +17,7 @@ from collections import deque
 from typing import Final
 
 from proxy.resp import encode
+from proxy.resp.errors import UpstreamDesync
 from proxy.resp.namespace import Namespace, Strip, text
 from proxy.resp.replies import split_frames, split_replies
 
@@ -29,6 +30,7 @@ SUBSCRIPTIONS: Final = frozenset(kind.decode() for kind in _SUBSCRIBES)
 """The commands that change what a connection is subscribed to."""
 _MESSAGES: Final = {b"message": 3, b"smessage": 3, b"pmessage": 4}
 """How many elements each has."""
+_PLUS: Final = 0x2B
 _QUEUED: Final = b"+QUEUED\r\n"
 _INVALIDATIONS: Final = b"__redis__:invalidate"
 
@@ -90,12 +92,29 @@ class Translator:
             self._awaited.append(_Confirmations(kind, len(arguments) - 1))
         elif kind == b"multi":
             self._awaited.append(self._began)
+        elif kind == b"discard":
+            self._awaited.append(self._discarded)
         elif kind == b"exec":
             self._awaited.append(self._executed)
         elif kind == b"hello" and len(arguments) > 1:
             self._awaited.append(functools.partial(self._greeted, arguments[1]))
         else:
             self._awaited.append(strip)
+
+    def alters(self, first: int) -> bool:
+        """Whether the next reply, which begins with that byte, may have to be changed or taken note of.
+
+        Of a connection that is not subscribed.
+        """
+        awaited = self._awaited[0] if self._awaited else None
+        if awaited == self._executed:
+            return any(strip is not None for strip in self._queued)
+        return awaited is not None or first == _PLUS
+
+    def passed(self) -> None:
+        """Hear that a reply was passed on as it came, since it need not be altered."""
+        if self._awaited and self._awaited.popleft() == self._executed:
+            self._queued.clear()
 
     def take(self, frame: bytes) -> bytes:
         """A whole frame as the client is to see it; empty: not at all."""
@@ -123,12 +142,21 @@ class Translator:
             self._queued.clear()
         return reply
 
+    def _discarded(self, reply: bytes) -> bytes:
+        if reply == encode.OK:
+            self._queued.clear()
+        return reply
+
     def _executed(self, reply: bytes) -> bytes:
         """EXEC's reply: one for each command that was queued, and pushes that these caused between them."""
         queued, self._queued = deque(self._queued), []
         at = reply.index(b"\r\n")
-        if reply[:1] != b"*" or reply[1:at] != b"%d" % len(queued):
+        if reply[:1] != b"*" or reply == b"*-1\r\n":
             return reply
+        if reply[1:at] != b"%d" % len(queued):
+            if self._namespace is _NONE:
+                return reply
+            raise UpstreamDesync("ERR pannier: upstream answered EXEC with other replies than were expected")
         taken = [reply[: at + 2]]
         for frame in split_frames(reply, at + 2):
             if frame[:1] == b">":

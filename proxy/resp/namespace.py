@@ -51,6 +51,7 @@ NAMING_ERRORS = frozenset({
     "xack", "xautoclaim", "xclaim", "xgroup|create", "xgroup|createconsumer", "xgroup|delconsumer",
     "xgroup|destroy", "xgroup|setid", "xinfo|consumers", "xinfo|groups", "xinfo|stream", "xpending",
     "xread", "xreadgroup", "eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro", "migrate",
+    "client|tracking",
 })  # fmt: skip
 """Commands whose errors may name a key (NOGROUP does)."""
 _PUBSUB: Final = {
@@ -61,6 +62,7 @@ _PUBSUB: Final = {
 _SCAN_OPTIONS: Final = {b"MATCH": 1, b"COUNT": 1, b"TYPE": 1}
 _KEYSPACE: Final = re.compile(rb"__keyspace@[^:]*?__:", re.S).match
 _KEYEVENT: Final = re.compile(rb"__keyevent@[^:]*?__:", re.S).match
+_KEYSPACE_LINES: Final = re.compile(rb"(?m)^db\d+:keys=.*\r\n").sub
 _MOST_QUOTED: Final = 128
 """Bytes of arguments in Redis' error about an unknown command, roughly."""
 _SPECIAL: Final = re.compile(rb"([*?\[\]\\^-])")
@@ -85,16 +87,23 @@ class RefusedAsRedis(RefusedHere):
 
 
 class Namespace:
-    """One prefix. `channels`: whether pub/sub channels bear it as well. `table`: what the server has."""
+    """One prefix.
 
-    def __init__(self, name: str, channels: bool = False, table: CommandTable | None = None) -> None:
+    `channels`: whether pub/sub channels bear it as well. `table`: what the server has. `bus`: what the
+    channels of the eviction bus begin with, of which clients see their own namespace's.
+    """
+
+    def __init__(
+        self, name: str, channels: bool = False, table: CommandTable | None = None, bus: str = ""
+    ) -> None:
         self.name = name
+        self._bus = bus.encode()
+        self._own_bus = (bus + name).encode()
         self.table = table
         self.prefix = name.encode() + b":"
         self.pattern = _SPECIAL.sub(rb"\\\1", self.prefix)
         """What matches the prefix and nothing else in a glob pattern."""
         self.channels = channels
-        self._quoted = b"'" + self.prefix
         self._size = len(self.prefix)
 
     # --- keys
@@ -140,6 +149,8 @@ class Namespace:
         else:
             translated = self._prefixed(command, arguments)
         strip = _STRIPS.get(name)
+        if strip is None and self.table is not None and not self.table.server_reported:
+            strip = Namespace.strip_error  # Redis may not know the command, and name its arguments
         return translated, None if strip is None else strip.__get__(self)
 
     def _prefixed(self, command: Command, arguments: list[bytes]) -> list[bytes]:
@@ -198,14 +209,14 @@ class Namespace:
         raise RefusedAsRedis(_unknown(arguments, table.full_form))
 
     def _scan(self, arguments: list[bytes]) -> list[bytes]:
-        kept, pattern = arguments[:2], b"*"
-        rest = arguments[2:]
-        while len(rest) > 1 and rest[0].upper() in _SCAN_OPTIONS:
-            if rest[0].upper() == b"MATCH":
-                pattern = rest[1]
+        kept, pattern, at = arguments[:2], b"*", 2
+        while at + 1 < len(arguments) and arguments[at].upper() in _SCAN_OPTIONS:
+            if arguments[at].upper() == b"MATCH":
+                pattern = arguments[at + 1]
             else:
-                kept += rest[:2]
-            rest = rest[2:]
+                kept += arguments[at : at + 2]
+            at += 2
+        rest = arguments[at:]
         if len(rest) == 1 and rest[0].upper() in _SCAN_OPTIONS:
             return arguments  # Redis refuses it: the value is missing
         # What is left Redis refuses, or a newer one knows; the last MATCH is the one that counts.
@@ -216,18 +227,18 @@ class Namespace:
 
     def _tracking(self, arguments: list[bytes]) -> list[bytes]:
         translated = arguments[:3]
-        broadcast, prefixes, rest = False, False, arguments[3:]
-        while rest:
-            option = word(rest[0])
-            if option == b"prefix" and len(rest) > 1:
+        broadcast, prefixes, at = False, False, 3
+        while at < len(arguments):
+            option = word(arguments[at])
+            if option == b"prefix" and at + 1 < len(arguments):
                 prefixes = True
-                translated += [rest[0], self.prefix + rest[1]]
-                rest = rest[2:]
+                translated += [arguments[at], self.prefix + arguments[at + 1]]
+                at += 2
                 continue
             width = 2 if option == b"redirect" else 1
             broadcast = broadcast or option == b"bcast"
-            translated += rest[:width]
-            rest = rest[width:]
+            translated += arguments[at : at + width]
+            at += width
         if broadcast and not prefixes:
             translated += [b"PREFIX", self.prefix]
         return translated
@@ -235,11 +246,19 @@ class Namespace:
     # --- channels
 
     def channel(self, name: bytes) -> bytes:
-        """What a channel is called in Redis."""
+        """What a channel is called in Redis. Raises RefusedHere."""
+        if self._foreign(name):
+            raise RefusedHere("this channel is another namespace's")
+        if self._bus and name == self._own_bus:
+            return name
         head = _KEYSPACE(name)
         if head is not None:
             return name[: head.end()] + self.prefix + name[head.end() :]
         return self.prefix + name if self.channels and _KEYEVENT(name) is None else name
+
+    def _foreign(self, name: bytes) -> bool:
+        """Whether a channel of Redis' is another namespace's of the eviction bus."""
+        return bool(self._bus) and name.startswith(self._bus) and name != self._own_bus
 
     def channel_pattern(self, pattern: bytes) -> bytes:
         """What a pattern of channels is called in Redis. Raises RefusedHere."""
@@ -257,6 +276,10 @@ class Namespace:
 
     def own_channel(self, name: bytes) -> bytes | None:
         """What the client calls a channel of Redis'; None if it is not the client's to see."""
+        if self._foreign(name):
+            return None
+        if self._bus and name == self._own_bus:
+            return name
         head = _KEYSPACE(name)
         if head is not None:
             at = head.end()
@@ -304,11 +327,9 @@ class Namespace:
 
     def strip_error(self, reply: bytes) -> bytes:
         """An error that may name a key."""
-        return reply.replace(self._quoted, b"'") if reply[:1] == b"-" else reply
-
-    def strip_key(self, reply: bytes) -> bytes:
-        """A key, or nothing."""
-        return self.stripped(reply)
+        if reply[:1] != b"-":
+            return reply
+        return reply.replace(b"'" + self.prefix, b"'").replace(b"`" + self.prefix, b"`")
 
     def strip_keys(self, reply: bytes) -> bytes:
         """An array of keys."""
@@ -347,6 +368,14 @@ class Namespace:
             own = self.own_channel(text(items[at]))
             items[at] = encode.bulk(own) if own is not None else items[at]
         return _array(reply, items) if items else reply
+
+    def strip_info(self, reply: bytes) -> bytes:
+        """INFO: how many keys others have is nobody's business."""
+        kind = reply[:1]
+        if kind not in (b"$", b"="):
+            return reply
+        kept = _KEYSPACE_LINES(b"", text(reply))
+        return b"%b%d\r\n%b\r\n" % (kind, len(kept), kept)
 
     def strip_tracking(self, reply: bytes) -> bytes:
         """CLIENT TRACKINGINFO: the prefixes are the last value."""
@@ -424,6 +453,7 @@ _STRIPS: Final[dict[str, Callable[[Namespace, bytes], bytes]]] = {
         Namespace.strip_first,
     ),
     "client|trackinginfo": Namespace.strip_tracking,
+    "info": Namespace.strip_info,
     "keys": Namespace.strip_keys,
     "pubsub|channels": Namespace.strip_channels,
     "pubsub|numsub": Namespace.strip_subscribers,

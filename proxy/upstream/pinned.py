@@ -92,15 +92,17 @@ class PinnedLink(Link):
         self.reset_answered = True
         """False if Redis carried out the RESET without an answer, after CLIENT REPLY SKIP."""
         self.scanner = ReplyScanner()
-        self.whole = False
-        """Whether the owner takes whole frames only; see `take_whole`."""
+        self.gathers: Callable[[int], bool] | None = None
+        """Whether the owner takes a frame as a whole only, by its first byte; see `take_whole`."""
         self.patient = False
         """Whether what is owed may take as long as it likes: a blocking command."""
         self.ended = asyncio.Event()
         self.fence: Fence | None = None
         """What has to be passed before a reply is handed on; None: nothing. Set by the owner."""
         self._pieces: list[bytes] = []
-        """Of a frame of which not all has come, if it is `whole`."""
+        """Of a frame of which not all has come, if the owner takes it as a whole."""
+        self._gathering = False
+        self._gathered = self._most = 0
         self._held: list[bytes] = []
         """What has come and waits for the next fence."""
         self._fencing = False
@@ -125,11 +127,14 @@ class PinnedLink(Link):
         """Whether nothing is owed: between two requests."""
         return not (self.expected or self.scanner.open or self._tail)
 
-    def take_whole(self, whole: bool) -> None:
-        """Hand on only whole frames, or pieces as they come. SUBSCRIBE must not be part of a transaction
-        then."""
-        self.whole = whole
-        self.scanner.pushes_count = not whole
+    def take_whole(self, gathers: Callable[[int], bool] | None, most: int = 0) -> None:
+        """Hand on some frames as a whole, of `most` bytes; None: all in pieces as they come.
+
+        SUBSCRIBE must not be part of a transaction then.
+        """
+        self.gathers = gathers
+        self.scanner.pushes_count = gathers is None
+        self._most = most
 
     def expect(self, what: Expect) -> None:
         """Note that a request is being sent."""
@@ -227,13 +232,20 @@ class PinnedLink(Link):
             if not scanner.open:
                 self._first = data[pos]
                 self._pushing = self._first == _PUSH
+                self._gathering = self.gathers is not None and self.gathers(self._first)
+                self._gathered = 0
             pos, ended = self._step(data, pos)
             if pos == start:
                 self._tail = data[pos:]
                 return
             piece = data[start:pos]
-            if self.whole:
+            if self._gathering:
                 self._pieces.append(piece)
+                self._gathered += len(piece)
+                if self._gathered > self._most:
+                    raise UpstreamDesync(
+                        f"ERR pannier: upstream sent more than {self._most} bytes in one reply"
+                    )
                 if not ended:
                     continue
                 piece = b"".join(self._pieces)

@@ -95,7 +95,7 @@ class LinkPool:
         """Take a pinned link back; `clean` if nothing of the client's is left in its connection."""
         link.owner = None
         link.fence = None
-        link.take_whole(False)
+        link.take_whole(None)
         idle = self._idle.setdefault(link.key, deque())
         whole = clean and link.mode is Mode.COUNTED and link.idle and not link.ended.is_set()
         if whole and len(idle) < _IDLE_PINNED:

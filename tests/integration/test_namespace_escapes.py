@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Process, free_port, pannier, redis_server, wait_until
+from tests.harness import ROOT, Process, free_port, pannier, redis_server, wait_until
 from tests.integration.families import RESP_LIKE
 from tests.integration.test_tier_reads import Monitor, ask_all, reply
 from tests.integration.wire import Argument, Wire, in_background, request, text, words
@@ -659,22 +659,22 @@ class TestPipelinesOfSubscribers:
             assert found[1] == found[0]
 
     @both_protocols
-    @pytest.mark.parametrize("how", ["OFF", "SKIP", "off", "OFF then SKIP", "OFF\0"])
-    def test_after_silence_replies_stay_aligned_and_stripped(self, house: Process, protocol: int, how: str) -> None:
+    @pytest.mark.parametrize("state", ["", "MULTI", "CLIENT TRACKING OFF"])
+    @pytest.mark.parametrize("how", ["OFF", "SKIP", "off", "OFF\0"])
+    def test_silence_is_refused_and_replies_stay_aligned(
+        self, house: Process, protocol: int, how: str, state: str
+    ) -> None:
+        """Translated one by one, replies must not be left out."""
         with Wire(house.port, protocol) as wire:
             wire.line("SET k 1")
-            for _ in range(3):
-                silent = [["CLIENT", "REPLY", how.split()[0]], ["KEYS", "*"]]
-                if how == "OFF then SKIP":
-                    silent += [["CLIENT", "REPLY", "SKIP"], ["SCAN", "0"], ["CONFIG", "GET", "x"]]
-                if how != "SKIP":
-                    silent += [["SCAN", "0"], ["CONFIG", "GET", "x"], ["NOSUCH"], ["CLIENT", "REPLY", "ON"]]
-                wire.raw(b"".join(request(*one) for one in [*silent, ["KEYS", "*"], ["ECHO", "x"], ["SCAN", "0", "COUNT", "10000"], ["CONFIG", "GET", "x"], ["KEYS", "*"]]))
-                if how != "SKIP":
-                    assert wire.read() == OK
-                found = wire.reads(5)
-                assert found[:3] == [b"*1\r\n$1\r\nk\r\n", b"$1\r\nx\r\n", b"*2\r\n$1\r\n0\r\n*1\r\n$1\r\nk\r\n"]
-                assert found[3].startswith(b"-ERR pannier: CONFIG") and found[4] == found[0]
+            if state:
+                wire.line(state)
+            assert wire.ask("CLIENT", "REPLY", how).startswith(b"-ERR pannier: CLIENT REPLY OFF and SKIP are refused")
+            if state == "MULTI":
+                assert wire.line("EXEC").startswith(b"-EXECABORT")
+            assert wire.line("CLIENT REPLY ON") == OK
+            assert wire.line("KEYS *") == b"*1\r\n$1\r\nk\r\n"
+            assert wire.line("ECHO x") == b"$1\r\nx\r\n"
 
 
 # --- client tracking
@@ -835,3 +835,34 @@ class TestErrors:
                 if theirs.startswith(b"-"):
                     assert found == theirs, line
         direct.line("FLUSHDB")
+
+
+class TestTheDocumentedWall:
+    """The ACL of docs/namespaces.md, word for word: what Pannier cannot stop, a script's own ideas, Redis does."""
+
+    LINE = re.search(r"^redis> (ACL SETUSER acme .*)$", (ROOT / "docs" / "namespaces.md").read_text("utf-8"), re.M)
+
+    @pytest.mark.parametrize("names", ["", " -scan -randomkey -dbsize"], ids=["as it stands", "without names"])
+    def test_stops_scripts(self, redis_binary: str, directory: Path, names: str) -> None:
+        assert self.LINE is not None
+        config = directory / "pannier.toml"
+        config.write_text('[tenants.acme]\npassword = "s"\nupstream_username = "acme"\nupstream_password = "secret"\n')
+        with redis_server(redis_binary, directory) as redis:
+            url = f"redis://127.0.0.1:{redis.port}"
+            with Wire(redis.port) as direct:
+                assert direct.line(self.LINE[1] + names) == OK
+                direct.line("SET other:k hidden")
+            with pannier(url, directory, "--config", str(config)) as proxy, Wire(proxy.port) as wire:
+                assert wire.line("AUTH acme s") == OK
+                for _ in range(3):
+                    assert wire.line("SET k 1") == OK and wire.line("GET k") == b"$1\r\n1\r\n"
+                calls = ["'FLUSHALL'", "'KEYS','*'", "'GET','other:k'", "'SET','other:k','evil'", "'PUBLISH','other:c','m'",
+                         "'SORT','acme:l','BY','nosort','GET','other:*'", "'CONFIG','GET','*'", "'PUBLISH','pannier:evict:other','{}'"]  # fmt: skip
+                if names:
+                    calls += ["'SCAN','0'", "'RANDOMKEY'", "'DBSIZE'"]
+                for call in calls:
+                    found = wire.ask("EVAL", f"return redis.call({call})", "0")
+                    assert found.startswith(b"-") and b"hidden" not in found and b"other:k" not in found, (call, found)
+                assert "could reach" not in proxy.output and "would let it reach" not in proxy.output
+            with Wire(redis.port) as direct:
+                assert direct.line("GET other:k") == b"$6\r\nhidden\r\n"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.resp import encode
 from proxy.resp.commands import CommandTable
+from proxy.resp.errors import UpstreamDesync
 from proxy.resp.messages import Translator
 from proxy.resp.namespace import Namespace, Strip
 
@@ -320,7 +321,7 @@ class TestTransactions:
         assert talk.take(b"*4\r\n" + POPPED + value + keys + b"*-1\r\n") == [b"*4\r\n" + OWN_POPPED + value + own + b"*-1\r\n"]
         assert talk.take(keys) == [own]
 
-    @pytest.mark.parametrize("end", [b"*-1\r\n", b"_\r\n", b"-EXECABORT Transaction discarded because of previous errors.\r\n", b"*0\r\n"])
+    @pytest.mark.parametrize("end", [b"*-1\r\n", b"_\r\n", b"-EXECABORT Transaction discarded because of previous errors.\r\n"])
     def test_aborted_leave_nothing_for_the_next(self, protocol: int, end: bytes) -> None:
         talk = Talk(protocol)
         keys = b"*1\r\n$4\r\nns:k\r\n"
@@ -332,6 +333,15 @@ class TestTransactions:
         talk.send("GET", "k")
         talk.send("EXEC")
         assert talk.take(encode.OK, QUEUED, b"*1\r\n" + keys)[2] == b"*1\r\n" + keys
+
+    def test_answered_otherwise_than_expected_end_the_connection(self, protocol: int) -> None:
+        """Rather that than show a key as it is called in Redis."""
+        talk = Talk(protocol)
+        talk.send("MULTI")
+        talk.send("KEYS", "*")
+        talk.send("EXEC")
+        with pytest.raises(UpstreamDesync):
+            talk.take(encode.OK, QUEUED, b"*0\r\n")
 
     def test_discarded_leave_nothing_for_the_next(self, protocol: int) -> None:
         talk = Talk(protocol)

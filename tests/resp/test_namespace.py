@@ -464,8 +464,8 @@ class TestReplies:
         assert NS.translate(find(words(call)), words(call))[1] is None
 
     def test_as_one_key(self) -> None:
-        assert NS.strip_key(KEY) == OWN
-        assert NS.strip_key(b"$-1\r\n") == b"$-1\r\n"
+        assert NS.stripped(KEY) == OWN
+        assert NS.stripped(b"$-1\r\n") == b"$-1\r\n"
 
 
 class TestLargeRequests:
