@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import time
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
@@ -43,7 +45,9 @@ log = logging.getLogger("pannier.bus")
 _COLLECT = 0.002
 """Seconds for which what is to be told is collected."""
 _MOST_KEYS = 500
-"""Keys of one message."""
+_MOST_BYTES = 100_000
+"""Names of one message: written in JSON they may take six times as much."""
+_MOST_SENDERS = 10_000
 _SAMPLES = 1000
 _LONGEST_PAUSE = 2.0
 
@@ -55,8 +59,8 @@ class Channel:
         self.name = name
         self.namespace = namespace
         self.prefix = namespace.prefix if namespace is not None else b""
-        self.sent = 0
-        """Messages published."""
+        self.sent: WeakKeyDictionary[SharedLink, int] = WeakKeyDictionary()
+        """Messages published over each link: each is a sender of its own, as links are not ordered."""
         self.heard: dict[str, int] = {}
         """The number of the last message of each sender."""
         self.keys: dict[bytes, None] = {}
@@ -106,7 +110,7 @@ class Bus:
         self._upstream = upstream
         self._tier = tier
         self._waiting: dict[Channel, None] = {}
-        self._under_way: dict[tuple[str, int], float] = {}
+        self._under_way: dict[tuple[str, str, int], float] = {}
         """When messages were published that have not come back yet."""
         self._timer: asyncio.TimerHandle | None = None
 
@@ -146,26 +150,29 @@ class Bus:
             self._publish(channel)
 
     def _publish(self, channel: Channel) -> None:
-        keys, patterns, everything = list(channel.keys), tuple(channel.patterns), channel.everything
+        keys, patterns, everything = channel.keys, channel.patterns, channel.everything
         link, channel.link = channel.link, None
         channel.keys, channel.patterns, channel.everything = {}, {}, False
         if link is None or not (keys or patterns or everything):
             return
-        if everything:
-            keys, patterns = [], ()
-        for start in range(0, len(keys) or 1, _MOST_KEYS):
-            channel.sent += 1
-            some = tuple(keys[start : start + _MOST_KEYS])
-            message = Eviction(some, patterns, everything, channel.why, self._id, channel.sent)
-            request = encode.request("PUBLISH", channel.name, message.encode())
-            link.submit(_Published(self), 1, request)
+        messages = [Eviction(everything=True)]
+        if not everything:
+            messages = [Eviction(patterns=some) for some in _portions(patterns, LONGEST_PATTERNS)]
+            messages += [Eviction(keys=some) for some in _portions(keys)]
+        for message in messages:
+            number = channel.sent[link] = channel.sent.get(link, 0) + 1
+            sender = f"{self._id}-{id(link):x}"
+            data = dataclasses.replace(message, why=channel.why, sender=sender, number=number).encode()
+            link.submit(_Published(self), 1, encode.request("PUBLISH", channel.name, data))
             if len(self._under_way) < _SAMPLES:
-                self._under_way[channel.name, channel.sent] = time.monotonic()
+                self._under_way[channel.name, sender, number] = time.monotonic()
             self.published += 1
-            patterns = ()
 
-    def refused(self, reply: bytes) -> None:
-        """Hear that a message could not be published: peers will notice the gap."""
+    def answered(self, reply: bytes) -> None:
+        """Hear whether a message could be published; if not, peers will notice the gap."""
+        if not reply.startswith(b"-"):
+            self.refusal = ""
+            return
         why = reply[1:-2].decode("utf-8", "replace")
         if why != self.refusal:
             log.warning("an eviction message could not be published: %s", why)
@@ -240,7 +247,7 @@ class Bus:
             channel.heard.clear()
         if self.subscriptions > 1:
             log.info("the eviction bus is heard again: everything kept is dropped")
-            self._tier.clear()
+        self._tier.clear()
 
     async def _hear(self, name: str, data: bytes) -> None:
         channel = self._by_name.get(name)
@@ -255,16 +262,18 @@ class Bus:
             self.malformed += 1
             log.debug("a message on %s %s", name, error)
             return
-        if message.sender == self._id:
+        if message.sender.startswith(self._id):
             self.own += 1
-            published = self._under_way.pop((name, message.number), None)
+            published = self._under_way.pop((name, message.sender, message.number), None)
             if published is not None:
                 self.lags.append(time.monotonic() - published)
             return
         self.received += 1
         if message.sender:
-            last = channel.heard.get(message.sender)
+            last = channel.heard.pop(message.sender, None)
             channel.heard[message.sender] = message.number
+            if len(channel.heard) > _MOST_SENDERS:
+                del channel.heard[next(iter(channel.heard))]
             if last is not None and message.number != last + 1:
                 self.gaps += 1
                 self._tier.clear(channel.prefix)
@@ -283,6 +292,19 @@ class Bus:
                 await asyncio.sleep(0)
 
 
+def _portions(names: Iterable[bytes], most: int = _MOST_BYTES) -> list[tuple[bytes, ...]]:
+    """Names in as many messages as their number and size ask for."""
+    portions: list[list[bytes]] = []
+    size = most
+    for name in names:
+        if not portions or size + len(name) > most or len(portions[-1]) >= _MOST_KEYS:
+            portions.append([])
+            size = 0
+        portions[-1].append(name)
+        size += len(name)
+    return [tuple(portion) for portion in portions]
+
+
 class _Published(Collector):
     """A PUBLISH on its way."""
 
@@ -294,8 +316,7 @@ class _Published(Collector):
 
     def finish(self, replies: bytes) -> None:
         """Look for an error."""
-        if replies.startswith(b"-"):
-            self._bus.refused(replies)
+        self._bus.answered(replies)
 
     def cut(self) -> None:
         """Nothing: the peers will notice."""

@@ -124,7 +124,7 @@ class Clients:
     ) -> None:
         """Have other sidecars forget what a session's command was about (see `Bus.tell`)."""
         if self.bus is not None:
-            self.bus.tell(session.space.namespace, session.home, why, keys, patterns, everything)
+            self.bus.tell(session.space.namespace, session.link, why, keys, patterns, everything)
 
     def settle_run(self, requests: bytes, prefix: bytes = b"") -> None:
         """Have no shelf show what was before a run whose replies have come.

@@ -237,6 +237,11 @@ class Dispatcher:
         """Whether a command that the sidecar handles otherwise changes the link when sent over it."""
         return name in _CHANGES_LINK
 
+    def first_key(self, request: bytes) -> bytes | None:
+        """The first argument of a canonical request."""
+        parsed = self._parser.parse(request, 0)
+        return parsed.arguments[1] if parsed is not None and len(parsed.arguments) > 1 else None
+
     def repeatable(self, requests: bytes) -> list[tuple[bytes, bool]]:
         """Split a run into its requests, each with whether it only reads (and may be sent again)."""
         parts: list[tuple[bytes, bool]] = []

@@ -104,6 +104,8 @@ async def _sweep(
         if reply.startswith(b"-"):
             raise UpstreamRefused(reply[1:-2].decode("utf-8", "replace"))
         count += int(reply[1:-2])
+        if session.clients.tells_writes:
+            session.clients.tell(session, "write", keys)
     return count
 
 

@@ -6,6 +6,7 @@ more (`RELEASE`), or to the client's end. It takes over the session's buffer for
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -15,9 +16,11 @@ from proxy.client.dispatch import LOCAL, PING, Route
 from proxy.client.flow import Reason
 from proxy.client.states import Event, State
 from proxy.resp import encode
-from proxy.resp.keys import word
+from proxy.resp.commands import Command
+from proxy.resp.keys import key_positions, word
 from proxy.resp.messages import Translator
 from proxy.resp.namespace import Strip
+from proxy.resp.patterns import SHORT
 from proxy.resp.requests import LARGE, LargeFrame, Request
 from proxy.tier.rules import Touch, key_name
 from proxy.upstream.pinned import Expect, Mode, PinnedLink
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("pannier.client")
 
 _PLUS, _MINUS = b"+-"
+_DONE_AFTER = (0.05, 1.0)
+"""Seconds after which what was sent has been done, where replies are not counted."""
 
 
 class Pin:
@@ -35,8 +40,8 @@ class Pin:
 
     __slots__ = (
         "blocking", "clean", "ending", "everything", "in_pieces", "large", "leaving", "link", "multi",
-        "named", "off", "session", "skip", "skipping", "told", "touched", "transaction", "translator",
-        "watching",
+        "named", "off", "session", "skip", "skipping", "told", "told_all", "touched", "transaction",
+        "translator", "watching",
     )  # fmt: skip
 
     def __init__(self, session: Session, link: PinnedLink) -> None:
@@ -69,6 +74,8 @@ class Pin:
         link."""
         self.told: list[bytes] = []
         """Keys that other sidecars are to be told of then, if they are told of writes."""
+        self.told_all = False
+        """Whether they are to be told to forget everything."""
         self.everything = False
         """Whether that may be all keys: FLUSHALL, SWAPDB and the like."""
         self.large: LargeFrame | None = None
@@ -190,15 +197,27 @@ class Pin:
             tier.drop(keys, self.session.space.prefix)
             if self.session.clients.tells_writes and command is not None:
                 self.told += map(key_name, tier.rules.keys(command, arguments) or ())
+                self.told_all = self.told_all or self._more_keys_may_come(command, arguments)
         uncounted = self.session.state is State.STREAM
         if touch is Touch.EVERYTHING:
             tier.clear()
             # A flush is pushed, so the fence is enough; the others are not.
             self.everything = not uncounted or arguments[0].lower() not in (b"flushall", b"flushdb")
+            self.told_all = True
         if uncounted or touch in (Touch.UNKNOWN, Touch.READS_UNKNOWN) or self.large is not None:
             self.link.fence = self._fence
         else:
             self.touched.update(keys)
+        if uncounted:
+            self._tell_later()
+
+    def _more_keys_may_come(self, command: Command, arguments: list[bytes]) -> bool:
+        """Whether a large command's keys may stand in what has not arrived."""
+        if self.large is None:
+            return False
+        missing = min(self.large.count - len(arguments), SHORT)
+        uses = key_positions(command, arguments + [b""] * missing)
+        return uses is None or any(use.index >= len(arguments) for use in uses)
 
     def _fence(self, then: Callable[[], None]) -> None:
         tier = self.session.clients.tier
@@ -217,14 +236,31 @@ class Pin:
             return  # commands are queued and have done nothing yet
         if self.everything:
             tier.clear()
-            self.session.clients.tell(self.session, "everything", everything=True)
-        elif self.told:
-            self.session.clients.tell(self.session, "write", self.told)
-            self.told = []
-        if self.everything:
-            return
         elif self.touched:
             tier.drop(self.touched, self.session.space.prefix)
+
+    def _tell(self) -> None:
+        """Have other sidecars forget what has been written."""
+        told, self.told = self.told, []
+        everything, self.told_all = self.told_all, False
+        if told or everything:
+            self.session.clients.tell(self.session, "write", told, everything=everything)
+
+    def _tell_later(self) -> None:
+        """The same where replies are not counted: when Redis has most likely done it, and once more."""
+        told, self.told = tuple(self.told), []
+        everything, self.told_all = self.told_all, False
+        loop, session = asyncio.get_running_loop(), self.session
+        for seconds in _DONE_AFTER if told or everything else ():
+            loop.call_later(seconds, session.clients.tell, session, "write", told, (), everything)
+        if self.everything:
+            loop.call_later(_DONE_AFTER[-1], self._overturned)
+
+    def _overturned(self) -> None:
+        """What changed everything has been done."""
+        self.everything = False
+        if self.session.clients.tier is not None:
+            self.session.clients.tier.clear()
 
     def _introduce(self) -> None:
         """Give the link the client's name: Redis tells it by CLIENT GETNAME and CLIENT LIST from now on."""
@@ -366,6 +402,8 @@ class Pin:
             self.listen()
         elif self.multi and (what is Expect.END or (what is Expect.DISCARD and first == _PLUS)):
             self.multi = self.watching = False
+            if what is Expect.DISCARD:
+                self.told, self.told_all = [], False
         elif what is Expect.WATCH and first == _PLUS and not self.multi:
             self.watching = True
         elif what is Expect.UNWATCH and first == _PLUS and not self.multi:
@@ -373,6 +411,7 @@ class Pin:
         if not self.link.idle or self.large is not None:
             return
         if not self.multi:
+            self._tell()
             self.touched.clear()
             self.everything = False
             if session.state is State.PINNED:
@@ -408,6 +447,7 @@ class Pin:
         expected = list(self.link.expected)
         self.multi = self.multi and Expect.END not in expected
         self._settle()
+        self._tell()
         if session.farewell:
             session.pin = None
             session.dismiss()

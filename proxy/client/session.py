@@ -32,7 +32,7 @@ from proxy.client.states import Event, State, move
 from proxy.resp.downgrade import Shape, lower_nulls
 from proxy.resp.errors import ProtocolError, UpstreamError
 from proxy.resp.requests import LARGE, LargeFrame, RequestParser
-from proxy.tier.rules import key_name, marks
+from proxy.tier.rules import marks
 from proxy.tier.shelf import Shelf
 from proxy.upstream.caller import RUN, Keys
 from proxy.upstream.link import LinkKey
@@ -427,8 +427,7 @@ class Session(asyncio.Protocol):
                 keys = RUN
         self.submit(n, data, keys)
         if self.clients.tells_writes:
-            frames = self.clients.dispatcher.written(data)
-            self.clients.tell(self, "write", [key_name(frame) for frame in frames if frame])
+            self.clients.tell(self, "write", space.keys_written(n, data))
 
     def real(self, n: int, data: bytes) -> bytes:
         """A run of `n` reads as Redis is to get it."""

@@ -20,7 +20,7 @@ from proxy.resp.patterns import RequestPatterns
 from proxy.resp.prefixes import Prefixer
 from proxy.settings import Settings
 from proxy.tenants import Tenant
-from proxy.tier.rules import Rules, marks
+from proxy.tier.rules import Rules, key_name, marks
 from proxy.tier.tier import Account, Tier
 from proxy.upstream.address import Listen
 from proxy.upstream.caller import Collector
@@ -181,6 +181,18 @@ class Space:
         frames = self._prefixer.each(data)
         keys = [frame[_second(frame) :] for frame in frames]
         return b"".join(frames), marks([key[: _end(key)] for key in keys])
+
+    def keys_written(self, n: int, data: bytes) -> list[bytes]:
+        """The keys that a run, as Redis gets it, writes; or, of one with long names, that it names."""
+        frames = self._written(data)
+        if len(frames) != n or not all(frames):
+            parsed = [
+                self._dispatcher.first_key(part)
+                for part, reads in self._dispatcher.repeatable(data)
+                if not reads
+            ]
+            return [key for key in parsed if key is not None]
+        return [key_name(frame) for frame in frames]
 
     def translate(self, command: Command | None, arguments: list[bytes]) -> tuple[list[bytes], Strip | None]:
         """What to send instead of a request, and what its reply needs (see `Namespace.translate`).

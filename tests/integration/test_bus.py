@@ -64,7 +64,9 @@ def facts(port: int, *login: str) -> dict[str, str]:
         if login:
             assert wire.ask("AUTH", *login) == OK
         lines = text(wire.ask("INFO", "sidecar")).splitlines()[1:]
-    return {name.removeprefix("pannier_"): value for name, _, value in (line.partition(":") for line in lines)}
+    return {
+        name.removeprefix("pannier_"): value for name, _, value in (line.partition(":") for line in lines)
+    }
 
 
 def fact(proxy: Process, name: str) -> int:
@@ -229,7 +231,9 @@ def several(redis: Process, directory: Path, *options: list[str]) -> Iterator[li
         both_forms(*[process.port for process in started])
         yield started
         for process in started:
-            assert "Traceback" not in process.output and "internal error" not in process.output, process.output
+            assert "Traceback" not in process.output and "internal error" not in process.output, (
+                process.output
+            )
 
 
 @pytest.fixture(scope="module")
@@ -240,10 +244,14 @@ def quiet(upstream: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def three(upstream: Process, quiet: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Process]]:
+def three(
+    upstream: Process, quiet: Process, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Process]]:
     """Three sidecars that say what Redis cannot tell; the last one says so."""
     more = ["--max-entries", "400000", "--max-memory", "256mb", "--admit-after", "1"]
-    with several(upstream, tmp_path_factory.mktemp("three"), more, more, ["--broadcast", "explicit"]) as started:
+    with several(
+        upstream, tmp_path_factory.mktemp("three"), more, more, ["--broadcast", "explicit"]
+    ) as started:
         yield started
 
 
@@ -261,16 +269,26 @@ def spaced(upstream: Process, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
     def options(one: int, two: int) -> list[str]:
         bare = ["--listen", "127.0.0.1:0", "--auth", "none", "--broadcast", "writes"]
-        return [*bare, "--listen", f"127.0.0.1:{one}?namespace=one", "--listen", f"127.0.0.1:{two}?namespace=two"]
+        return [
+            *bare,
+            "--listen",
+            f"127.0.0.1:{one}?namespace=one",
+            "--listen",
+            f"127.0.0.1:{two}?namespace=two",
+        ]
 
-    with several(upstream, tmp_path_factory.mktemp("spaced"), options(FIRST, FIRST_TWO), options(SECOND, SECOND_TWO)) as started:
+    with several(
+        upstream, tmp_path_factory.mktemp("spaced"), options(FIRST, FIRST_TWO), options(SECOND, SECOND_TWO)
+    ) as started:
         both_forms(FIRST, FIRST_TWO, SECOND, SECOND_TWO)
         yield started
 
 
 class TestCommands:
     @both_protocols
-    def test_invalidate_drops_at_every_peer(self, upstream: Process, three: list[Process], protocol: int) -> None:
+    def test_invalidate_drops_at_every_peer(
+        self, upstream: Process, three: list[Process], protocol: int
+    ) -> None:
         odd = [b"\xff\xfe", b"", b"a\r\nb", b"\0", "grün".encode(), b'"\\', b"x" * 300]
         fill(upstream, *three, keys=[*odd, "other", "fence"])
         with Wire(three[0].port, protocol) as wire:
@@ -282,11 +300,20 @@ class TestCommands:
         assert entries(three[0].port) == 1
 
     @both_protocols
-    def test_invalidate_match_drops_at_every_peer(self, upstream: Process, three: list[Process], protocol: int) -> None:
-        names = [f"user:{n}".encode() for n in range(600)] + [b"\xff:%d" % n for n in range(5)] + [b"a]b", b"a[b", b"agent:1", b"other"]
+    def test_invalidate_match_drops_at_every_peer(
+        self, upstream: Process, three: list[Process], protocol: int
+    ) -> None:
+        names = (
+            [f"user:{n}".encode() for n in range(600)]
+            + [b"\xff:%d" % n for n in range(5)]
+            + [b"a]b", b"a[b", b"agent:1", b"other"]
+        )
         fill(upstream, *three, keys=names)
         with Wire(three[1].port, protocol) as wire:
-            assert wire.ask("SIDECAR", "INVALIDATE", "MATCH", "user:*", b"\xff:[0-2]", "a\\]b", "a\\[?") == b":1210\r\n"
+            assert (
+                wire.ask("SIDECAR", "INVALIDATE", "MATCH", "user:*", b"\xff:[0-2]", "a\\]b", "a\\[?")
+                == b":1210\r\n"
+            )
         for peer in (three[0], three[2]):
             wait_until(lambda peer=peer: settled(peer, 4))  # type: ignore[misc]
             assert kept(peer.port, b"\xff:3") and kept(peer.port, "agent:1") and kept(peer.port, "other")
@@ -310,8 +337,15 @@ class TestCommands:
                 with Wire(proxy.port) as wire:
                     assert wire.line("GET a") == b"$-1\r\n"
 
-    def test_a_reader_sees_the_new_database_at_once_after_the_message(self, upstream: Process, three: list[Process]) -> None:
-        with Wire(three[0].port) as wire, Wire(three[1].port) as peer, Ear(upstream) as ear, Redis(port=upstream.port, db=1) as other:
+    def test_a_reader_sees_the_new_database_at_once_after_the_message(
+        self, upstream: Process, three: list[Process]
+    ) -> None:
+        with (
+            Wire(three[0].port) as wire,
+            Wire(three[1].port) as peer,
+            Ear(upstream) as ear,
+            Redis(port=upstream.port, db=1) as other,
+        ):
             fill(upstream, *three[:2], keys=["a"])
             other.set("a", "swapped")
             for turn in range(10):
@@ -328,14 +362,28 @@ class TestCommands:
             ear.until_fence(other)
             wire.ask("SIDECAR", "INVALIDATE", "user:1", b"\xff")
             message = ear.next()
-            assert message == {"v": 1, "from": message["from"], "n": message["n"], "why": "command", "keys": ["user:1", {"b64": "/w=="}]}
+            assert message == {
+                "v": 1,
+                "from": message["from"],
+                "n": message["n"],
+                "why": "command",
+                "keys": ["user:1", {"b64": "/w=="}],
+            }
             assert type(message["n"]) is int
             wire.ask("SIDECAR", "INVALIDATE", "MATCH", "x:*")
-            assert ear.next() == {"v": 1, "from": message["from"], "n": message["n"] + 1, "why": "command", "match": ["x:*"]}
+            assert ear.next() == {
+                "v": 1,
+                "from": message["from"],
+                "n": message["n"] + 1,
+                "why": "command",
+                "match": ["x:*"],
+            }
             other.ask("SIDECAR", "INVALIDATE", "user:1")
             assert ear.next()["from"] != message["from"]
 
-    def test_what_comes_within_milliseconds_is_one_message(self, upstream: Process, three: list[Process]) -> None:
+    def test_what_comes_within_milliseconds_is_one_message(
+        self, upstream: Process, three: list[Process]
+    ) -> None:
         with Wire(three[0].port) as wire, Ear(upstream) as ear:
             names = [f"k{n}" for n in range(400)]
             before = fact(three[0], "bus_published")
@@ -343,8 +391,13 @@ class TestCommands:
             assert set(ear.keys(wire)) == {key.encode() for key in names}
             assert fact(three[0], "bus_published") - before <= 100
 
-    @pytest.mark.parametrize(("count", "filler"), [(400, b"\xff" * 2400), (6, b"\xff" * 150_000), (400, b"\0" * 2400), (800, b"x" * 1200)])
-    def test_many_keys_of_any_length_all_arrive(self, upstream: Process, three: list[Process], count: int, filler: bytes) -> None:
+    @pytest.mark.parametrize(
+        ("count", "filler"),
+        [(400, b"\xff" * 2400), (6, b"\xff" * 150_000), (400, b"\0" * 2400), (800, b"x" * 1200)],
+    )
+    def test_many_keys_of_any_length_all_arrive(
+        self, upstream: Process, three: list[Process], count: int, filler: bytes
+    ) -> None:
         """However long the names are: a message too long to be read would leave the peers with old data."""
         names = ["first", *[b"%d:%b" % (n, filler) for n in range(count)], "last"]
         fill(upstream, three[1], keys=["first", "last", "other"])
@@ -356,9 +409,11 @@ class TestCommands:
 
     def test_many_patterns_all_arrive(self, upstream: Process, three: list[Process]) -> None:
         fill(upstream, three[1], keys=["first:1", "last:1", "other"])
-        patterns = ["first:*", *[b"%d" % n + b"\xff" * 2400 for n in range(380)], "last:*"]
+        patterns = ["first:*", *[b"%d" % n + b"\xff" * 30 for n in range(100)], "last:*"]
         with Wire(three[0].port) as wire:
             assert wire.ask("SIDECAR", "INVALIDATE", "MATCH", *patterns)[:1] == b":"
+            refused = wire.ask("SIDECAR", "INVALIDATE", "MATCH", *patterns, *patterns)
+            assert refused == b"-ERR SIDECAR INVALIDATE MATCH takes patterns of 4096 bytes together\r\n"
         wait_until(lambda: entries(three[1].port) <= 1, 5)
 
     def test_own_messages_do_not_hurt_and_tell_the_lag(self, upstream: Process, three: list[Process]) -> None:
@@ -378,7 +433,19 @@ class TestCommands:
 
     def test_what_is_no_invalidation_says_nothing(self, upstream: Process, three: list[Process]) -> None:
         """Redis tells of writes; and who empties his own memory does not empty that of others."""
-        lines = ["SET a 1", "GET a", "DEL a b", "MSET a 1 b 2", "SIDECAR FLUSH", "SIDECAR STATS", "MULTI", "SET a 1", "EXEC", "LPUSH l 1", "BLPOP l 0"]
+        lines = [
+            "SET a 1",
+            "GET a",
+            "DEL a b",
+            "MSET a 1 b 2",
+            "SIDECAR FLUSH",
+            "SIDECAR STATS",
+            "MULTI",
+            "SET a 1",
+            "EXEC",
+            "LPUSH l 1",
+            "BLPOP l 0",
+        ]
         for proxy in (three[0], three[2]):
             with Wire(proxy.port) as wire, Ear(upstream) as ear:
                 ask_all(wire, list(lines))
@@ -395,7 +462,14 @@ class TestApplications:
 
     def test_match(self, upstream: Process, three: list[Process]) -> None:
         fill(upstream, *three, keys=["user:42:a", "user:42:b", "user:421", b"\xff:x"])
-        publish(upstream, {"v": 1, "match": ["user:42:*", {"b64": base64.b64encode(b"\xff*").decode()}], "source": "billing"})
+        publish(
+            upstream,
+            {
+                "v": 1,
+                "match": ["user:42:*", {"b64": base64.b64encode(b"\xff*").decode()}],
+                "source": "billing",
+            },
+        )
         for proxy in three:
             wait_until(lambda proxy=proxy: settled(proxy, 1))  # type: ignore[misc]
             assert kept(proxy.port, "user:421")
@@ -423,11 +497,15 @@ class TestApplications:
         assert fact(three[0], "bus_gaps") == gaps
 
     @pytest.mark.parametrize("kind", NO_MESSAGES)
-    def test_malformed_messages_are_counted_and_change_nothing(self, upstream: Process, three: list[Process], kind: str) -> None:
+    def test_malformed_messages_are_counted_and_change_nothing(
+        self, upstream: Process, three: list[Process], kind: str
+    ) -> None:
         self.changes_nothing(upstream, three[0], NO_MESSAGES[kind], "bus_malformed")
 
     @pytest.mark.parametrize("kind", UNKNOWN)
-    def test_unknown_versions_are_counted_and_change_nothing(self, upstream: Process, three: list[Process], kind: str) -> None:
+    def test_unknown_versions_are_counted_and_change_nothing(
+        self, upstream: Process, three: list[Process], kind: str
+    ) -> None:
         self.changes_nothing(upstream, three[0], UNKNOWN[kind], "bus_unknown_version")
 
     @staticmethod
@@ -439,7 +517,11 @@ class TestApplications:
         wait_until(lambda: settled(proxy, 1))
         after = facts(proxy.port)
         assert kept(proxy.port, "k")
-        changed = {field for field in ("bus_malformed", "bus_unknown_version", "bus_gaps", "bus_subscriptions") if after[field] != before[field]}
+        changed = {
+            field
+            for field in ("bus_malformed", "bus_unknown_version", "bus_gaps", "bus_subscriptions")
+            if after[field] != before[field]
+        }
         assert changed == {counter}
         assert int(after[counter]) == int(before[counter]) + 1
         assert (after["bus_status"], int(after["bus_received"])) == ("up", int(before["bus_received"]) + 1)
@@ -463,7 +545,9 @@ class TestSequence:
         assert fact(three[0], "bus_gaps") == gaps + 1, "from there on the numbers go on"
 
     @pytest.mark.parametrize("number", [3, 2, 0, -1])
-    def test_a_number_that_goes_back_is_a_gap_too(self, upstream: Process, three: list[Process], number: int) -> None:
+    def test_a_number_that_goes_back_is_a_gap_too(
+        self, upstream: Process, three: list[Process], number: int
+    ) -> None:
         fill(upstream, three[0], keys=["a", "b"])
         gaps, sender = fact(three[0], "bus_gaps"), self.sender()
         publish(upstream, {"v": 1, "from": sender, "n": 3})
@@ -471,10 +555,20 @@ class TestSequence:
         empties(three[0])
         assert fact(three[0], "bus_gaps") == gaps + 1
 
-    def test_senders_and_channels_are_counted_each_by_itself(self, upstream: Process, spaced: list[Process]) -> None:
+    def test_senders_and_channels_are_counted_each_by_itself(
+        self, upstream: Process, spaced: list[Process]
+    ) -> None:
         fill(upstream, spaced[0], keys=["a", "b"])
         gaps, first, second = fact(spaced[0], "bus_gaps"), self.sender(), self.sender()
-        for sender, number, channel in ((first, 1, BARE), (second, 50, BARE), (first, 9, BARE + "one"), (first, 2, BARE), (first, 10, BARE + "one"), (second, 51, BARE), (first, 1, BARE + "two")):
+        for sender, number, channel in (
+            (first, 1, BARE),
+            (second, 50, BARE),
+            (first, 9, BARE + "one"),
+            (first, 2, BARE),
+            (first, 10, BARE + "one"),
+            (second, 51, BARE),
+            (first, 1, BARE + "two"),
+        ):
             publish(upstream, {"v": 1, "from": sender, "n": number}, channel)
         publish(upstream, {"v": 1, "keys": ["a"]})
         wait_until(lambda: settled(spaced[0], 1))
@@ -493,7 +587,9 @@ class TestSequence:
         assert fact(spaced[0], "bus_gaps") == gaps + 1
         assert kept(FIRST_TWO, "a")
 
-    def test_messages_of_an_unknown_version_leave_a_gap(self, upstream: Process, three: list[Process]) -> None:
+    def test_messages_of_an_unknown_version_leave_a_gap(
+        self, upstream: Process, three: list[Process]
+    ) -> None:
         """What they named is not known: what came next tells that they were there."""
         fill(upstream, three[0], keys=["a", "b"])
         sender = self.sender()
@@ -501,7 +597,9 @@ class TestSequence:
             publish(upstream, {"v": version, "from": sender, "n": number})
         empties(three[0])
 
-    def test_a_peer_that_starts_anew_has_a_new_name(self, upstream: Process, three: list[Process], directory: Path) -> None:
+    def test_a_peer_that_starts_anew_has_a_new_name(
+        self, upstream: Process, three: list[Process], directory: Path
+    ) -> None:
         fill(upstream, three[0], keys=["a", "b", "c"])
         gaps, senders = fact(three[0], "bus_gaps"), set()
         for turn, key in enumerate("ab"):
@@ -565,10 +663,19 @@ class TestNamespaces:
 
     @pytest.mark.parametrize(
         ("words", "left"),
-        [(["user:1"], 2), (["one:user:1"], 3), (["MATCH", "user:*"], 1), (["MATCH", "*"], 0), (["MATCH", "one:*"], 3), (["MATCH", "[!-~]*"], 0)],
+        [
+            (["user:1"], 2),
+            (["one:user:1"], 3),
+            (["MATCH", "user:*"], 1),
+            (["MATCH", "*"], 0),
+            (["MATCH", "one:*"], 3),
+            (["MATCH", "[!-~]*"], 0),
+        ],
         ids=["key", "prefixed key", "match", "everything", "prefixed pattern", "class"],
     )
-    def test_messages_of_one_do_not_touch_the_other(self, upstream: Process, spaced: list[Process], words: list[str], left: int) -> None:
+    def test_messages_of_one_do_not_touch_the_other(
+        self, upstream: Process, spaced: list[Process], words: list[str], left: int
+    ) -> None:
         self.filled(upstream)
         with Wire(FIRST) as wire:
             wire.ask("SIDECAR", "INVALIDATE", *words)
@@ -578,15 +685,23 @@ class TestNamespaces:
         wait_until(lambda: fact(spaced[1], "bus_received") >= before)
         assert [entries(port) for port in (FIRST, FIRST_TWO, SECOND_TWO)] == [left, 3, 3]
 
-    @pytest.mark.parametrize("message", [{"keys": ["user:1", "user:2", "other"]}, {"match": ["*"]}, {"all": True}], ids=["keys", "match", "all"])
-    def test_an_applications_message_holds_for_its_channels_namespace(self, upstream: Process, spaced: list[Process], message: dict[str, object]) -> None:
+    @pytest.mark.parametrize(
+        "message",
+        [{"keys": ["user:1", "user:2", "other"]}, {"match": ["*"]}, {"all": True}],
+        ids=["keys", "match", "all"],
+    )
+    def test_an_applications_message_holds_for_its_channels_namespace(
+        self, upstream: Process, spaced: list[Process], message: dict[str, object]
+    ) -> None:
         self.filled(upstream)
         publish(upstream, {"v": 1} | message, BARE + "two")
         for port in (FIRST_TWO, SECOND_TWO):
             wait_until(lambda port=port: entries(port) == 0)  # type: ignore[misc]
         assert [entries(port) for port in (FIRST, SECOND)] == [3, 3]
 
-    def test_the_channel_without_a_namespace_names_keys_as_redis_does(self, upstream: Process, spaced: list[Process]) -> None:
+    def test_the_channel_without_a_namespace_names_keys_as_redis_does(
+        self, upstream: Process, spaced: list[Process]
+    ) -> None:
         self.filled(upstream)
         publish(upstream, {"v": 1, "keys": ["one:user:1"], "match": ["two:user:*"]})
         for one, two in ((FIRST, FIRST_TWO), (SECOND, SECOND_TWO)):
@@ -617,7 +732,10 @@ class TestNamespaces:
             return [entries(port, *who) for who in (acme, globex)]
 
         with contextlib.ExitStack() as stack:
-            left, right = [stack.enter_context(pannier(url(upstream), directory, "--config", str(config))) for _ in range(2)]
+            left, right = [
+                stack.enter_context(pannier(url(upstream), directory, "--config", str(config)))
+                for _ in range(2)
+            ]
             for proxy in (left, right):
                 wait_until(lambda proxy=proxy: facts(proxy.port, *operator)["bus_status"] == "up")  # type: ignore[misc]
             with Redis(port=upstream.port) as direct:
@@ -675,13 +793,19 @@ def in_transaction(wire: Wire, lines: list[str]) -> list[bytes]:
     return found
 
 
-WAYS: dict[str, Callable[[Wire, list[str]], list[bytes]]] = {"alone": one_by_one, "pipeline": in_one, "transaction": in_transaction}
+WAYS: dict[str, Callable[[Wire, list[str]], list[bytes]]] = {
+    "alone": one_by_one,
+    "pipeline": in_one,
+    "transaction": in_transaction,
+}
 
 
 class TestWrites:
     @both_protocols
     @pytest.mark.parametrize("way", WAYS)
-    def test_each_kind_of_write_is_told_by_its_names(self, upstream: Process, writer: Process, way: str, protocol: int) -> None:
+    def test_each_kind_of_write_is_told_by_its_names(
+        self, upstream: Process, writer: Process, way: str, protocol: int
+    ) -> None:
         self.each_is_told(upstream, BARE, writer.port, way, protocol)
 
     @pytest.mark.parametrize("way", WAYS)
@@ -689,7 +813,9 @@ class TestWrites:
         self.each_is_told(upstream, BARE + "one", FIRST, way, 2, {"MOVE a 1"})
 
     @staticmethod
-    def each_is_told(redis: Process, channel: str, port: int, way: str, protocol: int, without: Iterable[str] = ()) -> None:
+    def each_is_told(
+        redis: Process, channel: str, port: int, way: str, protocol: int, without: Iterable[str] = ()
+    ) -> None:
         wrong = []
         with Wire(port, protocol) as wire, Wire(port) as setting, Ear(redis, channel) as ear:
             for line, changed in WRITES.items():
@@ -708,7 +834,9 @@ class TestWrites:
     def test_each_of_a_pipeline_once_and_in_order(self, upstream: Process, writer: Process) -> None:
         with Wire(writer.port) as wire, Ear(upstream) as ear:
             ear.until_fence(wire)
-            commands: list[Command] = [("SET", f"k{n}", n) if n % 3 else ("LPUSH", f"k{n}", n, n) for n in range(2000)]
+            commands: list[Command] = [
+                ("SET", f"k{n}", n) if n % 3 else ("LPUSH", f"k{n}", n, n) for n in range(2000)
+            ]
             ask_all(wire, commands)
             messages = ear.until_fence(wire)
             told = [key for message in messages for key in message["keys"]]
@@ -716,24 +844,34 @@ class TestWrites:
         numbers = [message["n"] for message in messages]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         assert len(messages) < 500, "not one each"
-        assert {message["why"] for message in messages} <= {"write", "command"}, "the fence's reason is that of its batch"
+        assert {message["why"] for message in messages} <= {"write", "command"}, (
+            "the fence's reason is that of its batch"
+        )
 
     @pytest.mark.parametrize("count", [2, 499, 500, 501, 5000])
     def test_all_keys_of_one_command(self, upstream: Process, writer: Process, count: int) -> None:
         names = [b"many:%d" % n for n in range(count)]
         with Wire(writer.port) as wire, Ear(upstream) as ear:
             ear.until_fence(wire)
-            for command in ("MSET", *[word for name in names for word in (name, "v")]), ("DEL", *names), ("UNLINK", *names):
+            for command in (
+                ("MSET", *[word for name in names for word in (name, "v")]),
+                ("DEL", *names),
+                ("UNLINK", *names),
+            ):
                 wire.ask(*command)
                 assert ear.keys(wire) == names
 
     @pytest.mark.parametrize("size", [250, 254, 255, 256, 257, 1000, 70_000])
-    def test_long_and_binary_names(self, upstream: Process, writer: Process, spaced: list[Process], size: int) -> None:
+    def test_long_and_binary_names(
+        self, upstream: Process, writer: Process, spaced: list[Process], size: int
+    ) -> None:
         wrong = []
         for port, channel in ((writer.port, BARE), (FIRST, BARE + "one")):
             with Wire(port) as wire, Ear(upstream, channel) as ear:
                 ear.until_fence(wire)
-                for turn, key in enumerate((b"k" * size, b"\xff" * size, b"*" * size, b"\r\n$1" * (size // 4))):
+                for turn, key in enumerate(
+                    (b"k" * size, b"\xff" * size, b"*" * size, b"\r\n$1" * (size // 4))
+                ):
                     for command in (("SET", key, "v"), ("INCRBY", key + b"n", "1"), ("DEL", key)):
                         wire.ask(*command)
                         if (told := ear.keys(wire)) != [command[1]]:
@@ -754,7 +892,9 @@ class TestWrites:
                     (("MSET", "large", b"x" * size, "second", b"y" * size), {b"large", b"second"}),
                 ):  # fmt: skip
                     wire.ask(*command)
-                    if set(told := ear.keys(wire)) != names:
+                    messages = ear.until_fence(wire)
+                    told = {name(key) for message in messages for key in message.get("keys", [])}
+                    if told != names and not any(message.get("all") for message in messages):
                         wrong.append((channel, command[0], told))
                 ask_all(wire, ["MULTI", ("SET", "large", b"x" * size), "EXEC"])
                 if (told := ear.keys(wire)) != [b"large"]:
@@ -770,7 +910,9 @@ class TestWrites:
                 wire.raw(encoded(command))
                 while (found := reply(wire)).startswith(b"+") and found != OK:
                     pass  # what MONITOR shows
-            told = ear.keys(writer.port)
+            told: list[bytes] = []
+            while told.count(b"held") < 2 or told.count(b"other") < 2:  # once done, and once more
+                told += [name(key) for key in ear.next().get("keys", [])]
         assert set(told) == {b"held", b"other"}
 
     @pytest.mark.parametrize("word", ["OFF", "SKIP"])
@@ -785,10 +927,18 @@ class TestWrites:
                 wire.send("CLIENT", "REPLY", "ON")
                 wire.read()
             assert wire.ask("PING") == b"+PONG\r\n"
-            assert ear.keys(writer.port) == [b"silent"]
+            told: list[bytes] = []
+            while told.count(b"silent") < 2:  # once done, and once more
+                told += [name(key) for key in ear.next().get("keys", [])]
+            assert set(told) == {b"silent"}
 
     def test_pops_that_wait(self, upstream: Process, writer: Process) -> None:
-        with Wire(writer.port) as popper, Wire(writer.port) as pusher, Ear(upstream) as ear, Redis(port=upstream.port) as direct:
+        with (
+            Wire(writer.port) as popper,
+            Wire(writer.port) as pusher,
+            Ear(upstream) as ear,
+            Redis(port=upstream.port) as direct,
+        ):
             direct.delete("q", "r")
             ear.until_fence(pusher)
             popper.send("BLMOVE", "q", "r", "LEFT", "LEFT", "0")
@@ -798,7 +948,9 @@ class TestWrites:
             assert popper.read() == b"$1\r\nx\r\n"
             assert set(ear.keys(pusher)) == {b"q", b"r"}
 
-    def test_a_transaction_is_told_of_when_it_is_carried_out(self, upstream: Process, writer: Process) -> None:
+    def test_a_transaction_is_told_of_when_it_is_carried_out(
+        self, upstream: Process, writer: Process
+    ) -> None:
         with Wire(writer.port) as wire, Ear(upstream) as ear:
             ear.until_fence(writer.port)
             ask_all(wire, ["MULTI", "SET a 1", "INCR n", "DEL b c"])
@@ -828,9 +980,14 @@ class TestWrites:
             assert wire.line(line) == OK
             found = ear.until_fence(wire)
         told = {key for message in found for key in message.get("keys", [])}
-        assert any(message.get("all") or "*" in message.get("match", []) for message in found) or told >= {"a", "b"}, found
+        assert any(message.get("all") or "*" in message.get("match", []) for message in found) or told >= {
+            "a",
+            "b",
+        }, found
 
-    def test_who_hears_it_reads_the_new_value(self, upstream: Process, writer: Process, spaced: list[Process]) -> None:
+    def test_who_hears_it_reads_the_new_value(
+        self, upstream: Process, writer: Process, spaced: list[Process]
+    ) -> None:
         """The message is behind the write, whichever way that takes."""
         kinds: list[Callable[[Wire, str, bytes], list[bytes]]] = [
             lambda wire, key, value: [wire.ask("SET", key, value)],
@@ -851,7 +1008,9 @@ class TestWrites:
                     with_reply.join()
 
     @pytest.mark.parametrize("line", ["LPOP big 1", "RPOP big 1", "GEORADIUS g 13 38 900 km STORE big"])
-    def test_a_write_over_a_link_of_the_clients_protocol_too(self, upstream: Process, writer: Process, line: str) -> None:
+    def test_a_write_over_a_link_of_the_clients_protocol_too(
+        self, upstream: Process, writer: Process, line: str
+    ) -> None:
         """These do not take the tracked link for a RESP2 client: the message must not overtake them."""
         with Wire(writer.port) as wire, Ear(upstream) as ear, Redis(port=upstream.port) as direct:
             for turn in range(20):
@@ -873,7 +1032,22 @@ class TestWrites:
             ask_all(wire, ["MSET a 1 b 2", "LPUSH l 1"])
             ear.until_fence(wire)
             samples = fact(writer, "invalidation_lag_samples")
-            ask_all(wire, ["GET a", "MGET a b", "LRANGE l 0 -1", "EXISTS a b", "MULTI", "GET a", "EXEC", "SCAN 0", "PING", "PUBLISH c m", "TTL a"])
+            ask_all(
+                wire,
+                [
+                    "GET a",
+                    "MGET a b",
+                    "LRANGE l 0 -1",
+                    "EXISTS a b",
+                    "MULTI",
+                    "GET a",
+                    "EXEC",
+                    "SCAN 0",
+                    "PING",
+                    "PUBLISH c m",
+                    "TTL a",
+                ],
+            )
             wait_until(lambda: fact(writer, "invalidation_lag_samples") > samples + 2)
             assert ear.until_fence(wire) == []
 
@@ -888,7 +1062,9 @@ class TestWrites:
             wait_until(lambda: fact(spaced[1], "bus_received") > received)
             assert peer.line("GET a") == b"$3\r\nnew\r\n"
 
-    def test_one_swapdb_is_told_once_however_long_the_connection_lives(self, upstream: Process, writer: Process) -> None:
+    def test_one_swapdb_is_told_once_however_long_the_connection_lives(
+        self, upstream: Process, writer: Process
+    ) -> None:
         """Also if the connection goes on to listen, on the very channel."""
         with Wire(writer.port, 3) as wire, Wire(upstream.port) as direct:
             wire.ask("SUBSCRIBE", "news", BARE)
@@ -908,9 +1084,15 @@ class TestWrites:
 
 
 class TestModes:
-    def test_off_neither_sends_nor_hears(self, upstream: Process, three: list[Process], directory: Path) -> None:
+    def test_off_neither_sends_nor_hears(
+        self, upstream: Process, three: list[Process], directory: Path
+    ) -> None:
         before = len(bus_connections(upstream))
-        with pannier(url(upstream), directory, "--broadcast", "off") as off, Wire(off.port) as wire, Ear(upstream) as ear:
+        with (
+            pannier(url(upstream), directory, "--broadcast", "off") as off,
+            Wire(off.port) as wire,
+            Ear(upstream) as ear,
+        ):
             with Redis(port=upstream.port) as direct:
                 direct.flushall()
                 direct.mset({"a": "value", "b": "value"})
@@ -930,7 +1112,9 @@ class TestModes:
             assert kept(off.port, "a") and kept(off.port, "b")
             assert wire.line("SWAPDB 0 1") == OK
 
-    def test_another_channel_is_another_bus(self, upstream: Process, three: list[Process], directory: Path) -> None:
+    def test_another_channel_is_another_bus(
+        self, upstream: Process, three: list[Process], directory: Path
+    ) -> None:
         with several(upstream, directory, ["--evict-channel", "grün/evict#"]) as (apart,):
             fill(upstream, apart, three[0], keys=["a", "b"])
             publish(upstream, {"v": 1, "all": True})
@@ -947,7 +1131,9 @@ def ear_and(proxies: list[Process], redis: Process) -> int:
 
 
 class TestReconnecting:
-    def test_what_was_said_meanwhile_is_made_good_by_forgetting_all(self, upstream: Process, three: list[Process]) -> None:
+    def test_what_was_said_meanwhile_is_made_good_by_forgetting_all(
+        self, upstream: Process, three: list[Process]
+    ) -> None:
         fill(upstream, *three, keys=["a", "b", "c"])
         before = [fact(proxy, "bus_subscriptions") for proxy in three]
         with Redis(port=upstream.port) as direct:
@@ -965,7 +1151,9 @@ class TestReconnecting:
         for proxy in three:
             wait_until(lambda proxy=proxy: settled(proxy, 1))  # type: ignore[misc]
 
-    def test_namespaces_are_emptied_and_heard_again_as_well(self, upstream: Process, spaced: list[Process]) -> None:
+    def test_namespaces_are_emptied_and_heard_again_as_well(
+        self, upstream: Process, spaced: list[Process]
+    ) -> None:
         with Redis(port=upstream.port) as direct:
             direct.mset({"one:a": 1, "two:a": 1})
             for port in (FIRST, FIRST_TWO):
@@ -1011,7 +1199,9 @@ class TestReconnecting:
                 old = fact(three[0], "bus_subscriptions")
                 wait_until(lambda old=old: fact(three[0], "bus_subscriptions") > old, 5)  # type: ignore[misc]
         ready(*three)
-        wait_until(lambda: len([client for client in bus_connections(upstream) if int(client["sub"]) == 1]) >= 4)
+        wait_until(
+            lambda: len([client for client in bus_connections(upstream) if int(client["sub"]) == 1]) >= 4
+        )
 
 
 class TestRights:
@@ -1023,9 +1213,16 @@ class TestRights:
             yield "deaf:pw@"
             wire.line("ACL DELUSER deaf")
 
-    def test_without_them_it_says_so_and_serves(self, upstream: Process, refused: str, directory: Path) -> None:
+    def test_without_them_it_says_so_and_serves(
+        self, upstream: Process, refused: str, directory: Path
+    ) -> None:
         with pannier(url(upstream, refused), directory) as proxy, Wire(proxy.port) as wire:
-            wait_until(lambda: "NOPERM" in facts(proxy.port)["bus_status"] or "permission" in facts(proxy.port)["bus_status"])
+            wait_until(
+                lambda: (
+                    "NOPERM" in facts(proxy.port)["bus_status"]
+                    or "permission" in facts(proxy.port)["bus_status"]
+                )
+            )
             assert "eviction bus is not heard" in proxy.output
             assert wire.line("SET a 1") == OK
             hot(proxy.port, ["a"])
@@ -1038,7 +1235,9 @@ class TestRights:
             assert facts(proxy.port)["bus_status"] not in ("up", "connecting")
             assert "Traceback" not in proxy.output and "internal error" not in proxy.output
 
-    def test_once_granted_it_hears_and_forgets_what_it_kept(self, upstream: Process, refused: str, directory: Path) -> None:
+    def test_once_granted_it_hears_and_forgets_what_it_kept(
+        self, upstream: Process, refused: str, directory: Path
+    ) -> None:
         """What was said while it was not let in has been missed, the first time as later."""
         with pannier(url(upstream, refused), directory) as proxy, Wire(upstream.port) as direct:
             direct.line("MSET a 1 b 2")
@@ -1054,7 +1253,11 @@ class TestRights:
         with Wire(upstream.port) as direct:
             direct.line("ACL SETUSER mute on >pw ~* &* +@all -publish")
             try:
-                with pannier(url(upstream, "mute:pw@"), directory) as proxy, Wire(proxy.port) as wire, Ear(upstream) as ear:
+                with (
+                    pannier(url(upstream, "mute:pw@"), directory) as proxy,
+                    Wire(proxy.port) as wire,
+                    Ear(upstream) as ear,
+                ):
                     wait_until(lambda: facts(proxy.port)["bus_status"] == "up")
                     wire.line("SIDECAR INVALIDATE a")
                     wait_until(lambda: "NOPERM" in facts(proxy.port)["bus_status"])
@@ -1093,14 +1296,19 @@ class TestManyEntries:
                         assert wire.ask("GET", "hot") == b"$10\r\nstill here\r\n"
                         longest = max(longest, time.monotonic() - began)
                         reads += 1
-                    left = int(text(looking.ask("INFO", "sidecar")).partition("tier_entries:")[2].split()[0]) // FORMS[peer.port]
+                    left = (
+                        int(text(looking.ask("INFO", "sidecar")).partition("tier_entries:")[2].split()[0])
+                        // FORMS[peer.port]
+                    )
                     went_on = went_on or 1 < left < total - 1000
                     assert time.monotonic() < deadline
             assert fact(peer, "tier_hits") - hits == reads
             assert went_on, "reads were answered in the middle of it"
             assert longest < 2.0
 
-    def test_a_flood_of_messages_leaves_time_for_clients(self, upstream: Process, three: list[Process]) -> None:
+    def test_a_flood_of_messages_leaves_time_for_clients(
+        self, upstream: Process, three: list[Process]
+    ) -> None:
         fill(upstream, three[0], keys=["hot", "last"])
         with Redis(port=upstream.port) as direct, Wire(three[0].port) as wire:
             flood = direct.pipeline(transaction=False)
@@ -1119,10 +1327,20 @@ class TestManyEntries:
 
 class TestQuietAndEnding:
     def test_shut_down_while_it_hears_and_speaks(self, upstream: Process, directory: Path) -> None:
-        with several(upstream, directory, [], ["--broadcast", "writes"]) as started, contextlib.ExitStack() as stack:
+        with (
+            several(upstream, directory, [], ["--broadcast", "writes"]) as started,
+            contextlib.ExitStack() as stack,
+        ):
             for proxy in started:
                 wire = stack.enter_context(Wire(proxy.port))
-                wire.raw(b"".join([request("SIDECAR", "INVALIDATE", "MATCH", f"k{n}*") + request("SET", f"k{n}", n) for n in range(200)]))
+                wire.raw(
+                    b"".join(
+                        [
+                            request("SIDECAR", "INVALIDATE", "MATCH", f"k{n}*") + request("SET", f"k{n}", n)
+                            for n in range(200)
+                        ]
+                    )
+                )
                 publish(upstream, {"v": 1, "match": ["*"]})
             for proxy in started:
                 self.ends_cleanly(proxy)
@@ -1130,7 +1348,9 @@ class TestQuietAndEnding:
         wait_until(lambda: len(bus_connections(upstream)) <= len(ours))
 
     @pytest.mark.parametrize("trouble", ["away", "frozen", "refusing"])
-    def test_shut_down_while_redis_is_in_trouble(self, any_redis_binary: str, directory: Path, trouble: str) -> None:
+    def test_shut_down_while_redis_is_in_trouble(
+        self, any_redis_binary: str, directory: Path, trouble: str
+    ) -> None:
         with redis_server(any_redis_binary, directory) as redis, several(redis, directory, []) as (proxy,):
             if trouble == "away":
                 redis.kill()
@@ -1148,7 +1368,14 @@ class TestQuietAndEnding:
     @staticmethod
     def ends_cleanly(proxy: Process) -> None:
         assert proxy.stop() == 0
-        for word in ("Traceback", "Task was destroyed", "never retrieved", "never awaited", "internal error", "Unclosed"):
+        for word in (
+            "Traceback",
+            "Task was destroyed",
+            "never retrieved",
+            "never awaited",
+            "internal error",
+            "Unclosed",
+        ):
             assert word not in proxy.output, proxy.output
         with pytest.raises(ProcessLookupError):
             os.killpg(proxy.pid, 0)

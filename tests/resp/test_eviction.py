@@ -12,14 +12,18 @@ from hypothesis import strategies as st
 
 from proxy.resp.eviction import LONGEST, BadMessage, Eviction, UnknownVersion
 
-NAMES = st.lists(st.one_of(st.binary(max_size=60), st.text(max_size=30).map(str.encode)), max_size=6).map(tuple)
+NAMES = st.lists(st.one_of(st.binary(max_size=60), st.text(max_size=30).map(str.encode)), max_size=6).map(
+    tuple
+)
 MESSAGES = st.builds(
     Eviction, keys=NAMES, patterns=NAMES, everything=st.booleans(), why=st.text(max_size=20),
     sender=st.text(string.hexdigits, min_size=1, max_size=16), number=st.integers(0, 1 << 70),
 )  # fmt: skip
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=4)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -37,7 +41,9 @@ class TestThereAndBack:
         assert Eviction.decode(message.encode()) == message
 
     @given(NAMES, NAMES, st.booleans())
-    def test_without_a_sender_too(self, keys: tuple[bytes, ...], patterns: tuple[bytes, ...], everything: bool) -> None:
+    def test_without_a_sender_too(
+        self, keys: tuple[bytes, ...], patterns: tuple[bytes, ...], everything: bool
+    ) -> None:
         message = Eviction(keys, patterns, everything)
         assert Eviction.decode(message.encode()) == message
         assert not {"from", "n"} & json.loads(message.encode()).keys()
@@ -62,7 +68,10 @@ class TestWhatAPersonWrites:
         ("data", "expected"),
         [
             (b'{"v":1,"keys":["user:42"]}', Eviction((b"user:42",))),
-            (b'{"v": 1, "keys": ["user:42"], "match": ["api:users:*"]}', Eviction((b"user:42",), (b"api:users:*",))),
+            (
+                b'{"v": 1, "keys": ["user:42"], "match": ["api:users:*"]}',
+                Eviction((b"user:42",), (b"api:users:*",)),
+            ),
             (b' {"all": true, "v": 1}\n', Eviction(everything=True)),
             (b'{"v":1,"all":false,"why":"by hand"}', Eviction(why="by hand")),
             (b'{"v":1}', Eviction()),
@@ -93,14 +102,18 @@ class TestWhatAPersonWrites:
 
     def test_a_lone_surrogate_harms_nothing(self) -> None:
         """JSON can write half a character, UTF-8 cannot: no such key is UTF-8, but bytes it has all the same."""
-        message = Eviction.decode(b'{"v":1,"keys":["\\ud800","a"],"match":["\\udfff*"],"why":"\\udc80","from":"\\ud800"}')
+        message = Eviction.decode(
+            b'{"v":1,"keys":["\\ud800","a"],"match":["\\udfff*"],"why":"\\udc80","from":"\\ud800"}'
+        )
         assert message.keys == (b"\xed\xa0\x80", b"a")
         assert message.patterns == (b"\xed\xbf\xbf*",)
         assert Eviction.decode(Eviction(message.keys, message.patterns).encode()).keys == message.keys
 
 
 class TestVersions:
-    @pytest.mark.parametrize("version", [0, 2, -1, 1.5, "1", "", None, [1], {"v": 1}, 10**4000, "x" * 1000, False, "\ud800"])
+    @pytest.mark.parametrize(
+        "version", [0, 2, -1, 1.5, "1", "", None, [1], {"v": 1}, 10**4000, "x" * 1000, False, "\ud800"]
+    )
     def test_unknown_ones_are_told_apart(self, version: object) -> None:
         with pytest.raises(UnknownVersion) as error:
             decoded({"v": version, "keys": ["a"]})
@@ -118,7 +131,16 @@ class TestVersions:
     @given(st.integers().filter(lambda version: version != 1), JSON)
     def test_of_another_version_nothing_else_is_looked_at(self, version: int, whatever: object) -> None:
         with pytest.raises(UnknownVersion):
-            decoded({"v": version, "keys": whatever, "match": whatever, "all": whatever, "from": whatever, "n": whatever})
+            decoded(
+                {
+                    "v": version,
+                    "keys": whatever,
+                    "match": whatever,
+                    "all": whatever,
+                    "from": whatever,
+                    "n": whatever,
+                }
+            )
 
 
 MALFORMED = {
@@ -186,7 +208,11 @@ class TestMalformed:
         except BadMessage as error:
             assert not isinstance(error, UnknownVersion)
             return
-        assert (found.everything, found.sender, found.number) == (fields.get("all", False), fields.get("from", ""), fields.get("n", 0))
+        assert (found.everything, found.sender, found.number) == (
+            fields.get("all", False),
+            fields.get("from", ""),
+            fields.get("n", 0),
+        )
         for names, field in ((found.keys, "keys"), (found.patterns, "match")):
             assert all(isinstance(name, bytes) for name in names)
             assert len(names) == len(fields.get(field, []))  # type: ignore[arg-type]
