@@ -28,7 +28,7 @@ def spent(session: Session) -> bool:
 def refusal(session: Session, route: Route, arguments: list[bytes]) -> bytes:
     """The error for a command that is not to be carried out; empty if it is."""
     space, dispatcher = session.space, session.clients.dispatcher
-    if dispatcher.disguised(arguments):
+    if space.guarded and dispatcher.disguised(arguments):
         return local.DISGUISED
     if space.locked or spent(session):
         if dispatcher.name(arguments) in local.WITHOUT_AUTH:

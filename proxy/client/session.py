@@ -619,6 +619,8 @@ class Session(asyncio.Protocol):
         guest = space.tenant is not None and dispatcher.name(arguments) == "acl|whoami"
         if guest or (space.namespace is not None and dispatcher.local_in_namespace(arguments)):
             return Route.LOCAL
+        if dispatcher.disguised(arguments):
+            return Route.PROBE  # it may do more to its connection than its name says
         if self.link.auth_required and dispatcher.name(arguments) not in local.WITHOUT_AUTH:
             # Redis answers NOAUTH; should it just have ceased to, no state may get into the shared link.
             return Route.SHARED if route is Route.SHARED else Route.PROBE

@@ -35,7 +35,7 @@ FRAMES = b"*2\r\n$3\r\nGET\r\n$1\r\n"
 KEYS = (
     b"k", b"other:k", b"ns:k", b"", b"*", b"?", b"[a]", b"\\*", b"k*", FRAMES, b"\r\n", b"$1\r\nx\r\n", b"*", b"*1\r\n",
     b"GET", b"STORE", b"STREAMS", b"KEYS", b"BY", b"MATCH", b"0", b"1", b"2", b"x" * 200, b"y" * 255, b"z" * 300, bytes(range(256)),
-    b"__keyspace@0__:k", b"__keyevent@0__:del", b"__key*", b"pannier:outside:k",
+    b"__keyspace@0__:k", b"__keyevent@0__:del", b"__key*", b"\0pannier:outside:k",
 )  # fmt: skip
 WORDS = (
     b"STORE", b"storedist", b"BY", b"get", b"GET", b"LIMIT", b"ALPHA", b"STREAMS", b"GROUP", b"COUNT", b"BLOCK", b"NOACK", b"KEYS", b"AUTH", b"AUTH2",
@@ -152,7 +152,7 @@ class Judge:
         if command is None:
             return "it is not known where its keys are"
         name = command.name
-        if name == "exists" and len(arguments) == 2 and arguments[1].startswith(b"pannier:outside:"):
+        if name == "exists" and len(arguments) == 2 and arguments[1].startswith(b"\0pannier:outside:"):
             return ""  # the sidecar's own: whether a script could read it
         if name in ("keys", "scan"):
             return self._scan(arguments)
