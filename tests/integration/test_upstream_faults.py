@@ -469,7 +469,7 @@ class TestReconnecting:
     def test_backs_off_with_jitter(self, directory: Path) -> None:
         with FakeUpstream(lambda _: b"") as fake:
             fake.greeting = b""
-            options = ["--reconnect-min", "20ms", "--reconnect-max", "160ms"]
+            options = ["--reconnect-min", "20ms", "--reconnect-max", "160ms", "--broadcast", "off"]
             with pannier(fake.url, directory, *options) as proxy, contextlib.ExitStack() as stack:
                 for _ in range(20):
                     stack.enter_context(proxy.connect()).sendall(b"PING\r\n")  # clients cause no attempts
