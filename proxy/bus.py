@@ -38,6 +38,7 @@ from proxy.tier.rules import key_frame, marks
 from proxy.tier.tier import Tier
 from proxy.upstream.address import Upstream
 from proxy.upstream.caller import Collector
+from proxy.upstream.canary import quantile
 from proxy.upstream.shared import SharedLink
 
 log = logging.getLogger("pannier.bus")
@@ -116,8 +117,7 @@ class Bus:
 
     def lag(self, fraction: float) -> float:
         """A quantile of the lags, in seconds; 0 if there is none."""
-        ordered = sorted(self.lags)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))] if ordered else 0.0
+        return quantile(self.lags, fraction)
 
     # --- telling
 

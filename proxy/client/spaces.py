@@ -20,7 +20,7 @@ from proxy.resp.patterns import RequestPatterns
 from proxy.resp.prefixes import Prefixer
 from proxy.settings import Settings
 from proxy.tenants import Tenant
-from proxy.tier.rules import Rules, key_name, marks
+from proxy.tier.rules import Rules, bulk_at, key_name, marks
 from proxy.tier.tier import Account, Tier
 from proxy.upstream.address import Listen
 from proxy.upstream.caller import Collector
@@ -113,7 +113,6 @@ class Space:
         """Commands refused because of `max_ops_per_second`."""
         self._commands = self._hits = 0
         """Of sessions that have left."""
-        self._written = dispatcher.written
         self._prefixer = Prefixer(namespace, dispatcher.table) if namespace is not None else None
         if account is not None:
             account.count_hits = lambda: self.hits
@@ -179,12 +178,11 @@ class Space:
         if real is not None:
             return real, None
         frames = self._prefixer.each(data)
-        keys = [frame[_second(frame) :] for frame in frames]
-        return b"".join(frames), marks([key[: _end(key)] for key in keys])
+        return b"".join(frames), marks([bulk_at(frame, _second(frame)) for frame in frames])
 
     def keys_written(self, n: int, data: bytes) -> list[bytes]:
         """The keys that a run, as Redis gets it, writes; or, of one with long names, that it names."""
-        frames = self._written(data)
+        frames = self._dispatcher.written(data)
         if len(frames) != n or not all(frames):
             parsed = [
                 self._dispatcher.first_key(part)
@@ -255,12 +253,6 @@ class _Verdict(Collector):
 def _second(frame: bytes) -> int:
     """Where the first argument of a canonical request begins."""
     return frame.index(b"$", frame.index(b"$") + 1)
-
-
-def _end(bulk: bytes) -> int:
-    """Where the bulk string at the beginning ends."""
-    at = bulk.index(b"\r\n")
-    return at + 4 + int(bulk[1:at])
 
 
 class Spaces:

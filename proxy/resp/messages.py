@@ -18,8 +18,8 @@ from typing import Final
 
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamDesync
-from proxy.resp.namespace import Namespace, Strip, text
-from proxy.resp.replies import split_frames, split_replies
+from proxy.resp.namespace import Namespace, Strip, elements, text
+from proxy.resp.replies import split_frames
 
 _SUBSCRIBES: Final = {
     b"subscribe": b"c", b"unsubscribe": b"c", b"psubscribe": b"p", b"punsubscribe": b"p",
@@ -90,10 +90,8 @@ class Translator:
         kind = arguments[0].lower()
         if kind in _SUBSCRIBES:
             self._awaited.append(_Confirmations(kind, len(arguments) - 1))
-        elif kind == b"multi":
-            self._awaited.append(self._began)
-        elif kind == b"discard":
-            self._awaited.append(self._discarded)
+        elif kind in (b"multi", b"discard"):
+            self._awaited.append(self._emptied)
         elif kind == b"exec":
             self._awaited.append(self._executed)
         elif kind == b"hello" and len(arguments) > 1:
@@ -137,12 +135,7 @@ class Translator:
             self.protocol = int(protocol)
         return reply
 
-    def _began(self, reply: bytes) -> bytes:
-        if reply == encode.OK:
-            self._queued.clear()
-        return reply
-
-    def _discarded(self, reply: bytes) -> bytes:
+    def _emptied(self, reply: bytes) -> bytes:
         if reply == encode.OK:
             self._queued.clear()
         return reply
@@ -175,7 +168,7 @@ class Translator:
     def _told(self, frame: bytes) -> bytes | None:
         """A frame that is no reply; None if it is one after all."""
         at = frame.index(b"\r\n")
-        items = split_replies(frame, at + 2, int(frame[1:at]))
+        items = elements(frame)
         kind = text(items[0]) if items else b""
         if _MESSAGES.get(kind) == len(items):
             return self._message(frame[: at + 2], items)
@@ -235,7 +228,5 @@ class Translator:
         none."""
         if keys[:1] != b"*" or keys == b"*-1\r\n":
             return keys
-        at = keys.index(b"\r\n")
-        frames = split_replies(keys, at + 2, int(keys[1:at]))
-        own = [self._namespace.stripped(frame) for frame in frames if self._namespace.holds(frame)]
+        own = [self._namespace.stripped(frame) for frame in elements(keys) if self._namespace.holds(frame)]
         return encode.array(own) if own else b""

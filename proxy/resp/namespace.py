@@ -59,7 +59,8 @@ _PUBSUB: Final = {
     "psubscribe": True, "punsubscribe": True,
 }  # fmt: skip
 """Whether the arguments are patterns."""
-_SCAN_OPTIONS: Final = {b"MATCH": 1, b"COUNT": 1, b"TYPE": 1}
+_SCAN_OPTIONS: Final = frozenset({b"MATCH", b"COUNT", b"TYPE"})
+"""Each takes a value."""
 _KEYSPACE: Final = re.compile(rb"__keyspace@[^:]*?__:", re.S).match
 _KEYEVENT: Final = re.compile(rb"__keyevent@[^:]*?__:", re.S).match
 _KEYSPACE_LINES: Final = re.compile(rb"(?m)^db\d+:keys=.*\r\n").sub
@@ -337,18 +338,18 @@ class Namespace:
 
     def strip_first(self, reply: bytes) -> bytes:
         """An array whose first element is a key (BLPOP, LMPOP …), or a null."""
-        items = _items(reply)
+        items = elements(reply)
         return _array(reply, [self.stripped(items[0]), *items[1:]]) if items else reply
 
     def strip_scan(self, reply: bytes) -> bytes:
         """SCAN's cursor and keys."""
-        items = _items(reply)
+        items = elements(reply)
         return _array(reply, [items[0], self.strip_keys(items[1])]) if len(items) == 2 else reply
 
     def strip_streams(self, reply: bytes) -> bytes:
         """XREAD's: a map from keys in RESP3, an array of pairs in RESP2."""
         if reply[:1] == b"%":
-            items = _items(reply)
+            items = elements(reply)
             items[::2] = map(self.stripped, items[::2])
             return _array(reply, items)
         return self.strip_error(_each(reply, self.strip_first))
@@ -358,12 +359,12 @@ class Namespace:
         if reply[:1] != b"*":
             return reply
         return encode.array(
-            encode.bulk(own) for item in _items(reply) if (own := self.own_channel(text(item))) is not None
+            encode.bulk(own) for item in elements(reply) if (own := self.own_channel(text(item))) is not None
         )
 
     def strip_subscribers(self, reply: bytes) -> bytes:
         """Channels and numbers in turn."""
-        items = _items(reply)
+        items = elements(reply)
         for at in range(0, len(items), 2):
             own = self.own_channel(text(items[at]))
             items[at] = encode.bulk(own) if own is not None else items[at]
@@ -379,7 +380,7 @@ class Namespace:
 
     def strip_tracking(self, reply: bytes) -> bytes:
         """CLIENT TRACKINGINFO: the prefixes are the last value."""
-        items = _items(reply)
+        items = elements(reply)
         return _array(reply, [*items[:-1], self.strip_keys(items[-1])]) if items else reply
 
 
@@ -410,7 +411,7 @@ def _has_keys(command: Command) -> bool:
     return any("not_key" not in spec.flags for spec in command.key_specs)
 
 
-def _items(reply: bytes) -> list[bytes]:
+def elements(reply: bytes) -> list[bytes]:
     """The elements of an aggregate, keys and values of a map in turn; none of anything else."""
     if reply[:1] not in (b"*", b"%", b"~", b">"):
         return []
@@ -425,7 +426,7 @@ def _array(reply: bytes, items: Sequence[bytes]) -> bytes:
 
 
 def _each(reply: bytes, change: Strip) -> bytes:
-    items = _items(reply)
+    items = elements(reply)
     return _array(reply, list(map(change, items))) if items else reply
 
 

@@ -158,7 +158,7 @@ class Rules:
         if kind is None:
             return None
         if kind.key_at and kind.shape_known:
-            key = _bulk_at(part, kind.key_at)
+            key = bulk_at(part, kind.key_at)
             if self.namespace is None:
                 return Read(part, (key,), kind.shape, b"*" + part)
             bare, key = key, self.namespace.bulk(key)
@@ -243,7 +243,7 @@ class Rules:
         return (Touch.READS if reads and command.name not in REWRITES else Touch.WRITES), marks(keys)
 
 
-def _bulk_at(part: bytes, at: int) -> bytes:
+def bulk_at(part: bytes, at: int) -> bytes:
     """The bulk string that begins at `at`."""
     end = part.index(b"\r\n", at)
     return part[at : end + 4 + int(part[at + 1 : end])]

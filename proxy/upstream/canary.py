@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Iterable
 
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError
@@ -26,6 +27,12 @@ log = logging.getLogger("pannier.tracking")
 
 _SAMPLES = 1000
 """Measurements remembered."""
+
+
+def quantile(samples: Iterable[float], fraction: float) -> float:
+    """A quantile of some samples; 0 if there is none."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))] if ordered else 0.0
 
 
 class Canary:
@@ -51,8 +58,7 @@ class Canary:
 
     def lag(self, fraction: float) -> float:
         """A quantile of the lags, in seconds; 0 if there is none."""
-        ordered = sorted(self.lags)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))] if ordered else 0.0
+        return quantile(self.lags, fraction)
 
     async def run(self) -> None:
         """Measure for ever."""
