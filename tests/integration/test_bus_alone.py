@@ -10,7 +10,7 @@ from redis import Redis
 
 from tests.harness import Process, pannier, wait_until
 
-OPTIONS = ["--tracking", "off", "--broadcast", "writes", "--admit-after", "1", "--coherence-timeout", "1s"]
+OPTIONS = ["--tracking", "off", "--broadcast", "writes", "--admit-after", "1"]
 
 
 @pytest.fixture
