@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from redis import Redis
+from redis import Redis, ResponseError
 
 from tests.harness import Process, pannier, wait_until
 
@@ -93,3 +93,21 @@ def test_nothing_is_served_while_the_bus_is_not_heard(two: tuple[Redis, Redis], 
     wait_until(lambda: other.get("k") == b"past all Panniers", 2)
     wait_until(lambda: kept(other, "k"), 5)
     assert other.info("sidecar")["pannier_bus_subscriptions"] == 2
+
+
+def test_what_a_client_says_of_itself_makes_nobody_forget(two: tuple[Redis, Redis]) -> None:
+    """redis-py sends CLIENT SETINFO when it connects, which Redis before 7.2 does not know."""
+    one, other = two
+    wait_until(lambda: kept(other, "k"))
+    published = one.info("sidecar")["pannier_bus_published"]
+    one.execute_command("CLIENT", "SETNAME", "shop")
+    with pytest.raises(ResponseError):
+        one.execute_command("CLIENT", "NOSUCH", "a")
+    with one.pipeline(transaction=False) as pipeline:
+        pipeline.execute_command("CLIENT", "NOSUCH", "b")
+        pipeline.get("k")
+        pipeline.execute(raise_on_error=False)
+    one.set("other", "v")
+    wait_until(lambda: one.info("sidecar")["pannier_bus_published"] > published)
+    assert one.info("sidecar")["pannier_bus_published"] == published + 1
+    assert kept(other, "k")
