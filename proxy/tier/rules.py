@@ -218,7 +218,7 @@ class Rules:
 
     def touch(self, command: Command | None, arguments: Sequence[bytes]) -> tuple[Touch, Sequence[int]]:
         """What a command does, and to which keys (their marks; only for READS and WRITES)."""
-        if command is None:  # a sub-command of CLIENT that Redis is too old or too new for touches no key either
+        if command is None:  # whatever Redis CLIENT may yet learn, it touches no key
             return (Touch.NOTHING if arguments[0].lower() == b"client" else Touch.UNKNOWN), ()
         if command.name in OVERTURNS:
             return Touch.EVERYTHING, ()
