@@ -20,9 +20,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from proxy import __version__
+from proxy.kinds import MASKED, did_you_mean, toml_key
 from proxy.resp.errors import SettingsError, StartupError
 from proxy.settings import CONFIG_VARIABLE, OPTIONS, Option, Settings, load
-from proxy.tenants import KEYS, LIMITS, MASKED, Tenant, did_you_mean, toml_key
+from proxy.tenants import KEYS, LIMITS, Tenant
 from proxy.upstream.address import shown
 
 COMMANDS = ("run", "config")

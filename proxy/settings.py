@@ -12,7 +12,6 @@ option as its author wrote it, the value, and what would be right.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -20,23 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from proxy.resp.errors import SettingsError
-from proxy.tenants import (
+from proxy.kinds import (
     NAMESPACE,
     Kind,
-    Tenant,
-    check_nesting,
-    check_shares,
+    choice,
     count,
     did_you_mean,
-    named_variables,
-    ranged,
-    read_tenants,
+    duration,
+    show_duration,
     size,
+    switch,
     toml_key,
     toml_text,
 )
-from proxy.tenants import show_size as show_size
+from proxy.resp.errors import SettingsError
+from proxy.tenants import Tenant, check_nesting, check_shares, named_variables, read_tenants
 from proxy.upstream.address import Listen, Upstream, shown
 
 T = TypeVar("T")
@@ -46,63 +43,7 @@ BUNDLED = "bundled"
 """The word for `upstream = None` wherever it is written or shown."""
 
 
-# --- kinds of value: text in, value out, and back (the others are in proxy.tenants)
-
-
-SWITCH_WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
-DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def duration(low: float, high: float, zero: str = "") -> Kind[float]:
-    """Durations in seconds. `zero` says what 0 means where it is allowed below `low`."""
-
-    def parse(text: str) -> float:
-        match = re.fullmatch(r"(-?[0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d|)", text.lower())
-        if not match:
-            raise ValueError(f"{shown(text)} is not a duration; give one such as 500ms, 5s, 2m or seconds")
-        # Division keeps 50ms the same float as 0.05.
-        number, unit = float(match[1]), match[2] or "s"
-        value = number / 1000 if unit == "ms" else number * DURATION_UNITS[unit]
-        return value if zero and not value else ranged(text, value, low, high, show_duration)
-
-    accepts = f"a duration from {show_duration(low)} to {show_duration(high)}"
-    return Kind(parse, show_duration, "TIME", accepts + (f", or 0: {zero}" if zero else ""), "s")
-
-
-def choice(*words: str) -> Kind[str]:
-    """One of a few words."""
-
-    def parse(text: str) -> str:
-        if text.lower() not in words:
-            near = difflib.get_close_matches(text.lower(), words, 1)
-            hint = f"did you mean {near[0]}?" if near else "give one of these"
-            raise ValueError(f"{shown(text)} is not one of {', '.join(words)}; {hint}")
-        return text.lower()
-
-    return Kind(parse, str, "WORD", " or ".join([", ".join(words[:-1]), words[-1]]))
-
-
-def switch() -> Kind[bool]:
-    """Yes or no. TOML's own true and false come here as these words."""
-
-    def parse(text: str) -> bool:
-        if text.lower() not in SWITCH_WORDS:
-            words = ", ".join(SWITCH_WORDS)
-            raise ValueError(f"{shown(text)} is neither true nor false; give one of {words}")
-        return SWITCH_WORDS[text.lower()]
-
-    return Kind(parse, lambda value: str(value).lower(), "true|false", "true or false (yes, no, on, off)")
-
-
-def show_duration(seconds: float) -> str:
-    """The shortest text that reads back as the same duration."""
-    for unit in ("d", "h", "m", "s"):
-        if seconds and seconds % DURATION_UNITS[unit] == 0:
-            return f"{seconds / DURATION_UNITS[unit]:.0f}{unit}"
-    milliseconds = round(seconds * 1000)
-    if seconds < 1 and milliseconds / 1000 == seconds:
-        return f"{milliseconds}ms" if seconds else "0"
-    return f"{seconds:.9f}".rstrip("0") + "s"
+# --- kinds of value: text in, value out, and back (the others are in proxy.kinds)
 
 
 def _parse_upstream(text: str) -> Upstream | None:

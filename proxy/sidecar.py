@@ -23,12 +23,13 @@ from proxy import __version__
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.spaces import Space
+from proxy.kinds import show_size
 from proxy.resp import encode
 from proxy.resp.commands import CommandTable
 from proxy.resp.downgrade import Shape
 from proxy.resp.errors import StartupError, UpstreamError, UpstreamRefused
 from proxy.resp.tracking import LADDERS, Mode
-from proxy.settings import Settings, show_size
+from proxy.settings import Settings
 from proxy.tier.rules import Rules
 from proxy.tier.shelf import Shelf
 from proxy.tier.tier import Account, Limits, Tier

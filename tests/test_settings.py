@@ -10,20 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.kinds import Kind, count, duration, show_duration, show_size, size, switch
 from proxy.resp.errors import SettingsError
-from proxy.settings import (
-    BY_NAME,
-    OPTIONS,
-    Kind,
-    Settings,
-    count,
-    duration,
-    load,
-    show_duration,
-    show_size,
-    size,
-    switch,
-)
+from proxy.settings import BY_NAME, OPTIONS, Settings, load
 from proxy.tenants import Tenant
 from proxy.upstream.address import Listen, Upstream
 
