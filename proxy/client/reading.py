@@ -44,6 +44,8 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
 
     `parts` is the chunk split at its stars.
     """
+    if session.shelf.tending.aside:
+        _revive(session, parts)
     if len(parts) == 1:
         return _one(session, data, parts[0])
     if session.find(parts[0]) is None and not _is_read(session, parts[0]):
@@ -108,17 +110,15 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
     if not _vouched(session):
         return False
     if quiet:
-        reply = session.find(part)
-        if reply is not None:
-            answer(session, [part], [reply])
-            return True
-        if _join(session, part):
+        if session.shelf.tending.aside:
+            _revive(session, [part])
+        if _found(session, part) or _join(session, part):
             return True
     if session.clients.tier is None or session.link is not session.home:
         return False
     shelf = session.shelf
     shelf.account.misses += 1
-    wanted = shelf.rules.read(part) if shelf.budget.door.admits(part) else None
+    wanted = shelf.rules.read(part) if shelf.admits(part) else None
     if wanted is None or (wanted.shape is None and session.protocol == 2):
         return False
     return _fetch(session, wanted)
@@ -165,10 +165,10 @@ def _one(session: Session, data: bytes, part: bytes) -> int:
         return 0
     if part[7:9] in _MG:
         return _mget(session, data, part)
-    if part in shelf.flights and _join(session, part):
+    if part in shelf.flights and (_found(session, part) or _join(session, part)):
         return len(data)
     shelf.account.misses += 1
-    if shelf.budget.door.admits(part):
+    if shelf.admits(part):
         wanted = shelf.rules.read(part)
         if wanted is not None and _fetch(session, wanted):
             return len(data)
@@ -176,6 +176,20 @@ def _one(session: Session, data: bytes, part: bytes) -> int:
     session.pending += 1
     session.home.submit(session, 1, session.real(1, data))
     return len(data)
+
+
+def _found(session: Session, part: bytes) -> bool:
+    """Answer a read that is in the table after all: it has been brought back while it is fetched anew."""
+    reply = session.find(part)
+    if reply is None:
+        return False
+    answer(session, [part], [reply])
+    return True
+
+
+def _revive(session: Session, parts: list[bytes]) -> None:
+    """Bring back what may be served while it is fetched anew, and fetch it."""
+    _fill(session, session.shelf.tending.revive(parts, monotonic()))
 
 
 def _join(session: Session, part: bytes) -> bool:
@@ -376,7 +390,7 @@ class PartialMget(ForClient):
         self._drops = shelf.drops
         for key in missing:
             member = GET + key
-            if member not in shelf.flights and shelf.budget.door.admits(member):
+            if member not in shelf.flights and shelf.admits(member):
                 flight = shelf.open(shelf.rules.member(key))
                 if flight is not None:
                     flight.joinable = False  # to a key that is no string, GET answers otherwise than MGET

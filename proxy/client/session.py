@@ -212,8 +212,9 @@ class Session(asyncio.Protocol):
                         if not self.relaying:
                             self._receive(data)
                             return
-            elif not self.pending:
-                self._ask_again(len(data))
+            elif not self.pending and self._ask_again(len(data)):
+                self.data_received(data)
+                return
             n = self._depth if self._whole(data) is not None else self._recount(data)
             if n:
                 self.run(n, data)
@@ -235,14 +236,15 @@ class Session(asyncio.Protocol):
             reading.count(self, parts, 0)
         return len(data)
 
-    def _ask_again(self, size: int) -> None:
-        """Find out whether the shelf may be asked again from the next chunk on."""
+    def _ask_again(self, size: int) -> bool:
+        """Find out whether the shelf may be asked again, if not now then from the next chunk on."""
         if self.skip_chunks and size > _PIPELINED:
             self.skip_chunks -= 1
         elif self.shelf is NO_SHELF and self.home.tracking is not None and not self.bypass:
             homes.settle_in(self, self.home)
         else:
-            self.shelf.vouch(monotonic())
+            return self.shelf.vouch(monotonic())
+        return False
 
     def skip(self, chunks: int) -> None:
         """Look up none of the next pipelined chunks: they would only cost."""

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 from proxy.resp.downgrade import downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
 from proxy.tier.flights import Flight
-from proxy.tier.rules import Read, marks
+from proxy.tier.policy import Ruling, Serve
+from proxy.tier.rules import Read, key_name, marks
+from proxy.tier.tending import Tending
 
 if TYPE_CHECKING:
     from proxy.tier.tier import Account, Tier
@@ -115,6 +117,7 @@ class Shelf:
         self.drops = 0
         """Entries dropped so far for whatever reason: while it stands still, every entry has kept its
         value."""
+        self.tending = Tending(self)
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
         self._deadlines: dict[float, list[bytes]] = {}
@@ -134,6 +137,8 @@ class Shelf:
         for deadline in [deadline for deadline in self._deadlines if deadline <= now]:
             parts = self._deadlines.pop(deadline)
             self._due -= len(parts)
+            if self.tending.known:
+                parts = [part for part in parts if not self.tending.outlives(part, deadline, now)]
             self.account.expired += sum([self._forget(part) for part in parts])
         gate = self.heard + self.tier.limits.coherence_timeout
         self.until = min(gate, min(self._deadlines, default=gate))
@@ -210,6 +215,7 @@ class Shelf:
         self._several.clear()
         self._deadlines.clear()
         self._due = 0
+        self.tending.clear()
         self.budget.used -= self.bytes
         self.budget.entries -= count
         self.bytes = self.entries = 0
@@ -221,25 +227,41 @@ class Shelf:
             flight = self.flights.pop(part, None)
             if flight is not None:
                 flight.tainted = True
-            self._remove(part)
+            if not self.tending.known or not self.tending.lapses(part, self.tier.clock()):
+                self._remove(part)
             for other in self._several.pop(part, ()):
                 if other != key:
                     self._unlist(other, part)
 
     def _remove(self, part: bytes) -> int:
         """Take a part's replies out of the tables; how many there were."""
-        count = 0
-        for table in self.tables.values():
+        aside = self.tending.aside.get(part, ())
+        count = len(self.take_out(part))
+        if self.tending.known:
+            self.tending.forget(part)
+        return count + len(aside)
+
+    def take_out(self, part: bytes) -> dict[int, bytes]:
+        """Take a part's replies out of the tables, and return them by protocol."""
+        found = {}
+        for protocol, table in self.tables.items():
             reply = table.replies.pop(part, None)
             if reply is not None:
+                found[protocol] = reply
                 size = _size(part, reply)
                 self.bytes -= size
                 self.budget.used -= size
-                count += 1
+        count = len(found)
         self.drops += count
         self.entries -= count
         self.budget.entries -= count
-        return count
+        return found
+
+    def put_back(self, part: bytes, replies: dict[int, bytes], until: float) -> None:
+        """Put replies that were taken out back into the tables."""
+        for protocol, reply in replies.items():
+            self._keep(self.table(protocol), part, reply)
+        self.schedule(part, until)
 
     def _forget(self, part: bytes) -> int:
         """Drop one part; how many replies that were."""
@@ -271,6 +293,9 @@ class Shelf:
         index = self.index
         if read.part in self.flights:
             return None
+        ruling = self.judge(read)
+        if ruling.serve is Serve.OFF:
+            return None
         keys = marks(read.keys)
         for key in keys:
             found = index.get(key)
@@ -286,45 +311,71 @@ class Shelf:
                 found.add(read.part)
             elif found != read.part:
                 index[key] = {found, read.part}
-        flight = self.flights[read.part] = Flight(self, read, self.epoch, self.tier.clock())
+        flight = self.flights[read.part] = Flight(self, read, self.epoch, self.tier.clock(), ruling)
         return flight
 
-    def land(self, flight: Flight, reply: bytes, lifetime: float) -> None:
-        """Keep what a flight has fetched, unless it was tainted; `lifetime` in seconds from its opening."""
+    def judge(self, read: Read) -> Ruling:
+        """What the rules say of a read."""
+        policy, size = self.tier.policy, len(self.rules.prefix)
+        return policy.judge([key_name(key)[size:] for key in read.keys]) if policy.rulings else policy.default
+
+    def admits(self, part: bytes) -> bool:
+        """Note that a part has been asked for and is not there; whether it may come in."""
+        return part in self.tending.aside or self.budget.door.admits(part)
+
+    def land(self, flight: Flight, reply: bytes, lifetime: float, absent: bool = False) -> None:
+        """Keep what a flight has fetched, unless it was tainted; `lifetime` in seconds from its opening.
+
+        `absent`: none of its keys is there.
+        """
         if flight.tainted or flight.epoch != self.epoch:
             if self.mode.late:
                 self.drop(marks(flight.read.keys))
             return
         del self.flights[flight.read.part]
-        part, limits = flight.read.part, self.tier.limits
         if self.mode.late:
             # The push for a change that this very reply shows may be still to come.
             self._drop_others(flight.read)
-        if lifetime <= 0 or len(reply) > limits.max_value_size or reply.startswith(b"-"):
-            self._give_up(flight.read)
-            return
-        longest = limits.l1_ttl_untracked if self.mode is Mode.BUS else limits.l1_ttl
-        deadline = _deadline(flight.began, min(lifetime, longest * self.tier.jitter()))
-        if deadline <= self.tier.clock():
-            self._give_up(flight.read)
-            return
-        kept = 0
-        for protocol, table in self.tables.items():
-            if protocol == 3:
-                kept += self._keep(table, part, reply)
-            elif flight.read.shape is not None:
-                kept += self._keep(table, part, downgrade(reply, flight.read.shape))
+        until = self._until(flight, reply, lifetime, absent)
+        kept = self._store(flight.read, reply) if until > self.tier.clock() else 0
         if not kept:
+            if not reply.startswith(b"-"):
+                self._remove(flight.read.part)  # what a rule kept of it
             self._give_up(flight.read)
             return
         self.account.fills += 1
-        self._deadlines.setdefault(deadline, []).append(part)
-        self.until = min(self.until, deadline)
-        self._due += 1
+        flight.ruling.fills += 1
+        if flight.ruling.tended:
+            self.tending.landed(flight.read.part, flight.ruling, flight.began + lifetime, until)
+        self.schedule(flight.read.part, until)
         if self._due > 2 * self.entries + _SPARE:
             self._sweep()
         if self.budget.full:
             self.budget.make_room()
+
+    def _until(self, flight: Flight, reply: bytes, lifetime: float, absent: bool) -> float:
+        """Until when a reply may be kept; 0: not at all."""
+        ruling, limits = flight.ruling, self.tier.limits
+        if lifetime <= 0 or ruling.refuses(reply, absent):
+            return 0.0
+        longest = min(ruling.l1_ttl, limits.l1_ttl_untracked) if self.mode is Mode.BUS else ruling.l1_ttl
+        return _deadline(flight.began, min(lifetime, self.tier.shortened(longest, ruling.jitter)))
+
+    def _store(self, read: Read, reply: bytes) -> int:
+        """Put a RESP3 reply into the tables; into how many."""
+        kept = 0
+        for protocol, table in self.tables.items():
+            if protocol == 3:
+                kept += self._keep(table, read.part, reply)
+            elif read.shape is not None:
+                kept += self._keep(table, read.part, downgrade(reply, read.shape))
+        return kept
+
+    def schedule(self, part: bytes, until: float) -> None:
+        """Have a part dropped when its time is over."""
+        self._deadlines.setdefault(until, []).append(part)
+        self.until = min(self.until, until)
+        self._due += 1
 
     def _keep(self, table: Table, part: bytes, reply: bytes) -> int:
         old = table.replies.pop(part, None)
@@ -335,6 +386,7 @@ class Shelf:
             self.budget.entries += 1
         else:
             size -= _size(part, old)
+            self.drops += old != reply
         self.bytes += size
         self.budget.used += size
         return 1
@@ -350,7 +402,8 @@ class Shelf:
 
     def _give_up(self, read: Read) -> None:
         """Take out of the index what is not kept after all."""
-        if not any(read.part in table.replies for table in self.tables.values()):
+        kept = any(read.part in table.replies for table in self.tables.values())
+        if not kept and read.part not in self.tending.aside:
             self._delist(read.part, marks(read.keys))
 
     def _drop_others(self, read: Read) -> None:
@@ -363,7 +416,7 @@ class Shelf:
 
     def _sweep(self) -> None:
         """Forget the deadlines of what is gone."""
-        alive = {part for table in self.tables.values() for part in table.replies}
+        alive = {part for table in self.tables.values() for part in table.replies} | set(self.tending.aside)
         self._due = 0
         for deadline in sorted(self._deadlines):
             parts = [part for part in dict.fromkeys(self._deadlines[deadline]) if part in alive]
@@ -376,6 +429,9 @@ class Shelf:
 
     def evict(self, count: int) -> int:
         """Drop the `count` least recently used replies of the fullest table."""
+        aside = [part for part, _ in zip(self.tending.aside, range(count), strict=False)]
+        if aside:
+            return sum([self._forget(part) for part in aside])
         table = max(self.tables.values(), key=lambda table: len(table.replies), default=None)
         if table is None or not table.replies:
             return 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 from proxy.tier.door import Door
+from proxy.tier.policy import Defaults, Policy
 from proxy.tier.rules import Rules
 from proxy.tier.shelf import Shelf
 
@@ -119,6 +120,8 @@ class Tier:
     ) -> None:
         self.limits = limits
         self.clock = clock
+        self.policy = Policy((), Defaults(limits.l1_ttl, limits.max_value_size))
+        """The cache rules in force."""
         self.shelves: dict[Hashable, Shelf] = {}
         self.common = Budget(limits.max_memory, limits.max_entries, limits.admit_after)
         """For all accounts that have no memory of their own."""
@@ -164,9 +167,9 @@ class Tier:
         shelves = self.views(prefix)
         return bool(shelves[0].index) if len(shelves) == 1 else bool(shelves)
 
-    def jitter(self) -> float:
-        """A factor for lifetimes, so that what was filled at once does not expire at once."""
-        return 0.9 + 0.1 * self._rng()
+    def shortened(self, lifetime: float, jitter: float) -> float:
+        """A lifetime less some of it, so that what was filled at once does not expire at once."""
+        return lifetime * (1.0 - jitter * (1.0 - self._rng()))
 
     def account(self, rules: Rules, max_memory: int | None = None) -> Account:
         """A new account; with `max_memory` (bytes), so much of the whole is its own."""

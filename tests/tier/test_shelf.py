@@ -195,9 +195,10 @@ class TestTime:
     def test_jitter_only_shortens(self) -> None:
         tier, _, _ = make()
         tier._rng = lambda: 0.0
-        assert tier.jitter() == pytest.approx(0.9)
+        assert tier.shortened(300.0, 0.1) == pytest.approx(270.0)
+        assert tier.shortened(300.0, 0.0) == 300.0
         tier._rng = lambda: 1.0
-        assert tier.jitter() <= 1.0
+        assert tier.shortened(300.0, 0.1) <= 300.0
 
     def test_one_key_refilled_for_ever_takes_no_room(self) -> None:
         tier, shelf, clock = make()
