@@ -33,7 +33,9 @@ from proxy.kinds import (
     toml_text,
 )
 from proxy.resp.errors import SettingsError
+from proxy.rules_file import read_rules, read_rules_file
 from proxy.tenants import Tenant, check_nesting, check_shares, named_variables, read_tenants
+from proxy.tier.policy import CacheRule
 from proxy.upstream.address import Listen, Upstream, shown
 
 T = TypeVar("T")
@@ -77,6 +79,13 @@ def _parse_channel(text: str) -> str:
     return text
 
 
+def _parse_file(text: str) -> str:
+    if "\0" in text:
+        raise ValueError(f"{shown(text)} is no path of a file; give one without a zero byte")
+    return text
+
+
+FILE: Kind[str] = Kind(_parse_file, str, "FILE", "a path; empty: none")
 _LONGEST_CHANNEL = 128
 CHANNEL: Kind[str] = Kind(
     _parse_channel, str, "NAME", f"at most {_LONGEST_CHANNEL} bytes of text without white space"
@@ -195,6 +204,16 @@ class Settings:
         "else bcast. off: none. Where none is granted, other Panniers may tell (broadcast writes); otherwise "
         "nothing is served from memory, everything goes to Redis.",
     )
+    mode: str = option(
+        choice("cache", "observe", "off"), "cache", TIER,
+        "cache: reads are answered from memory. observe: all from Redis, and reported is what memory would "
+        "have done. off: all from Redis. A ceiling for the rules' own modes.",
+    )
+    rules_file: str = option(
+        FILE, "", TIER,
+        "TOML file of cache rules: what is kept, for how long, by key (docs/rules.md). Rules in the file of "
+        "--config come before these. Read again when it changes.",
+    )
     max_memory: int = option(
         size(1 * MB, 1 << 40), 64 * MB, TIER,
         "What the entries in memory may take, the overhead of their containers included.",
@@ -265,6 +284,8 @@ class Settings:
         "Least serious message to print. debug prints every connection.",
     )
     # fmt: on
+    rules: tuple[CacheRule, ...] = ()
+    """From the files' [[rules]] tables, those of the file of the settings first."""
     tenants: tuple[Tenant, ...] = ()
     """From the file's [tenants.*] tables only. No option: a password in a flag can be read by others."""
 
@@ -299,7 +320,7 @@ def load(
     flags: Mapping[str, str], env: Mapping[str, str], config: str | None = None
 ) -> tuple[Settings, dict[str, str]]:
     """Read all sources; the second result says for each option where its value came from, and for `tenants`
-    if there are any.
+    and `rules` of the file if there are any.
 
     `flags` maps names of options to their texts (several joined by commas), only those given. `config` is
     the value of `--config`; None: PANNIER_CONFIG in `env`, if set. Raises SettingsError.
@@ -318,8 +339,14 @@ def load(
             origins[option.name] = origin
             break
     tenants = read_tenants(table.get("tenants", {}), f"{path}:tenants", env)
-    settings = Settings(**values, tenants=tenants)
+    rules = read_rules(table.get("rules", []), f"{path}:rules")
+    settings = Settings(**values, rules=rules, tenants=tenants)
     origins = {option.name: origins.get(option.name, "default") for option in OPTIONS}
+    if rules:
+        origins["rules"] = f"file {path}:rules"
+    if settings.rules_file:
+        written = origins["rules_file"].partition(" ")[2]
+        settings = dataclasses.replace(settings, rules=rules + read_rules_file(settings.rules_file, written))
     if tenants:
         origins["tenants"] = f"file {path}:tenants"
     _check_together(settings, origins)
@@ -364,8 +391,8 @@ def _read_toml(flag: str, path: str) -> dict[str, Any]:
     except ValueError as error:
         raise SettingsError(f"{flag}: {path!r} is not valid TOML ({error}); mend the file") from None
     for key in table:
-        if key not in BY_NAME and key != "tenants":
-            advice = did_you_mean(key, [*BY_NAME, "tenants"])
+        if key not in BY_NAME and key not in ("rules", "tenants"):
+            advice = did_you_mean(key, [*BY_NAME, "rules", "tenants"])
             raise SettingsError(f"{path}:{key}: no such option; {advice}")
     return table
 

@@ -24,12 +24,14 @@ from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.spaces import Space
 from proxy.kinds import show_size
+from proxy.reload import Load, Reloader
 from proxy.resp import encode
 from proxy.resp.commands import CommandTable
 from proxy.resp.downgrade import Shape
 from proxy.resp.errors import StartupError, UpstreamError, UpstreamRefused
 from proxy.resp.tracking import LADDERS, Mode
 from proxy.settings import Settings
+from proxy.tier.policy import Defaults, Policy, Serve
 from proxy.tier.rules import Rules
 from proxy.tier.shelf import Shelf
 from proxy.tier.tier import Account, Limits, Tier
@@ -54,8 +56,11 @@ _FILES_BESIDE_CLIENTS = 128
 """File descriptors needed beside two for each client."""
 
 
-async def run(settings: Settings) -> int:
-    """Serve until SIGINT or SIGTERM; the exit status. Raises StartupError."""
+async def run(settings: Settings, again: Load | None = None, config: str | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; the exit status. Raises StartupError.
+
+    `again` reads the settings once more, at SIGHUP or when their file, `config`, changes.
+    """
     _configure_logging(settings.log_level)
     _raise_file_limit(settings.max_clients)
     stop = asyncio.Event()
@@ -71,6 +76,12 @@ async def run(settings: Settings) -> int:
             upstream, bundled = embedded.upstream, embedded.version
             endings.append(asyncio.ensure_future(embedded.ended()))
         sidecar = Sidecar(settings, upstream, bundled)
+        if again is not None:
+            reloader = Reloader(settings, again, config, sidecar.obey)
+            sidecar.reloader = reloader
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload, "SIGHUP")
+            watch = asyncio.create_task(reloader.run())
+            stack.callback(watch.cancel)
         await stack.enter_async_context(sidecar.serving())
         await sidecar.first_contact()
         print(sidecar.banner(), flush=True)
@@ -106,6 +117,9 @@ class Sidecar:
         self.clients = Clients(
             settings, self.links, dispatcher, identity, upstream.db, self.info, self.tier, self.stats
         )
+        self.obey(settings)
+        self.reloader: Reloader | None = None
+        """What reads the rules again."""
         self.bus: Bus | None = None
         """Made when it is known which namespaces there are."""
         self.addresses: list[str] = []
@@ -157,6 +171,11 @@ class Sidecar:
                 if listen.path is not None:
                     with contextlib.suppress(OSError):
                         os.unlink(listen.path)
+
+    def obey(self, settings: Settings) -> None:
+        """Put the cache rules and the mode of some settings in force."""
+        limits = Defaults(settings.l1_ttl, settings.max_value_size, Serve[settings.mode.upper()])
+        self.clients.obey(Policy(settings.rules, limits))
 
     async def first_contact(self) -> None:
         """Wait until it is known whether Redis can be reached."""

@@ -75,7 +75,7 @@ class TestConfig:
         path.write_text(pannier("config").stdout)
         again = pannier("config", "--config", str(path), "--json")
         report = json.loads(again.stdout)
-        assert report.pop("tenants") == {}
+        assert (report.pop("rules"), report.pop("tenants")) == ([], {})
         assert {entry["origin"].partition(":")[0] for entry in report.values()} == {f"file {path}"}
 
     def test_tenants_are_tables_after_the_options(self, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ class TestConfig:
     def test_json(self) -> None:
         run = pannier("config", "--json", "--upstream", "redis://:pw@h", PANNIER_CLIENT_TIMEOUT="2m")
         report = json.loads(run.stdout)
-        assert list(report) == [*(option.name for option in OPTIONS), "tenants"]
+        assert list(report) == [*(option.name for option in OPTIONS), "rules", "tenants"]
         assert report["namespace_channels"] == {"value": False, "unit": None, "origin": "default"}
         assert report["upstream"] == {
             "value": "redis://:***@h:6379/0",
@@ -244,7 +244,8 @@ class TestRun:
         def install(outcome: BaseException | int) -> list[Settings]:
             seen: list[Settings] = []
 
-            async def run(settings: Settings) -> int:
+            async def run(settings: Settings, again: Callable[[], Settings], config: str | None) -> int:
+                assert again() == settings and config is None
                 seen.append(settings)
                 assert type(asyncio.get_running_loop()).__module__ == "uvloop"
                 if isinstance(outcome, BaseException):

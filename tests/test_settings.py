@@ -71,6 +71,9 @@ class TestDefaults:
             "namespace_scripts": "warn",
             "auth": "auto",
             "log_level": "info",
+            "mode": "cache",
+            "rules_file": "",
+            "rules": (),
             "tenants": (),
         }
         assert Settings().listen == (Listen("127.0.0.1", 6380),)

@@ -17,6 +17,7 @@ from proxy.client.states import State
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace
 from proxy.settings import Settings
+from proxy.tier.policy import Policy
 from proxy.tier.rules import marks
 from proxy.tier.tier import Tier
 from proxy.upstream.link import Identity
@@ -79,6 +80,8 @@ class Clients:
         """Over which other sidecars are told what to forget; None: they are not."""
         self.tells_writes = False
         """Whether they are told of every write."""
+        self.expires = False
+        """Whether rules give SETs a time to live."""
         self.spaces = Spaces(settings, dispatcher, tier)
         # Who is here.
         self.sessions: dict[int, Session] = {}
@@ -133,6 +136,19 @@ class Clients:
         """
         if self.tier is not None and len(self.tier.views(prefix)) > 1:
             self.tier.drop(marks(self.dispatcher.written(requests)), prefix)
+
+    def obey(self, policy: Policy) -> None:
+        """Put cache rules in force: what is in memory by other rules is dropped."""
+        if self.tier is not None:
+            self.tier.policy = policy
+            self.tier.clear()
+        if policy.expires != self.expires:
+            self.expires = policy.expires
+            self.dispatcher.look_at_sets(policy.expires)
+            for session in self.sessions.values():
+                session.use_patterns()
+        for space in self.spaces:
+            space.policy = policy if policy.expires else None
 
     def admit(self, session: Session) -> bytes:
         """Register a session; the error to refuse it with if there are too many, else nothing."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
-from proxy.client import homes, keyspace
+from proxy.client import explaining, homes, keyspace
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.tier.matching import drop_matching
@@ -29,6 +29,10 @@ INVALIDATE MATCH <pattern> [<pattern> ...]
 DELETE MATCH <pattern> [COUNT <n>]
     Delete the keys of this database that match, found with SCAN, n of them looked at a time (1000);
     replies with the number of keys deleted.
+RULES
+    Show the cache rules in force, in their order, and what was counted under each.
+EXPLAIN <key>
+    Show which rule holds for a key, what memory has of it and for how long, and its time to live in Redis.
 STATS
     Show what the memory tier holds and does.
 HELP
@@ -133,9 +137,11 @@ _MOST_LOOKED_AT = 10_000
 _SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], Answer]]] = {
     "bypass": (1, 1, _bypass),
     "delete": (2, 4, _delete),
+    "explain": (1, 1, explaining.explain),
     "flush": (0, 0, _flush),
     "help": (0, 0, _help),
     "invalidate": (1, _MANY, _invalidate),
+    "rules": (0, 0, explaining.rules),
     "stats": (0, 0, _stats),
 }
 """The least and the greatest number of arguments, and what answers."""

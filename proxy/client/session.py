@@ -667,7 +667,7 @@ class Session(asyncio.Protocol):
         if known is None:
             return pos
         arguments, frame, end = known
-        if self.space.namespace is not None or admission.spent(self):
+        if self.space.translates or admission.spent(self):
             refusal = admission.judge_large(self, arguments, frame)
             if refusal is None:
                 return admission.wait_for_all(self, frame, buf, pos, end)

@@ -132,7 +132,7 @@ class Shelf:
 
     def vouch(self, now: float) -> bool:
         """Whether entries may be served now; drops those whose time is over."""
-        if self.mode is Mode.OFF:
+        if self.mode is Mode.OFF or self.tier.policy.limits.ceiling is Serve.OFF:
             return False
         for deadline in [deadline for deadline in self._deadlines if deadline <= now]:
             parts = self._deadlines.pop(deadline)
@@ -370,6 +370,15 @@ class Shelf:
             elif read.shape is not None:
                 kept += self._keep(table, read.part, downgrade(reply, read.shape))
         return kept
+
+    def ends(self, part: bytes) -> float | None:
+        """When a part's time is over (monotonic seconds); None: it is not kept. Looks at all there is."""
+        if not any(part in table.replies for table in self.tables.values()):
+            return None
+        tended = self.tending.known.get(part)
+        if tended is not None:
+            return tended.until
+        return min((deadline for deadline, parts in self._deadlines.items() if part in parts), default=None)
 
     def schedule(self, part: bytes, until: float) -> None:
         """Have a part dropped when its time is over."""
