@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.tier.hot import Hot
+from tests.tier.shelves import fill, make, part
 
 KEYS, HITS = 50_000, 200_000
 
@@ -84,6 +85,57 @@ def test_forget_and_clear() -> None:
     assert len(hot) == 0 and hot.error == 0
 
 
+class TestFedByATable:
+    """By the log of what a table has answered, when that is replayed."""
+
+    @pytest.mark.parametrize("depth", [1, 5, 64])
+    def test_it_hears_of_about_as_many_hits_as_there_were(self, depth: int) -> None:
+        _, shelf, _ = make()
+        table, hot = shelf.table(2), Hot()
+        table.hot = hot
+        fill(shelf, "GET", "a")
+        hits = due = 0
+        while hits < 200_000:
+            hits += depth
+            if hits > due:  # as sessions do
+                due = hits + table.log([part("GET", "a")] * depth)
+        table.replay()
+        assert hot.count(part("GET", "a")) == pytest.approx(hits, rel=0.01)
+
+    def test_a_hit_stands_for_fewer_while_more_are_logged(self) -> None:
+        _, shelf, _ = make()
+        table, hot = shelf.table(2), Hot()
+        table.hot = hot
+        fill(shelf, "GET", "a")
+        table.log([part("GET", "a")])
+        table.replay(1)
+        assert hot.count(part("GET", "a")) == 17
+        for _ in range(2):
+            table.log([part("GET", "a")])
+            table.replay()
+        assert hot.count(part("GET", "a")) == 17 + 2 + 2
+
+    def test_only_what_is_kept_counts(self) -> None:
+        """The pieces of a chunk that were not answered are in the log as well."""
+        _, shelf, _ = make()
+        table, hot = shelf.table(2), Hot()
+        table.hot = hot
+        fill(shelf, "GET", "a")
+        table.log([part("GET", "a"), b"piece", part("GET", "gone")])
+        table.replay()
+        assert hot.hottest(9) == [(part("GET", "a"), 17)]
+
+    def test_nobody_need_listen(self) -> None:
+        _, shelf, _ = make()
+        table = shelf.table(2)
+        for n in range(3):
+            fill(shelf, "GET", n)
+        table.log([part("GET", 0)])
+        table.replay()
+        assert table.hot is None
+        assert list(table.replies) == [part("GET", n) for n in (1, 2, 0)]
+
+
 ADDED = st.tuples(st.lists(st.integers(0, 20).map(lambda n: b"%d" % n), max_size=30), st.integers(1, 20))
 AGED = st.sampled_from([0.25, 0.5, 0.75])
 
@@ -95,20 +147,20 @@ def test_the_bound_holds(most: int, steps: list[tuple[list[bytes], int] | float]
     for step in steps:
         if isinstance(step, float):
             hot.age(step)
-            true = Counter({part: count * step for part, count in true.items()})
+            true = Counter({hit: count * step for hit, count in true.items()})
             total *= step
             bound = bound * step + 1
         else:
             parts, weight = step
             hot.add(iter(parts), weight)
-            for part in parts:
-                true[part] += weight
+            for added in parts:
+                true[added] += weight
             total += len(parts) * weight
         assert len(hot) <= 2 * most
         assert hot.error <= total / (most + 1) + bound + 1e-6
-        for part, count in true.items():
-            assert hot.count(part) <= count + 1e-6
-            assert count < hot.count(part) + 1 + hot.error + 1e-6
+        for hit, count in true.items():
+            assert hot.count(hit) <= count + 1e-6
+            assert count < hot.count(hit) + 1 + hot.error + 1e-6
         assert hot.hottest(5) == sorted(hot.hottest(99), key=lambda found: -found[1])[:5]
         assert all(count >= 1 for _, count in hot.hottest(99))
 
@@ -118,6 +170,6 @@ def test_with_few_parts_it_is_exact(steps: list[tuple[list[bytes], int]]) -> Non
     hot, true = Hot(11), Counter[bytes]()
     for parts, weight in steps:
         hot.add(parts, weight)
-        for part in parts:
-            true[part] += weight
+        for added in parts:
+            true[added] += weight
     assert dict(hot.hottest(99)) == true
