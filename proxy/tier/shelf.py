@@ -25,6 +25,7 @@ from proxy.tier.rules import Read, key_name, marks
 from proxy.tier.tending import Tending
 
 if TYPE_CHECKING:
+    from proxy.tier.hot import Hot
     from proxy.tier.tier import Account, Tier
 
 log = logging.getLogger("pannier.tier")
@@ -49,12 +50,14 @@ _FRACTION = 16
 class Table:
     """The replies of one shelf for one protocol, the least recently used first."""
 
-    __slots__ = ("_log", "_logged", "_stride", "find", "replies")
+    __slots__ = ("_log", "_logged", "_stride", "find", "hot", "replies")
 
     def __init__(self) -> None:
         self.replies: dict[bytes, bytes] = {}
         self.find = self.replies.get
         """Bound once: the hot path's look-up."""
+        self.hot: Hot | None = None
+        """Who counts the hits by part, if anybody; hears of them at each replay."""
         self._log: list[list[bytes]] = []
         """Parts that were answered, of a sample of chunks since the last replay."""
         self._logged = 0
@@ -71,12 +74,17 @@ class Table:
             self.replay(_STRIDE)
         return len(parts) * self._stride
 
-    def replay(self, stride: int) -> None:
-        """Bring the order of eviction up to date with the log; log one in `stride` hits from now on."""
-        log, self._log, self._logged = self._log, [], 0
-        self._stride = stride
+    def replay(self, stride: int = 0) -> None:
+        """Bring the order of eviction up to date with the log; log one in `stride` hits from now on (0: as
+        before)."""
+        logged = [part for parts in self._log for part in parts]
+        self._log, self._logged = [], 0
         replies = self.replies
-        for part in dict.fromkeys([part for parts in log for part in parts]):
+        if self.hot is not None:
+            # A chunk stands for itself, and for those of its client that were not logged after it.
+            self.hot.add([part for part in logged if part in replies], 1 + self._stride)
+        self._stride = stride or self._stride
+        for part in dict.fromkeys(logged):
             reply = replies.pop(part, None)
             if reply is not None:
                 replies[part] = reply
