@@ -226,6 +226,32 @@ def test_clear_drops_the_parts_and_not_what_was_counted() -> None:
     assert ghost.report() == [(100, 0.5, 1)]
 
 
+def test_no_estimate_is_below_nothing() -> None:
+    ghost = Ghost((100,), most=1, hash=int)
+    ghost.keep(b"1", 1)
+    assert ghost.keep(b"4000000", 1) == [b"4000000"]
+    assert ghost.read(b"1")
+    for _ in range(10):
+        assert not ghost.read(b"2")
+    assert ghost.report() == [(100, 0.0, 0)], "the sample is too small to tell"
+
+
+def test_no_memory_helps_what_has_changed_until_it_is_kept_again() -> None:
+    ghost = Ghost((100, 200))
+    ghost.keep(b"a", 100)
+    ghost.forget(b"a")
+    assert not ghost.read(b"a") and not ghost.read(b"a")
+    assert ghost._changed == 2
+    ghost.keep(b"a", 100)
+    ghost.keep(b"b", 100)
+    ghost.forget(b"a")
+    assert not ghost.read(b"a"), "a larger memory would have helped that"
+    ghost.forget(b"b")
+    ghost.clear()
+    assert not ghost.read(b"b"), "what was cleared at once is not what is read most"
+    assert ghost._changed == 2
+
+
 PARTS = st.integers(0, 12).map(lambda n: b"%d" % n)
 STEPS = st.lists(
     st.one_of(

@@ -74,6 +74,24 @@ def test_the_window_fades() -> None:
     assert len(hot) == 0
 
 
+def test_the_error_knows_of_what_faded_away() -> None:
+    hot = Hot()
+    for _ in range(10):
+        hot.add([b"a"], 1)
+        hot.age(0.75)
+    true = sum(0.75**n for n in range(1, 11))
+    assert len(hot) == 0 and true <= hot.error <= 4
+
+
+def test_less_than_a_hit_is_not_told() -> None:
+    hot = Hot(1)
+    hot.add([b"a"] * 3, 1)
+    hot.age()
+    hot.add([b"b", b"c"], 1)
+    assert len(hot) == 1, "half a hit is left"
+    assert hot.hottest(9) == []
+
+
 def test_forget_and_clear() -> None:
     hot = Hot(1)
     hot.add([b"a", b"a", b"b", b"c", b"a"], 1)
