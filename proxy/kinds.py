@@ -106,6 +106,23 @@ def duration(low: float, high: float, zero: str = "") -> Kind[float]:
     return Kind(parse, show_duration, "TIME", accepts + (f", or 0: {zero}" if zero else ""), "s")
 
 
+def share() -> Kind[float]:
+    """Parts of a whole."""
+
+    def parse(text: str) -> float:
+        match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*(%?)", text)
+        value = float(match[1]) / (100 if match[2] else 1) if match else 2.0
+        if value > 1:
+            raise ValueError(f"{shown(text)} is no part of a whole; give something from 0 to 1, or 10%")
+        return value
+
+    return Kind(parse, _plain, "PART", "a part from 0 to 1, or such as 10%")
+
+
+def _plain(value: float) -> str:
+    return f"{value:.9f}".rstrip("0").rstrip(".")
+
+
 def choice(*words: str) -> Kind[str]:
     """One of a few words."""
 

@@ -13,24 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from proxy.kinds import Kind, choice, count, did_you_mean, duration, misfit, size, switch, toml_text
+from proxy.kinds import Kind, choice, count, did_you_mean, duration, misfit, share, size, switch, toml_text
 from proxy.resp.errors import SettingsError
 from proxy.tier.policy import CacheRule, Serve
 from proxy.upstream.address import shown
 
 _LONGEST = 1 << 16
 """Bytes of all patterns together: they become one regular expression."""
-
-
-def _fraction() -> Kind[float]:
-    def parse(text: str) -> float:
-        match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*(%?)", text)
-        value = float(match[1]) / (100 if match[2] else 1) if match else 2.0
-        if value > 1:
-            raise ValueError(f"{shown(text)} is no part of a whole; give something from 0 to 1, or 10%")
-        return value
-
-    return Kind(parse, lambda value: f"{value:g}", "PART", "a part from 0 to 1, or such as 10%")
 
 
 def _label() -> Kind[str]:
@@ -60,7 +49,7 @@ FIELDS: Mapping[str, tuple[Kind[Any], str, str]] = {
         "counts as well.",
     ),
     "jitter": (
-        _fraction(),
+        share(),
         "jitter",
         "How much of l1_ttl chance takes away at most, so that what was read at once does not end at once "
         "(0.1).",

@@ -26,6 +26,7 @@ from proxy.kinds import (
     count,
     did_you_mean,
     duration,
+    share,
     show_duration,
     size,
     switch,
@@ -244,6 +245,20 @@ class Settings:
         count(1, 2, "reads"), 2, TIER,
         "Which read of a key within a while is kept: the first, or the second, so that what is read only "
         "once takes no room.",
+    )
+    refill_limit: int = option(
+        count(0, 1_000_000, "fetches"), 64, TIER,
+        "Fetches of one class under way at once in the half minute after a thousand entries and more were "
+        "dropped together; what else misses waits for its turn. 0: any number.",
+    )
+    verify: float = option(
+        share(), 0.0, TIER,
+        "Share of the reads answered from memory that Redis is asked as well, to compare: 0.001 is one in a "
+        "thousand.",
+    )
+    verify_demote: int = option(
+        count(0, 1_000_000, "stale entries"), 0, TIER,
+        "Stale entries found by verify after which their rule is only observed. 0: they are logged.",
     )
     canary_interval: float = option(
         duration(0.1, 3600, "never"), 5.0, TIER,

@@ -22,6 +22,7 @@ import hiredis
 from proxy import __version__
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
+from proxy.client.explaining import rule_fields
 from proxy.client.spaces import Space
 from proxy.kinds import show_size
 from proxy.reload import Load, Reloader
@@ -33,7 +34,7 @@ from proxy.resp.tracking import LADDERS, Mode
 from proxy.settings import Settings
 from proxy.tier.policy import Defaults, Policy, Serve
 from proxy.tier.rules import Rules
-from proxy.tier.shelf import Shelf
+from proxy.tier.shelf import STRIDE, Shelf
 from proxy.tier.tier import Account, Limits, Tier
 from proxy.upstream.address import Listen, Upstream, cannot_listen
 from proxy.upstream.caller import Question
@@ -274,6 +275,7 @@ class Sidecar:
             "tracking": "off" if trouble else link.tracking.mode.label,
             "tracking_reason": trouble or link.tracking.reason,
             **_tier_fields(accounts),
+            **rule_fields(tier, accounts, self.clients.verifier),
             **_counted(space),
         }
         if self.bus is not None and space.namespace is None:
@@ -421,8 +423,12 @@ def _tier(settings: Settings, table: CommandTable) -> Tier | None:
         l1_ttl_untracked=settings.l1_ttl_untracked,
         coherence_timeout=settings.coherence_timeout,
         admit_after=settings.admit_after,
+        refill_limit=settings.refill_limit,
     )
-    return Tier(limits, Rules(table))
+    tier = Tier(limits, Rules(table))
+    if settings.verify:
+        tier.stride = max(0, min(STRIDE, round(1 / settings.verify) - 1))
+    return tier
 
 
 def _named(stats: dict[str, object]) -> dict[str, object]:

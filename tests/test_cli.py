@@ -61,6 +61,8 @@ class TestConfig:
             "max_clients": 5,
             "max_entries": 1_000_000,
             "admit_after": 2,
+            "refill_limit": 64,
+            "verify_demote": 0,
             "reconnect_max": "3s",
             "namespace_channels": False,
         }

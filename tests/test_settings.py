@@ -73,6 +73,9 @@ class TestDefaults:
             "log_level": "info",
             "mode": "cache",
             "rules_file": "",
+            "refill_limit": 64,
+            "verify": 0.0,
+            "verify_demote": 0,
             "rules": (),
             "tenants": (),
         }

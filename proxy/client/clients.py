@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from proxy.client import refilling
 from proxy.client.dispatch import Dispatcher
 from proxy.client.local import FIRST_ID
 from proxy.client.session import Session
 from proxy.client.spaces import Space, Spaces
 from proxy.client.states import State
+from proxy.client.verifying import Verifier
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace
 from proxy.settings import Settings
@@ -22,13 +24,15 @@ from proxy.tier.rules import marks
 from proxy.tier.tier import Tier
 from proxy.upstream.link import Identity
 from proxy.upstream.pool import LinkPool
-from proxy.upstream.shared import SharedLink
+from proxy.upstream.shared import LinkState, SharedLink
 
 log = logging.getLogger("pannier.client")
 
 TICK = 0.25
 """Seconds between two rounds of `Clients.tick`."""
 _IDLE_TICKS = 4
+_FADE_TICKS = 240
+"""What was read a minute ago counts for half."""
 
 
 class Bus(Protocol):
@@ -76,6 +80,11 @@ class Clients:
         """What the memory tier holds and does for a space, by name."""
         self.tier = tier
         """What answers reads from memory; None: everything goes to Redis."""
+        self.verifier: Verifier | None = None
+        """What compares answers from memory with Redis'; None: nothing does."""
+        if tier is not None and settings.verify:
+            lag = settings.coherence_timeout
+            self.verifier = Verifier(tier, settings.verify, settings.verify_demote, lag)
         self.bus: Bus | None = None
         """Over which other sidecars are told what to forget; None: they are not."""
         self.tells_writes = False
@@ -140,8 +149,7 @@ class Clients:
     def obey(self, policy: Policy) -> None:
         """Put cache rules in force: what is in memory by other rules is dropped."""
         if self.tier is not None:
-            self.tier.policy = policy
-            self.tier.clear()
+            self.tier.obey(policy)
         if policy.expires != self.expires:
             self.expires = policy.expires
             self.dispatcher.look_at_sets(policy.expires)
@@ -185,11 +193,23 @@ class Clients:
         """Enforce the limits that need a clock."""
         now = time.monotonic()
         self.links.tick(now)
+        self._refresh()
         for session, since in list(self.stalled.items()):
             self._check_output(session, now - since)
         self._ticks += 1
         if self._ticks % _IDLE_TICKS == 0:
             self._find_idle(now)
+
+    def _refresh(self) -> None:
+        """Fetch anew what rules want fresh, and let counts of hits fade."""
+        fades = self._ticks % _FADE_TICKS == 0
+        for key, shelf in self.tier.shelves.items() if self.tier is not None else ():
+            if fades:
+                shelf.replay()
+                shelf.hot.age()
+            link = self.links.shared.get(key)  # type: ignore[call-overload]
+            if link is not None and link.state is LinkState.READY and shelf.tending.known:
+                refilling.refresh(shelf, link)
 
     def _check_output(self, session: Session, stalled: float) -> None:
         settings = self.settings

@@ -14,11 +14,40 @@ from proxy.upstream.caller import Question
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
+    from proxy.client.verifying import Verifier
     from proxy.tier.shelf import Shelf
+    from proxy.tier.tier import Account, Tier
 
 _MOST_READS = 32
 """Reads of one key that are listed."""
 _NAME_LIMIT = 80
+
+
+def rule_fields(tier: Tier, accounts: list[Account], verifier: Verifier | None) -> dict[str, object]:
+    """What the cache rules have done, for INFO and SIDECAR STATS."""
+    fields: dict[str, object] = {
+        "mode": tier.policy.limits.ceiling.name.lower(),
+        "rules": len(tier.policy.rulings),
+        "refill_engaged": tier.governor.engaged,
+        "refill_delayed": tier.governor.delayed,
+    }
+    if verifier is not None:
+        fields |= {"verify_checked": verifier.verified, "verify_mismatches": verifier.mismatches}
+    return fields | _imagined([shelf for account in accounts for shelf in account.shelves])
+
+
+def _imagined(shelves: list[Shelf]) -> dict[str, object]:
+    """What memory of several sizes would have done for what is only observed."""
+    ghosts = [shelf.ghost for shelf in shelves if shelf.ghost is not None]
+    if not ghosts:
+        return {}
+    reads = sum([ghost.reads for ghost in ghosts])
+    fields: dict[str, object] = {"observe_reads": reads}
+    for lines in zip(*[ghost.report() for ghost in ghosts], strict=True):
+        name, saved = show_size(lines[0][0]), sum([calls for _, _, calls in lines])
+        fields[f"observe_{name}_saved_calls"] = saved
+        fields[f"observe_{name}_hit_rate"] = f"{saved / reads if reads else 0:.4f}"
+    return fields
 
 
 def rules(session: Session, arguments: list[bytes]) -> bytes:
@@ -48,7 +77,8 @@ def _listed(ruling: Ruling) -> dict[str, Any]:
     for name in ("stale_while_revalidate", "stale_if_error", "refresh_ahead"):
         if getattr(ruling, name):
             fields[name] = show_duration(getattr(ruling, name))
-    return fields | {"fills": ruling.fills, "refused": ruling.refused}
+    counted = ("fills", "refused", "verified", "mismatches")
+    return fields | {name: getattr(ruling, name) for name in counted}
 
 
 async def explain(session: Session, arguments: list[bytes]) -> bytes:
@@ -77,11 +107,16 @@ async def explain(session: Session, arguments: list[bytes]) -> bytes:
 def _kept(shelf: Shelf, key: bytes, now: float) -> dict[str, Any]:
     """What of a key is kept: by which reads, and for how long."""
     (mark,) = marks([key_frame(key)])
+    shelf.replay()
     found = shelf.index.get(mark, b"")
     parts = sorted(found) if isinstance(found, set) else [found]
     ends = [(part, shelf.ends(part)) for part in parts[:_MOST_READS]]
     reads = [
-        {"read": _spoken(part), "l1_ttl_ms": max(0, round((end - now) * 1000))}
+        {
+            "read": _spoken(part),
+            "l1_ttl_ms": max(0, round((end - now) * 1000)),
+            "hits_lately": shelf.hot.count(part),
+        }
         for part, end in ends
         if end is not None
     ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from proxy.client import refilling
 from proxy.client.whole import ForClient, Whole
 from proxy.resp.commands import Command
 from proxy.resp.downgrade import Shape, downgrade, lower_nulls
@@ -147,6 +148,8 @@ def count(session: Session, parts: list[bytes], hits: int) -> None:
     session.hits += hits
     if session.hits > session.log_at:
         session.log_at = session.hits + session.table.log(parts)
+        if session.clients.verifier is not None:
+            session.clients.verifier.sample(session, parts)
 
 
 def _is_read(session: Session, part: bytes) -> bool:
@@ -166,6 +169,8 @@ def _one(session: Session, data: bytes, part: bytes) -> int:
     if part[7:9] in _MG:
         return _mget(session, data, part)
     if part in shelf.flights and (_found(session, part) or _join(session, part)):
+        return len(data)
+    if shelf.tier.governor.until and refilling.take_turn(session, data, part):
         return len(data)
     shelf.account.misses += 1
     if shelf.admits(part):
@@ -217,13 +222,8 @@ def _fetch(session: Session, wanted: Read) -> bool:
     flight.waiters.append(session)
     session.commands += 1
     session.expect(1)
-    _launch(session, flight)
+    refilling.launch(flight, session.home)
     return True
-
-
-def _launch(session: Session, flight: Flight) -> None:
-    flight.skipped = session.home.skipped
-    session.home.submit(flight, flight.replies, flight.request)
 
 
 def _fill(session: Session, parts: list[bytes]) -> None:
@@ -233,9 +233,17 @@ def _fill(session: Session, parts: list[bytes]) -> None:
         if part in shelf.flights:
             continue
         wanted = shelf.rules.read(part)
-        flight = shelf.open(wanted) if wanted is not None else None
+        if wanted is None:
+            continue
+        place = refilling.admit(shelf, wanted) if shelf.tier.governor.until else ""
+        if place is None:
+            continue
+        flight = shelf.open(wanted)
         if flight is not None:
-            _launch(session, flight)
+            flight.place = place
+            refilling.launch(flight, session.home)
+        elif place:
+            shelf.tier.governor.leave(place)
 
 
 # --- pipelines
@@ -251,7 +259,7 @@ def _several(
     """Deal with a pipeline of reads and nothing else."""
     account = session.shelf.account
     n, hits = len(parts), len(parts) - len(missing)
-    admitted = account.budget.door.admitted(missing)
+    admitted = session.shelf.admitted(missing)
     account.misses += len(missing)
     if hits * 2 >= n:
         count(session, parts, hits)

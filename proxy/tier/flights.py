@@ -58,8 +58,8 @@ class Flight:
     """One fetch: PTTL for each key, then the read itself."""
 
     __slots__ = (
-        "_parts", "_size", "_spilling", "began", "draining", "epoch", "joinable", "pending", "read", "relay",
-        "replies", "request", "ruling", "shelf", "skipped", "tainted", "waiters",
+        "_parts", "_size", "_spilling", "began", "draining", "epoch", "joinable", "pending", "place", "read",
+        "relay", "replies", "request", "ruling", "shelf", "skipped", "tainted", "waiters",
     )  # fmt: skip
 
     def __init__(self, shelf: Shelf, read: Read, epoch: int, began: float, ruling: Ruling) -> None:
@@ -70,6 +70,8 @@ class Flight:
         """Monotonic seconds before sending: lifetimes count from here."""
         self.ruling = ruling
         self.tainted = False
+        self.place = ""
+        """Which class it takes a place of while the refill governor governs."""
         self.joinable = True
         """Whether identical reads may wait for it."""
         self.waiters: list[Waiter] = []
@@ -115,6 +117,11 @@ class Flight:
 
     def drained(self) -> None:
         """Take the end of the reply: keep it, and answer all who wait."""
+        self._land()
+        if self.place:
+            self.shelf.tier.governor.leave(self.place)
+
+    def _land(self) -> None:
         if self._spilling:
             for waiter in self.waiters:
                 waiter.take_end()
@@ -158,6 +165,8 @@ class Flight:
                 waiter.cut()
         else:
             self.answer(b"-ERR pannier: upstream connection broke in the middle of a reply\r\n")
+        if self.place:
+            self.shelf.tier.governor.leave(self.place)
 
     def owners(self) -> Collection[object]:
         """Who waits."""

@@ -75,6 +75,14 @@ class Ghost:
     def __len__(self) -> int:
         return sum([len(row) for row in self._rows])
 
+    def __contains__(self, part: bytes) -> bool:
+        return any(part in row for row in self._rows)
+
+    @property
+    def reads(self) -> int:
+        """Reads so far, in the sample or not."""
+        return self._reads
+
     @property
     def rate(self) -> float:
         """The share of all parts that is in the sample."""

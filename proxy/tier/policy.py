@@ -130,6 +130,12 @@ class Policy:
             self._match = compile_globs([pattern for r in self.rulings for pattern in r.rule.patterns])
         self._several: dict[frozenset[int], Ruling] = {}
 
+    def demote(self, ruling: Ruling) -> None:
+        """Only observe from now on what a ruling is about."""
+        ruling.serve = max(ruling.serve, Serve.OBSERVE)
+        self.observes = True
+        self._several.clear()
+
     def ruling(self, key: bytes) -> Ruling:
         """What holds for one key, named as clients do."""
         found = self._match.fullmatch(key) if self._match is not None else None

@@ -13,19 +13,20 @@ of the time for which the link's last sign of life vouches (the coherence gate).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import frexp, ldexp
 from typing import TYPE_CHECKING
 
 from proxy.resp.downgrade import downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
 from proxy.tier.flights import Flight
+from proxy.tier.ghost import Ghost
+from proxy.tier.hot import Hot
 from proxy.tier.policy import Ruling, Serve
 from proxy.tier.rules import Read, key_name, marks
 from proxy.tier.tending import Tending
 
 if TYPE_CHECKING:
-    from proxy.tier.hot import Hot
     from proxy.tier.tier import Account, Tier
 
 log = logging.getLogger("pannier.tier")
@@ -38,21 +39,26 @@ _MOST_PARTS = 4096
 """Parts kept for one key: an invalidation drops them all at once."""
 _LOGGED = 2048
 """Parts in a log at most; it is then replayed."""
-_STRIDE = 16
+STRIDE = 16
 """One in so many hits is logged while nothing has to be evicted."""
 _SPARE = 16384
 """Deadlines of entries that are gone, beside as many as there are entries, before they are swept out."""
 _STAR = 0x2A
+_HOT = 5000
+"""Parts whose hits are counted for long."""
 _FRACTION = 16
 """A deadline is rounded down by less than this fraction of the lifetime, so that entries share deadlines."""
 
 
 class Table:
-    """The replies of one shelf for one protocol, the least recently used first."""
+    """The replies of one shelf for one protocol, the least recently used first.
 
-    __slots__ = ("_log", "_logged", "_stride", "find", "hot", "replies")
+    `stride`: how many hits at most may go unlogged behind one that is logged.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_log", "_logged", "_longest", "_stride", "find", "hot", "replies")
+
+    def __init__(self, stride: int = STRIDE) -> None:
         self.replies: dict[bytes, bytes] = {}
         self.find = self.replies.get
         """Bound once: the hot path's look-up."""
@@ -61,7 +67,12 @@ class Table:
         self._log: list[list[bytes]] = []
         """Parts that were answered, of a sample of chunks since the last replay."""
         self._logged = 0
-        self._stride = _STRIDE
+        self._longest = self._stride = stride
+
+    @property
+    def stands_for(self) -> int:
+        """For how many hits one stands that is logged."""
+        return 1 + self._stride
 
     def log(self, parts: list[bytes]) -> int:
         """Take note of parts that were answered (there may be others among them).
@@ -71,19 +82,20 @@ class Table:
         self._log.append(parts)
         self._logged += len(parts)
         if self._logged > _LOGGED:
-            self.replay(_STRIDE)
+            self.replay(self._longest)
         return len(parts) * self._stride
 
-    def replay(self, stride: int = 0) -> None:
-        """Bring the order of eviction up to date with the log; log one in `stride` hits from now on (0: as
-        before)."""
+    def replay(self, stride: int | None = None) -> None:
+        """Bring the order of eviction up to date with the log; let `stride` hits go unlogged for each from
+        now on (None: as many as before)."""
         logged = [part for parts in self._log for part in parts]
         self._log, self._logged = [], 0
         replies = self.replies
         if self.hot is not None:
             # A chunk stands for itself, and for those of its client that were not logged after it.
-            self.hot.add([part for part in logged if part in replies], 1 + self._stride)
-        self._stride = stride or self._stride
+            self.hot.add([part for part in logged if part in replies], self.stands_for)
+        if stride is not None:
+            self._stride = min(stride, self._longest)
         for part in dict.fromkeys(logged):
             reply = replies.pop(part, None)
             if reply is not None:
@@ -126,16 +138,25 @@ class Shelf:
         """Entries dropped so far for whatever reason: while it stands still, every entry has kept its
         value."""
         self.tending = Tending(self)
+        self.hot = Hot(_HOT)
+        """Which parts are read most."""
+        self.ghost: Ghost | None = Ghost() if tier.policy.observes else None
+        """What memory would have done, where reads are only observed."""
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
         self._deadlines: dict[float, list[bytes]] = {}
         self._due = 0
 
+    def imagine(self, wanted: bool) -> None:
+        """Work out what memory would do, or no longer; nothing is kept when this is called."""
+        self.ghost = (self.ghost or Ghost()) if wanted else None
+
     def table(self, protocol: int) -> Table:
         """The table for clients of a protocol; made when the first one comes."""
         found = self.tables.get(protocol)
         if found is None:
-            found = self.tables[protocol] = Table()
+            found = self.tables[protocol] = Table(self.tier.stride)
+            found.hot = self.hot
         return found
 
     def vouch(self, now: float) -> bool:
@@ -224,10 +245,14 @@ class Shelf:
         self._deadlines.clear()
         self._due = 0
         self.tending.clear()
+        if self.ghost is not None:
+            self.ghost.clear()
         self.budget.used -= self.bytes
         self.budget.entries -= count
         self.bytes = self.entries = 0
         self.drops += count
+        if count:
+            self.tier.governor.dropped(count, self.tier.clock())
         return count
 
     def _drop(self, key: int, found: bytes | set[bytes]) -> None:
@@ -237,6 +262,8 @@ class Shelf:
                 flight.tainted = True
             if not self.tending.known or not self.tending.lapses(part, self.tier.clock()):
                 self._remove(part)
+            if self.ghost is not None:
+                self.ghost.forget(part)
             for other in self._several.pop(part, ()):
                 if other != key:
                     self._unlist(other, part)
@@ -274,7 +301,8 @@ class Shelf:
     def _forget(self, part: bytes) -> int:
         """Drop one part; how many replies that were."""
         count = self._remove(part)
-        if count and part not in self.flights:
+        imagined = self.ghost is not None and self.ghost.forget(part)
+        if (count or imagined) and part not in self.flights:
             self._delist(part, self._several.get(part) or self.rules.part_marks(part))
         return count
 
@@ -329,7 +357,36 @@ class Shelf:
 
     def admits(self, part: bytes) -> bool:
         """Note that a part has been asked for and is not there; whether it may come in."""
+        if self.ghost is not None and (wanted := self._observe(self.ghost, part)) is not None:
+            return wanted
         return part in self.tending.aside or self.budget.door.admits(part)
+
+    def admitted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
+        """The same for several; those that may come in."""
+        if self.ghost is not None or self.tending.aside:
+            return [part for part in parts if self.admits(part)]
+        return self.budget.door.admitted(parts)
+
+    def _observe(self, ghost: Ghost, part: bytes) -> bool | None:
+        """Whether a read that is only observed has to be fetched to be known; None: it is no such read."""
+        if self.tier.policy.limits.ceiling < Serve.OBSERVE:
+            read = self.rules.read(part)
+            if read is None or self.judge(read).serve is not Serve.OBSERVE:
+                return None
+        if not ghost.wants(part):
+            ghost.passed(1)
+            return False
+        return not ghost.read(part) and self.budget.door.admits(part)
+
+    def _imagine(self, ghost: Ghost, flight: Flight, reply: bytes, until: float) -> None:
+        """Take note of what would have been kept."""
+        part = flight.read.part
+        if until <= self.tier.clock():
+            self._give_up(flight.read)
+            return
+        for gone in ghost.keep(part, _size(part, reply) * len(self.tables)):
+            self._delist(gone, self._several.get(gone) or self.rules.part_marks(gone))
+        self.schedule(part, until)
 
     def land(self, flight: Flight, reply: bytes, lifetime: float, absent: bool = False) -> None:
         """Keep what a flight has fetched, unless it was tainted; `lifetime` in seconds from its opening.
@@ -345,6 +402,9 @@ class Shelf:
             # The push for a change that this very reply shows may be still to come.
             self._drop_others(flight.read)
         until = self._until(flight, reply, lifetime, absent)
+        if flight.ruling.serve is not Serve.CACHE:
+            self._imagine(self.ghost or Ghost(), flight, reply, until)
+            return
         kept = self._store(flight.read, reply) if until > self.tier.clock() else 0
         if not kept:
             if not reply.startswith(b"-"):
@@ -378,6 +438,11 @@ class Shelf:
             elif read.shape is not None:
                 kept += self._keep(table, read.part, downgrade(reply, read.shape))
         return kept
+
+    def replay(self) -> None:
+        """Bring the order of eviction and the counts of hits up to date."""
+        for table in self.tables.values():
+            table.replay()
 
     def ends(self, part: bytes) -> float | None:
         """When a part's time is over (monotonic seconds); None: it is not kept. Looks at all there is."""
@@ -434,6 +499,8 @@ class Shelf:
     def _sweep(self) -> None:
         """Forget the deadlines of what is gone."""
         alive = {part for table in self.tables.values() for part in table.replies} | set(self.tending.aside)
+        if self.ghost is not None:
+            alive.update(part for parts in self._deadlines.values() for part in parts if part in self.ghost)
         self._due = 0
         for deadline in sorted(self._deadlines):
             parts = [part for part in dict.fromkeys(self._deadlines[deadline]) if part in alive]

@@ -54,6 +54,8 @@ class Tending:
         """By part: in the table or aside."""
         self.aside: dict[bytes, dict[int, bytes]] = {}
         """Their replies by protocol."""
+        self._ahead: dict[float, dict[bytes, None]] = {}
+        """Parts by when they are to be fetched anew."""
         self._shelf = shelf
 
     def landed(self, part: bytes, ruling: Ruling, ends: float, until: float) -> None:
@@ -61,6 +63,9 @@ class Tending:
         self.forget(part)
         self.known[part] = Tended(ruling, ends, until, until)
         self._charge(COST)
+        # What ends with its key cannot be kept for longer by asking again.
+        if ruling.refresh_ahead and until < ends:
+            self._ahead.setdefault(until - ruling.refresh_ahead, {})[part] = None
 
     def outlives(self, part: bytes, deadline: float, now: float) -> bool:
         """Whether a part, due at a deadline, is to stay: it has been fetched anew, or goes aside."""
@@ -125,13 +130,22 @@ class Tending:
         aside = self.aside.get(part)
         return aside.get(protocol) if aside is not None else self._shelf.table(protocol).find(part)
 
-    def due(self, now: float) -> Iterator[bytes]:
-        """Parts whose rule has them fetched anew about now."""
-        for part, tended in self.known.items():
-            ahead = tended.ruling.refresh_ahead
-            # What ends with its key cannot be kept for longer by asking again.
-            if ahead and tended.until - ahead <= now < tended.until < tended.ends and part not in self.aside:
-                yield part
+    def due(self, now: float, most: int) -> Iterator[bytes]:
+        """Parts whose rule has them fetched anew about now, each once and `most` at a time."""
+        for at in [at for at in self._ahead if at <= now]:
+            parts = self._ahead[at]
+            while parts and most:
+                part, _ = parts.popitem()
+                tended = self.known.get(part)
+                if (
+                    tended is not None
+                    and tended.until - tended.ruling.refresh_ahead == at
+                    and now < tended.until
+                ):
+                    most -= 1
+                    yield part
+            if not parts:
+                del self._ahead[at]
 
     def forget(self, part: bytes) -> None:
         """Forget a part that is no longer kept."""
@@ -145,6 +159,7 @@ class Tending:
         """Forget everything; the shelf has given back what it was charged."""
         self.known.clear()
         self.aside.clear()
+        self._ahead.clear()
 
     def _charge(self, size: int) -> None:
         self._shelf.bytes += size

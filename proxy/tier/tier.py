@@ -8,9 +8,10 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 from proxy.tier.door import Door
-from proxy.tier.policy import Defaults, Policy
+from proxy.tier.governor import Governor
+from proxy.tier.policy import Defaults, Policy, Ruling
 from proxy.tier.rules import Rules
-from proxy.tier.shelf import Shelf
+from proxy.tier.shelf import STRIDE, Shelf
 
 _BATCH = 256
 """Replies evicted at once: finding the least recently used one means stepping over what was dropped
@@ -28,6 +29,8 @@ class Limits:
     l1_ttl_untracked: float
     coherence_timeout: float
     admit_after: int
+    refill_limit: int = 0
+    """Fetches of a class under way at once after much has been dropped; 0: any number."""
 
 
 class Budget:
@@ -122,6 +125,9 @@ class Tier:
         self.clock = clock
         self.policy = Policy((), Defaults(limits.l1_ttl, limits.max_value_size))
         """The cache rules in force."""
+        self.governor = Governor(limits.refill_limit)
+        self.stride = STRIDE
+        """How many hits at most go unlogged behind one that is logged."""
         self.shelves: dict[Hashable, Shelf] = {}
         self.common = Budget(limits.max_memory, limits.max_entries, limits.admit_after)
         """For all accounts that have no memory of their own."""
@@ -170,6 +176,18 @@ class Tier:
     def shortened(self, lifetime: float, jitter: float) -> float:
         """A lifetime less some of it, so that what was filled at once does not expire at once."""
         return lifetime * (1.0 - jitter * (1.0 - self._rng()))
+
+    def obey(self, policy: Policy) -> None:
+        """Put cache rules in force; what is kept by other rules is dropped."""
+        self.policy = policy
+        self.clear()
+        for shelf in self.shelves.values():
+            shelf.imagine(policy.observes)
+
+    def demote(self, ruling: Ruling) -> None:
+        """Only observe from now on what a rule is about."""
+        self.policy.demote(ruling)
+        self.obey(self.policy)
 
     def account(self, rules: Rules, max_memory: int | None = None) -> Account:
         """A new account; with `max_memory` (bytes), so much of the whole is its own."""
