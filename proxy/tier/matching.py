@@ -29,7 +29,8 @@ def drop_matching(tier: Tier, pattern: re.Pattern[bytes], prefix: bytes) -> Iter
 
 
 def _slices(shelf: Shelf) -> Iterator[list[bytes]]:
-    parts = list(dict.fromkeys([part for table in shelf.tables.values() for part in table.replies]))
+    kept = dict.fromkeys([part for table in shelf.tables.values() for part in table.replies])
+    parts = [*kept, *shelf.tending.aside]
     for start in range(0, len(parts), SLICE):
         yield parts[start : start + SLICE]
 

@@ -24,7 +24,7 @@ from proxy.tier.ghost import Ghost
 from proxy.tier.hot import Hot
 from proxy.tier.policy import Ruling, Serve
 from proxy.tier.rules import Read, key_name, marks
-from proxy.tier.tending import Tending
+from proxy.tier.tending import UNAVAILABLE, Tending
 
 if TYPE_CHECKING:
     from proxy.tier.tier import Account, Tier
@@ -269,12 +269,13 @@ class Shelf:
                     self._unlist(other, part)
 
     def _remove(self, part: bytes) -> int:
-        """Take a part's replies out of the tables; how many there were."""
-        aside = self.tending.aside.get(part, ())
+        """Take a part's replies out of the tables, and what is aside of it; how many there were."""
+        aside = len(self.tending.aside.get(part, ()))
         count = len(self.take_out(part))
         if self.tending.known:
             self.tending.forget(part)
-        return count + len(aside)
+        self.drops += aside
+        return count + aside
 
     def take_out(self, part: bytes) -> dict[int, bytes]:
         """Take a part's replies out of the tables, and return them by protocol."""
@@ -398,7 +399,8 @@ class Shelf:
                 self.drop(marks(flight.read.keys))
             return
         del self.flights[flight.read.part]
-        if self.mode.late:
+        failed = reply.startswith(UNAVAILABLE)
+        if self.mode.late and not failed:
             # The push for a change that this very reply shows may be still to come.
             self._drop_others(flight.read)
         until = self._until(flight, reply, lifetime, absent)
@@ -407,7 +409,7 @@ class Shelf:
             return
         kept = self._store(flight.read, reply) if until > self.tier.clock() else 0
         if not kept:
-            if not reply.startswith(b"-"):
+            if not failed:
                 self._remove(flight.read.part)  # what a rule kept of it
             self._give_up(flight.read)
             return
@@ -504,6 +506,8 @@ class Shelf:
         self._due = 0
         for deadline in sorted(self._deadlines):
             parts = [part for part in dict.fromkeys(self._deadlines[deadline]) if part in alive]
+            if self.tending.known:
+                parts = [part for part in parts if not self.tending.due_later(part, deadline)]
             alive.difference_update(parts)
             if parts:
                 self._deadlines[deadline] = parts

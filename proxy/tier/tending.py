@@ -12,6 +12,7 @@ An invalidation ends all of that, unless the key has expired by then.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import frexp, ldexp
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.tier.policy import Ruling
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 COST = 400
 """Bytes that tending an entry takes: three slots in dicts, a tuple, two floats."""
-_UNAVAILABLE = (b"-LOADING ", b"-BUSY ", b"-MASTERDOWN ", b"-CLUSTERDOWN ", b"-TRYAGAIN ", b"-ERR pannier: ")
+_MOMENT = 1.0
+"""Seconds for which an entry is back in the table; more, and a fetch that failed would not be repeated."""
+UNAVAILABLE = (b"-LOADING ", b"-BUSY ", b"-MASTERDOWN ", b"-CLUSTERDOWN ", b"-TRYAGAIN ", b"-ERR pannier: ")
 """Errors that say nothing about the key (Redis docs: error codes in its source, `shared` objects)."""
 
 
@@ -34,7 +37,8 @@ class Tended(NamedTuple):
     fresh: float
     """When its lifetime is over."""
     until: float
-    """When it leaves the table; later than `fresh` if it has been brought back."""
+    """The deadline at which it leaves the table (later than `fresh` if it has been brought back) or, aside,
+    is forgotten; earlier ones are of earlier fetches."""
 
     @property
     def last(self) -> float:
@@ -70,11 +74,16 @@ class Tending:
     def outlives(self, part: bytes, deadline: float, now: float) -> bool:
         """Whether a part, due at a deadline, is to stay: it has been fetched anew, or goes aside."""
         tended = self.known.get(part)
-        if tended is None or (part in self.aside and now >= tended.last):
+        if tended is None:
             return False
-        if tended.until > deadline or part in self.aside:
+        if tended.until > deadline:
             return True
-        return self._retire(part, tended, now)
+        return part not in self.aside and self._retire(part, tended, now)
+
+    def due_later(self, part: bytes, deadline: float) -> bool:
+        """Whether a deadline of a part is of an earlier fetch."""
+        tended = self.known.get(part)
+        return tended is not None and tended.until > deadline
 
     def _retire(self, part: bytes, tended: Tended, now: float) -> bool:
         if tended.last <= now:
@@ -84,7 +93,10 @@ class Tending:
             return False
         self.aside[part] = replies
         self._charge(_size(part, replies))
-        self._shelf.schedule(part, tended.last)
+        step = _step(tended.last - now)
+        until = (tended.last // step + 1) * step
+        self.known[part] = tended._replace(until=until)
+        self._shelf.schedule(part, until)
         return True
 
     def lapses(self, part: bytes, now: float) -> bool:
@@ -95,24 +107,31 @@ class Tending:
         return part in self.aside or self._retire(part, tended, now)
 
     def revive(self, parts: Iterable[bytes], now: float) -> list[bytes]:
-        """Bring back into the table what may be served while it is fetched anew; the parts to fetch."""
-        found = []
+        """Bring back into the table what may be served while it is fetched anew; the parts to fetch.
+
+        For a moment: if nothing has come of the fetch by then, the next read has it tried again.
+        """
+        found: list[bytes] = []
         for part in dict.fromkeys(parts):
             if part in self.aside:
                 tended = self.known[part]
-                until = min(tended.ends, tended.fresh + tended.ruling.stale_while_revalidate)
+                until = min(tended.ends, tended.fresh + tended.ruling.stale_while_revalidate, now + _MOMENT)
+                step = _step(until - now)
+                until = until // step * step
                 if now < until:
                     replies = self.aside.pop(part)
                     self._charge(-_size(part, replies))
                     self.known[part] = tended._replace(until=until)
                     self._shelf.put_back(part, replies, until)
                     found.append(part)
+        if found and self._shelf.budget.full:
+            self._shelf.budget.make_room()
         return found
 
     def instead(self, part: bytes, error: bytes, protocol: int) -> bytes | None:
         """What to answer in place of an error of Redis' or of the link's; None: the error."""
         tended = self.known.get(part)
-        if tended is None or not error.startswith(_UNAVAILABLE):
+        if tended is None or not error.startswith(UNAVAILABLE):
             return None
         now = self._shelf.tier.clock()
         if now >= min(tended.ends, tended.fresh + tended.ruling.stale_if_error):
@@ -164,6 +183,11 @@ class Tending:
     def _charge(self, size: int) -> None:
         self._shelf.bytes += size
         self._shelf.budget.used += size
+
+
+def _step(seconds: float) -> float:
+    """What deadlines so far ahead are rounded to, so that entries share them: less than a sixteenth."""
+    return ldexp(1.0, max(-10, frexp(max(seconds, 0.0))[1] - 5))
 
 
 def _size(part: bytes, replies: dict[int, bytes]) -> int:
