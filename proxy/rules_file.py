@@ -45,8 +45,8 @@ def _label() -> Kind[str]:
     return Kind(parse, str, "NAME", "1 to 64 letters, digits or any of `_.:-`")
 
 
-_BARE = re.compile(r"true|false|[0-9]+(\.[0-9]+)?")
-"""Values that TOML wants, or allows, without quotes."""
+_BARE = re.compile(r"true|false|[0-9]+(\.[0-9]{1,4})?")
+"""Values that TOML gives back as they are without quotes."""
 _YEAR = 365 * 86400
 FIELDS: Mapping[str, tuple[Kind[Any], str, str]] = {
     "mode": (
@@ -148,7 +148,7 @@ def _read_rule(table: Any, written: str) -> CacheRule:
         for key, (kind, field, _) in FIELDS.items()
         if key in table
     }
-    rule = CacheRule(_patterns(table, written), **fields)
+    rule = CacheRule(_patterns(table, written), **fields, written=written)
     if rule.l1_ttl is not None and 0 < rule.l1_ttl <= rule.refresh_ahead:
         raise SettingsError(
             f"{written}.refresh_ahead: {shown(str(table['refresh_ahead']))} is not before the end of l1_ttl, "
@@ -193,7 +193,7 @@ def rule_fields(rule: CacheRule) -> dict[str, Any]:
 
 
 def show_rule(rule: CacheRule) -> list[str]:
-    """A rule as lines of TOML."""
+    """A rule as lines of TOML, without the head of its table."""
     lines = []
     for key, value in rule_fields(rule).items():
         bare = key != "class" and isinstance(value, str) and _BARE.fullmatch(value)

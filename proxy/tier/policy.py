@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proxy.resp.globs import compile_globs
 
@@ -53,6 +53,8 @@ class CacheRule:
     """Fetches under way at once after much has been dropped."""
     label: str = ""
     """Its `class`."""
+    written: str = field(default="", compare=False)
+    """Where its author wrote it."""
 
     @property
     def shown(self) -> str:

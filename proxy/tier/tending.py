@@ -67,9 +67,11 @@ class Tending:
         self.forget(part)
         self.known[part] = Tended(ruling, ends, until, until)
         self._charge(COST)
-        # What ends with its key cannot be kept for longer by asking again.
-        if ruling.refresh_ahead and until < ends:
-            self._ahead.setdefault(until - ruling.refresh_ahead, {})[part] = None
+        # What ends with its key cannot be kept for longer by asking again; and what ends sooner than that was
+        # asked for just now.
+        ahead = ruling.refresh_ahead
+        if ahead and until + ahead <= ends and until - ahead > self._shelf.tier.clock():
+            self._ahead.setdefault(until - ahead, {})[part] = None
 
     def outlives(self, part: bytes, deadline: float, now: float) -> bool:
         """Whether a part, due at a deadline, is to stay: it has been fetched anew, or goes aside."""
