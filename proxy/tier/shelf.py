@@ -149,7 +149,10 @@ class Shelf:
 
     def imagine(self, wanted: bool) -> None:
         """Work out what memory would do, or no longer; nothing is kept when this is called."""
-        self.ghost = (self.ghost or Ghost()) if wanted else None
+        if not wanted:
+            self.ghost = None
+        elif self.ghost is None:
+            self.ghost = Ghost()
 
     def table(self, protocol: int) -> Table:
         """The table for clients of a protocol; made when the first one comes."""
@@ -378,13 +381,13 @@ class Shelf:
             return False
         return not ghost.read(part) and self.budget.door.admits(part)
 
-    def _imagine(self, ghost: Ghost, flight: Flight, reply: bytes, until: float) -> None:
+    def _imagine(self, flight: Flight, reply: bytes, until: float) -> None:
         """Take note of what would have been kept."""
         part = flight.read.part
-        if until <= self.tier.clock():
+        if self.ghost is None or until <= self.tier.clock():
             self._give_up(flight.read)
             return
-        for gone in ghost.keep(part, _size(part, reply) * len(self.tables)):
+        for gone in self.ghost.keep(part, _size(part, reply) * len(self.tables)):
             self._delist(gone, self._several.get(gone) or self.rules.part_marks(gone))
         self.schedule(part, until)
 
@@ -403,7 +406,7 @@ class Shelf:
             self._drop_others(flight.read)
         until = self._until(flight, reply, lifetime, absent)
         if flight.ruling.serve is not Serve.CACHE:
-            self._imagine(self.ghost or Ghost(), flight, reply, until)
+            self._imagine(flight, reply, until)
             return
         kept = self._store(flight.read, reply) if until > self.tier.clock() else 0
         if not kept:
