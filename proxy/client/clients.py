@@ -97,6 +97,7 @@ class Clients:
         self._next_id = FIRST_ID
         if tier is not None:
             tier.on_loose = self._refresh_all
+            tier.waste.on_more = self._give_back
         self._ticks = 0
 
     def session(self, space: Space | None = None) -> Session:
@@ -125,6 +126,11 @@ class Clients:
         """Have other sidecars forget what a session's command was about (see `Bus.tell`)."""
         if self.bus is not None:
             self.bus.tell(session.space.namespace, session.link, why, keys, patterns, everything)
+
+    def _give_back(self) -> None:
+        """Free what the tier has dropped all at once, a slice in each turn of the loop."""
+        if self.tier is not None and self.tier.waste.give_back():
+            asyncio.get_running_loop().call_soon(self._give_back)
 
     def settle_run(self, requests: bytes, prefix: bytes = b"") -> None:
         """Have no shelf show what was before a run whose replies have come.

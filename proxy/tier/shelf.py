@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from math import frexp, ldexp
 from typing import TYPE_CHECKING
 
 from proxy.resp.downgrade import downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
+from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.rules import Read, marks
 
@@ -37,11 +37,7 @@ _LOGGED = 2048
 """Parts in a log at most; it is then replayed."""
 _STRIDE = 16
 """One in so many hits is logged while nothing has to be evicted."""
-_SPARE = 16384
-"""Deadlines of entries that are gone, beside as many as there are entries, before they are swept out."""
 _STAR = 0x2A
-_FRACTION = 16
-"""A deadline is rounded down by less than this fraction of the lifetime, so that entries share deadlines."""
 
 
 class Table:
@@ -79,11 +75,13 @@ class Table:
             if reply is not None:
                 replies[part] = reply
 
-    def clear(self) -> None:
-        """Forget everything."""
+    def clear(self) -> dict[bytes, bytes]:
+        """Forget everything. Returns it: freeing is slow, and whoever has it may take his time."""
+        gone = self.replies.copy()
         self.replies.clear()
         self._log.clear()
         self._logged = 0
+        return gone
 
 
 class Shelf:
@@ -117,8 +115,7 @@ class Shelf:
         value."""
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
-        self._deadlines: dict[float, list[bytes]] = {}
-        self._due = 0
+        self.deadlines = Deadlines(self._keeps, tier.waste)
 
     def table(self, protocol: int) -> Table:
         """The table for clients of a protocol; made when the first one comes."""
@@ -131,12 +128,9 @@ class Shelf:
         """Whether entries may be served now; drops those whose time is over."""
         if self.mode is Mode.OFF:
             return False
-        for deadline in [deadline for deadline in self._deadlines if deadline <= now]:
-            parts = self._deadlines.pop(deadline)
-            self._due -= len(parts)
-            self.account.expired += sum([self._forget(part) for part in parts])
+        self.account.expired += sum([self._forget(part) for part in self.deadlines.over(now)])
         gate = self.heard + self.tier.limits.coherence_timeout
-        self.until = min(gate, min(self._deadlines, default=gate))
+        self.until = min(gate, self.deadlines.first(gate))
         return now < self.until
 
     # --- what the link tells (upstream.shared.Keeper)
@@ -200,16 +194,15 @@ class Shelf:
 
     def clear(self) -> int:
         """Drop everything; how many entries that were."""
-        count = self.entries
+        count, waste = self.entries, self.tier.waste
         for table in self.tables.values():
-            table.clear()
+            waste.take(table.clear())
         for flight in self.flights.values():
             flight.tainted = True
         self.flights.clear()
-        self.index.clear()
-        self._several.clear()
-        self._deadlines.clear()
-        self._due = 0
+        waste.take(self.index, self._several)
+        self.index, self._several = {}, {}
+        self.deadlines.clear()
         self.budget.used -= self.bytes
         self.budget.entries -= count
         self.bytes = self.entries = 0
@@ -304,8 +297,8 @@ class Shelf:
             self._give_up(flight.read)
             return
         longest = limits.l1_ttl_untracked if self.mode is Mode.BUS else limits.l1_ttl
-        deadline = _deadline(flight.began, min(lifetime, longest * self.tier.jitter()))
-        if deadline <= self.tier.clock():
+        end = deadline(flight.began, min(lifetime, longest * self.tier.jitter()))
+        if end <= self.tier.clock():
             self._give_up(flight.read)
             return
         kept = 0
@@ -318,11 +311,8 @@ class Shelf:
             self._give_up(flight.read)
             return
         self.account.fills += 1
-        self._deadlines.setdefault(deadline, []).append(part)
-        self.until = min(self.until, deadline)
-        self._due += 1
-        if self._due > 2 * self.entries + _SPARE:
-            self._sweep()
+        self.deadlines.add(end, part, self.entries)
+        self.until = min(self.until, end)
         if self.budget.full:
             self.budget.make_room()
 
@@ -350,8 +340,12 @@ class Shelf:
 
     def _give_up(self, read: Read) -> None:
         """Take out of the index what is not kept after all."""
-        if not any(read.part in table.replies for table in self.tables.values()):
+        if not self._keeps(read.part):
             self._delist(read.part, marks(read.keys))
+
+    def _keeps(self, part: bytes) -> bool:
+        """Whether some table has a part."""
+        return any(part in table.replies for table in self.tables.values())
 
     def _drop_others(self, read: Read) -> None:
         keys = marks(read.keys)
@@ -360,19 +354,6 @@ class Shelf:
             self.index[key] = read.part
         if len(keys) > 1:
             self._several[read.part] = keys
-
-    def _sweep(self) -> None:
-        """Forget the deadlines of what is gone."""
-        alive = {part for table in self.tables.values() for part in table.replies}
-        self._due = 0
-        for deadline in sorted(self._deadlines):
-            parts = [part for part in dict.fromkeys(self._deadlines[deadline]) if part in alive]
-            alive.difference_update(parts)
-            if parts:
-                self._deadlines[deadline] = parts
-            else:
-                del self._deadlines[deadline]
-            self._due += len(parts)
 
     def evict(self, count: int) -> int:
         """Drop the `count` least recently used replies of the fullest table."""
@@ -404,9 +385,3 @@ class EmptyShelf:
 
 def _size(part: bytes, reply: bytes) -> int:
     return ENTRY_COST + 2 * len(part) + len(reply)
-
-
-def _deadline(began: float, lifetime: float) -> float:
-    """When an entry's time is over, rounded down so that entries of like lifetime share deadlines."""
-    step = ldexp(0.001, max(0, frexp(lifetime / (0.001 * _FRACTION))[1] - 1))
-    return (began + lifetime) // step * step

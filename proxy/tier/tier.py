@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from proxy.tier.door import Door
 from proxy.tier.rules import Rules
 from proxy.tier.shelf import Shelf
+from proxy.tier.waste import Waste
 
 _BATCH = 256
 """Replies evicted at once: finding the least recently used one means stepping over what was dropped
@@ -120,6 +121,8 @@ class Tier:
         self.limits = limits
         self.clock = clock
         self.shelves: dict[Hashable, Shelf] = {}
+        self.waste = Waste()
+        """What shelves have dropped all at once."""
         self.common = Budget(limits.max_memory, limits.max_entries, limits.admit_after)
         """For all accounts that have no memory of their own."""
         self.accounts: list[Account] = []
