@@ -87,7 +87,7 @@ class TestSlices:
 
     def test_name_the_keys_of_any_read(self) -> None:
         tier, shelf, _ = make()
-        fill(shelf, "EXISTS", "a", "bulk:1", reply=b":2\r\n")
+        fill(shelf, "EXISTS", "a", "bulk:3", reply=b":2\r\n")
         fill(shelf, "EXISTS", "a", "b", reply=b":2\r\n")
         fill(shelf, "get", "bulk:1")
         fill(shelf, "HGET", "bulk:2", "a")

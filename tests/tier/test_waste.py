@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from itertools import pairwise
+
 import pytest
 
 from proxy.tier.waste import SLICE, Waste
-from tests.tier.shelves import consistent, fill, make
+from tests.tier.racing import Race
+from tests.tier.shelves import consistent, fill, make, part
 
 
 def heaps() -> list[list[int] | dict[int, int] | set[int]]:
@@ -62,13 +66,27 @@ def test_a_shelf_is_empty_at_once_and_filled_again_before_the_old_is_freed() -> 
         fill(shelf, "EXISTS", n, f"other:{n}", reply=b":1\r\n")
     assert shelf.clear() == 4 * SLICE
     consistent(shelf)
+    assert find(part("EXISTS", 1, "other:1")) is None
     assert (tier.used, tier.entries, shelf.index, shelf._several, shelf.deadlines.notes) == (0, 0, {}, {}, 0)
     fill(shelf, "EXISTS", 1, 2, reply=b":0\r\n", lifetime=10.0)
     assert size(tier.waste) > SLICE
     while tier.waste.give_back():
         consistent(shelf)
-    assert shelf.table(2).find is find, "a session's look-up is bound once"
+    assert find(part("EXISTS", 1, 2)) == b":0\r\n", "a session's look-up is bound once"
     assert list(shelf.table(2).replies.values()) == list(shelf.table(3).replies.values()) == [b":0\r\n"]
     clock.now += 10.0
     shelf.vouch(clock.now)
     assert tier.entries == 0
+
+
+async def test_a_sidecar_frees_it_in_turns_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    race = Race(monkeypatch)
+    for _ in range(2):  # it begins again by itself
+        race.tier.waste.take(heap := list(range(20 * SLICE)))
+        sizes = [len(heap)]
+        while heap:
+            await asyncio.sleep(0)
+            sizes.append(len(heap))
+        assert max(before - after for before, after in pairwise(sizes)) <= SLICE <= 20 * SLICE - sizes[0]
+        assert size(race.tier.waste) == 0
+    await race.close()
