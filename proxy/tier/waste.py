@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-SLICE = 512
-"""Objects given back at once: a tenth of a millisecond at most."""
+SLICE = 1024
+"""Objects given back at once: a quarter of a millisecond at most."""
 
 Things = list[Any] | dict[Any, Any] | set[Any]
 
