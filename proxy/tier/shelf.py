@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from math import frexp, ldexp
 from typing import TYPE_CHECKING
 
 from proxy.resp.downgrade import downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
+from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.ghost import Ghost
 from proxy.tier.hot import Hot
@@ -41,13 +41,9 @@ _LOGGED = 2048
 """Parts in a log at most; it is then replayed."""
 STRIDE = 16
 """One in so many hits is logged while nothing has to be evicted."""
-_SPARE = 16384
-"""Deadlines of entries that are gone, beside as many as there are entries, before they are swept out."""
 _STAR = 0x2A
 _HOT = 5000
 """Parts whose hits are counted for long."""
-_FRACTION = 16
-"""A deadline is rounded down by less than this fraction of the lifetime, so that entries share deadlines."""
 
 
 class Table:
@@ -101,11 +97,13 @@ class Table:
             if reply is not None:
                 replies[part] = reply
 
-    def clear(self) -> None:
-        """Forget everything."""
+    def clear(self) -> dict[bytes, bytes]:
+        """Forget everything. Returns it: freeing is slow, and whoever has it may take his time."""
+        gone = self.replies.copy()
         self.replies.clear()
         self._log.clear()
         self._logged = 0
+        return gone
 
 
 class Shelf:
@@ -144,8 +142,7 @@ class Shelf:
         """What memory would have done, where reads are only observed."""
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
-        self._deadlines: dict[float, list[bytes]] = {}
-        self._due = 0
+        self.deadlines = Deadlines(self._keeps, tier.waste)
 
     def imagine(self, wanted: bool) -> None:
         """Work out what memory would do, or no longer; nothing is kept when this is called."""
@@ -166,14 +163,12 @@ class Shelf:
         """Whether entries may be served now; drops those whose time is over."""
         if self.mode is Mode.OFF or self.tier.policy.limits.ceiling is Serve.OFF:
             return False
-        for deadline in [deadline for deadline in self._deadlines if deadline <= now]:
-            parts = self._deadlines.pop(deadline)
-            self._due -= len(parts)
-            if self.tending.known:
-                parts = [part for part in parts if not self.tending.outlives(part, deadline, now)]
-            self.account.expired += sum([self._forget(part) for part in parts])
+        due = self.deadlines.over(now)
+        if self.tending.known:
+            due = [part for part in due if not self.tending.outlives(part, now)]
+        self.account.expired += sum([self._forget(part) for part in due])
         gate = self.heard + self.tier.limits.coherence_timeout
-        self.until = min(gate, min(self._deadlines, default=gate))
+        self.until = min(gate, self.deadlines.first(gate))
         return now < self.until
 
     # --- what the link tells (upstream.shared.Keeper)
@@ -237,16 +232,15 @@ class Shelf:
 
     def clear(self) -> int:
         """Drop everything; how many entries that were."""
-        count = self.entries
+        count, waste = self.entries, self.tier.waste
         for table in self.tables.values():
-            table.clear()
+            waste.take(table.clear())
         for flight in self.flights.values():
             flight.tainted = True
         self.flights.clear()
-        self.index.clear()
-        self._several.clear()
-        self._deadlines.clear()
-        self._due = 0
+        waste.take(self.index, self._several)
+        self.index, self._several = {}, {}
+        self.deadlines.clear()
         self.tending.clear()
         if self.ghost is not None:
             self.ghost.clear()
@@ -419,8 +413,6 @@ class Shelf:
         if flight.ruling.tended:
             self.tending.landed(flight.read.part, flight.ruling, flight.began + lifetime, until)
         self.schedule(flight.read.part, until)
-        if self._due > 2 * self.entries + _SPARE:
-            self._sweep()
         if self.budget.full:
             self.budget.make_room()
 
@@ -430,7 +422,7 @@ class Shelf:
         if lifetime <= 0 or ruling.refuses(reply, absent):
             return 0.0
         longest = min(ruling.l1_ttl, limits.l1_ttl_untracked) if self.mode is Mode.BUS else ruling.l1_ttl
-        return _deadline(flight.began, min(lifetime, self.tier.shortened(longest, ruling.jitter)))
+        return deadline(flight.began, min(lifetime, self.tier.shortened(longest, ruling.jitter)))
 
     def _store(self, read: Read, reply: bytes) -> int:
         """Put a RESP3 reply into the tables; into how many."""
@@ -454,13 +446,12 @@ class Shelf:
         tended = self.tending.known.get(part)
         if tended is not None:
             return tended.until
-        return min((deadline for deadline, parts in self._deadlines.items() if part in parts), default=None)
+        return self.deadlines.of(part)
 
     def schedule(self, part: bytes, until: float) -> None:
         """Have a part dropped when its time is over."""
-        self._deadlines.setdefault(until, []).append(part)
+        self.deadlines.add(until, part, self.entries)
         self.until = min(self.until, until)
-        self._due += 1
 
     def _keep(self, table: Table, part: bytes, reply: bytes) -> int:
         old = table.replies.pop(part, None)
@@ -487,9 +478,14 @@ class Shelf:
 
     def _give_up(self, read: Read) -> None:
         """Take out of the index what is not kept after all."""
-        kept = any(read.part in table.replies for table in self.tables.values())
-        if not kept and read.part not in self.tending.aside:
+        if not self._keeps(read.part):
             self._delist(read.part, marks(read.keys))
+
+    def _keeps(self, part: bytes) -> bool:
+        """Whether some table has a part, or it is aside, or imagined."""
+        if any(part in table.replies for table in self.tables.values()) or part in self.tending.aside:
+            return True
+        return self.ghost is not None and part in self.ghost
 
     def _drop_others(self, read: Read) -> None:
         keys = marks(read.keys)
@@ -498,21 +494,6 @@ class Shelf:
             self.index[key] = read.part
         if len(keys) > 1:
             self._several[read.part] = keys
-
-    def _sweep(self) -> None:
-        """Forget the deadlines of what is gone."""
-        alive = {part for table in self.tables.values() for part in table.replies} | set(self.tending.aside)
-        if self.ghost is not None:
-            alive.update(part for parts in self._deadlines.values() for part in parts if part in self.ghost)
-        self._due = 0
-        for deadline in sorted(self._deadlines):
-            parts = [part for part in dict.fromkeys(self._deadlines[deadline]) if part in alive]
-            alive.difference_update(parts)
-            if parts:
-                self._deadlines[deadline] = parts
-            else:
-                del self._deadlines[deadline]
-            self._due += len(parts)
 
     def evict(self, count: int) -> int:
         """Drop the `count` least recently used replies of the fullest table."""
@@ -547,9 +528,3 @@ class EmptyShelf:
 
 def _size(part: bytes, reply: bytes) -> int:
     return ENTRY_COST + 2 * len(part) + len(reply)
-
-
-def _deadline(began: float, lifetime: float) -> float:
-    """When an entry's time is over, rounded down so that entries of like lifetime share deadlines."""
-    step = ldexp(0.001, max(0, frexp(lifetime / (0.001 * _FRACTION))[1] - 1))
-    return (began + lifetime) // step * step

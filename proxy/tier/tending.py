@@ -67,14 +67,16 @@ class Tending:
         if ruling.refresh_ahead and until < ends:
             self._ahead.setdefault(until - ruling.refresh_ahead, {})[part] = None
 
-    def outlives(self, part: bytes, deadline: float, now: float) -> bool:
-        """Whether a part, due at a deadline, is to stay: it has been fetched anew, or goes aside."""
+    def outlives(self, part: bytes, now: float) -> bool:
+        """Whether a part of which a deadline is over is to stay: it has been fetched anew, or goes aside."""
         tended = self.known.get(part)
-        if tended is None or (part in self.aside and now >= tended.last):
+        if tended is None:
             return False
-        if tended.until > deadline or part in self.aside:
+        ends = tended.last if part in self.aside else tended.until
+        if ends > now:
+            self._shelf.schedule(part, ends)  # its note may have been swept out for the earlier one
             return True
-        return self._retire(part, tended, now)
+        return part not in self.aside and self._retire(part, tended, now)
 
     def _retire(self, part: bytes, tended: Tended, now: float) -> bool:
         if tended.last <= now:
@@ -157,9 +159,8 @@ class Tending:
 
     def clear(self) -> None:
         """Forget everything; the shelf has given back what it was charged."""
-        self.known.clear()
-        self.aside.clear()
-        self._ahead.clear()
+        self._shelf.tier.waste.take(self.known, self.aside, *self._ahead.values())
+        self.known, self.aside, self._ahead = {}, {}, {}
 
     def _charge(self, size: int) -> None:
         self._shelf.bytes += size
