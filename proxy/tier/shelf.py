@@ -267,11 +267,26 @@ class Shelf:
 
     def _remove(self, part: bytes) -> int:
         """Take a part's replies out of the tables; how many there were."""
-        aside = self.tending.aside.get(part, ())
-        count = len(self.take_out(part))
         if self.tending.known:
+            aside = self.tending.aside.get(part, ())
+            count = len(self.take_out(part))
             self.tending.forget(part)
-        return count + len(aside)
+            return count + len(aside)
+        count = size = 0
+        for table in self.tables.values():
+            reply = table.replies.pop(part, None)
+            if reply is not None:
+                size += _size(part, reply)
+                count += 1
+        self._count_out(count, size)
+        return count
+
+    def _count_out(self, count: int, size: int) -> None:
+        self.bytes -= size
+        self.budget.used -= size
+        self.drops += count
+        self.entries -= count
+        self.budget.entries -= count
 
     def take_out(self, part: bytes) -> dict[int, bytes]:
         """Take a part's replies out of the tables, and return them by protocol."""
@@ -280,13 +295,7 @@ class Shelf:
             reply = table.replies.pop(part, None)
             if reply is not None:
                 found[protocol] = reply
-                size = _size(part, reply)
-                self.bytes -= size
-                self.budget.used -= size
-        count = len(found)
-        self.drops += count
-        self.entries -= count
-        self.budget.entries -= count
+        self._count_out(len(found), sum([_size(part, reply) for reply in found.values()]))
         return found
 
     def put_back(self, part: bytes, replies: dict[int, bytes], until: float) -> None:
@@ -326,7 +335,8 @@ class Shelf:
         index = self.index
         if read.part in self.flights:
             return None
-        ruling = self.judge(read)
+        policy = self.tier.policy
+        ruling = self.judge(read) if policy.rulings else policy.default
         if ruling.serve is Serve.OFF:
             return None
         keys = marks(read.keys)
@@ -349,8 +359,8 @@ class Shelf:
 
     def judge(self, read: Read) -> Ruling:
         """What the rules say of a read."""
-        policy, size = self.tier.policy, len(self.rules.prefix)
-        return policy.judge([key_name(key)[size:] for key in read.keys]) if policy.rulings else policy.default
+        size = len(self.rules.prefix)
+        return self.tier.policy.judge([key_name(key)[size:] for key in read.keys])
 
     def admits(self, part: bytes) -> bool:
         """Note that a part has been asked for and is not there; whether it may come in."""
