@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from proxy.client.dispatch import Dispatcher
+from proxy.client.leases import Leases
 from proxy.client.local import FIRST_ID
 from proxy.client.session import Session
 from proxy.client.spaces import Space, Spaces
@@ -80,6 +81,7 @@ class Clients:
         self.tells_writes = False
         """Whether they are told of every write."""
         self.spaces = Spaces(settings, dispatcher, tier)
+        self.leases = Leases(self)
         # Who is here.
         self.sessions: dict[int, Session] = {}
         self.arriving = 0
@@ -164,6 +166,7 @@ class Clients:
         if self.sessions.pop(session.id, None) is not None:
             session.space.leave(session)
         self.stalled.pop(session, None)
+        self.leases.leave(session)
 
     def tick(self) -> None:
         """Enforce the limits that need a clock."""
@@ -218,8 +221,10 @@ class Clients:
 
 
 def _may_be_idle(session: Session) -> bool:
-    """Whether a silent client is idle: not if it blocks, listens or is served by a link of its own."""
+    """Whether a silent client is idle: not if it blocks, listens, computes or has a link of its own."""
     pin = session.pin
+    if session in session.clients.leases.held:
+        return False
     if session.state is State.PINNED and pin is not None:
         return pin.transaction and pin.link.idle
     return session.state in (State.RELAY, State.BROKEN)

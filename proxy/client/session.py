@@ -266,6 +266,7 @@ class Session(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Take the end of the client's bytes: what it has asked is still answered, unless it blocks."""
         self.eof = True
+        self.clients.leases.hurry(self)
         if self.pin is not None:
             self.pin.leave()
         if self.state is State.CLOSED or not self._owes():
@@ -477,6 +478,7 @@ class Session(asyncio.Protocol):
     def depart(self) -> None:
         """Close as soon as what the client has asked is answered; at once if it blocks or listens."""
         self.eof = self.draining = True
+        self.clients.leases.hurry(self)
         self.end_if_done()
 
     @property

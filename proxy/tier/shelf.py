@@ -13,7 +13,7 @@ of the time for which the link's last sign of life vouches (the coherence gate).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import frexp, ldexp
 from typing import TYPE_CHECKING
 
@@ -115,6 +115,8 @@ class Shelf:
         self.drops = 0
         """Entries dropped so far for whatever reason: while it stands still, every entry has kept its
         value."""
+        self.watched: dict[int, Callable[[], object]] = {}
+        """By the marks of keys: what is to hear that they may have changed, whatever is kept of them."""
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
         self._deadlines: dict[float, list[bytes]] = {}
@@ -192,11 +194,13 @@ class Shelf:
 
     def drop(self, keys: Iterable[int]) -> None:
         """Drop what shows any of the keys (their marks), and taint the flights under way to them."""
-        index = self.index
+        index, watched = self.index, self.watched
         for key in keys:
             found = index.pop(key, None)
             if found is not None:
                 self._drop(key, found)
+            if watched and key in watched:
+                watched[key]()
 
     def clear(self) -> int:
         """Drop everything; how many entries that were."""
@@ -214,6 +218,8 @@ class Shelf:
         self.budget.entries -= count
         self.bytes = self.entries = 0
         self.drops += count
+        for told in self.watched.values():
+            told()
         return count
 
     def _drop(self, key: int, found: bytes | set[bytes]) -> None:
@@ -265,6 +271,13 @@ class Shelf:
             del self.index[key]
 
     # --- keeping
+
+    def last(self, part: bytes) -> bytes | None:
+        """The last value kept of this read although its time is over, if a rule wants it kept.
+
+        As a RESP3 client gets it. No rule does yet.
+        """
+        return None
 
     def open(self, read: Read) -> Flight | None:
         """Begin to fetch a read; None if it cannot be kept, or is being fetched already."""
