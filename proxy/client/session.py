@@ -460,6 +460,7 @@ class Session(asyncio.Protocol):
         """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
         self.move(Event.WAIT)
         self.task = asyncio.get_running_loop().create_task(self._answer(work))
+        self.task.add_done_callback(lambda task: work.close())  # should the client leave before it begins
 
     def finish(self) -> None:
         """Close once everything written has been sent."""
