@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("pannier.leases")
 
 POLL = (0.05, 0.25)
-"""Seconds, the least and the most, after which a contest asks again though it was told nothing."""
+"""Seconds, the least and the most, after which a contest asks again where nobody tells of changes."""
+SAFETY = (0.25, 1.0)
+"""The same where Redis does tell: should it be lost."""
+_AS_USUAL = float("inf")
+"""Seconds until the next round where nothing but `POLL` or `SAFETY` bounds them."""
 NULLS = (b"_\r\n", b"$-1\r\n")
 
 
@@ -105,6 +109,7 @@ class Contest:
     def __init__(self, leases: Leases, session: Session, key: bytes) -> None:
         self._leases = leases
         self._place = (session.home.key, key)
+        self.space = session.space
         self._links = leases.clients.links
         self._link = self._links.attach(session.home.key)
         tracking = self._link.tracking
@@ -152,7 +157,7 @@ class Contest:
         if self.moved.is_set() or not (self.waiters or self.grants):
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(seconds, random.uniform(*POLL))):
+            async with asyncio.timeout(min(seconds, random.uniform(*self._poll))):
                 await self.moved.wait()
 
     # --- a round
@@ -181,7 +186,7 @@ class Contest:
         left = _milliseconds((await self._ask(n, question))[-1])
         if left is not None and left != MISSING:
             self._filled()
-        return POLL[1]
+        return _AS_USUAL
 
     async def _read(self) -> bytes:
         """The key's value, over a flight if it is to be kept in memory."""
@@ -232,7 +237,7 @@ class Contest:
                 waiter.tell(answer(b"STALE", old))
             elif not waiter.wish.patience:
                 waiter.give_up()
-        return POLL[1] if left is None else left / 1000
+        return _AS_USUAL if left is None else left / 1000
 
     def _judge(self, asked: list[Waiter], chosen: Waiter, grant: Grant, replies: list[bytes]) -> int | None:
         """Take Redis' verdict; in how many milliseconds the lease in force ends.
@@ -248,6 +253,7 @@ class Contest:
         if granted and error is None and missing and chosen.able:
             self.grants[grant.token] = grant
             self._leases.held.setdefault(grant.session, []).append(grant)
+            self._leases.granted[self.space.name] += 1
             chosen.tell(answer(b"LEASE", encode.bulk(grant.token)))
             return None
         if granted:
@@ -294,6 +300,10 @@ class Contest:
     @property
     def _mode(self) -> Mode:
         return self._shelf.mode if self._shelf is not None else Mode.OFF
+
+    @property
+    def _poll(self) -> tuple[float, float]:
+        return POLL if self._mode in (Mode.OFF, Mode.BUS) else SAFETY
 
     async def _ask(self, n: int, request: bytes, keys: Keys = None) -> list[bytes]:
         try:

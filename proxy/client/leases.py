@@ -7,6 +7,7 @@ sidecar who want the same key are one `Contest` (contest.py), which asks on beha
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from proxy.upstream.link import LinkKey
 if TYPE_CHECKING:
     from proxy.client.clients import Clients
     from proxy.client.session import Session
+    from proxy.client.spaces import Space
 
 LONGEST = 3_600_000
 """Milliseconds that a lease, or waiting for one, may last."""
@@ -60,6 +62,8 @@ class Leases:
         self.held: dict[Session, list[Grant]] = {}
         self.returns: set[asyncio.Task[bytes]] = set()
         """Leases on their way back."""
+        self.granted: Counter[str] = Counter()
+        """Leases granted since the start, by the name of the space."""
         self._turns: WeakValueDictionary[LinkKey, asyncio.Semaphore] = WeakValueDictionary()
 
     async def wait(self, session: Session, key: bytes, wish: Wish) -> bytes:
@@ -113,6 +117,16 @@ class Leases:
         link = clients.links.shared.get(home)
         if clients.tells_writes and clients.bus is not None and link is not None:
             clients.bus.tell(space.namespace, link, "write", [name])
+
+    def figures(self, space: Space) -> dict[str, object]:
+        """What is counted for those who live in a space, or for all."""
+        everybody = space.namespace is None
+        contests = [contest for contest in self.contests.values() if everybody or contest.space is space]
+        return {
+            "leases_granted": sum(self.granted.values()) if everybody else self.granted[space.name],
+            "leases_held": sum([len(contest.grants) for contest in contests]),
+            "leases_waiting": sum([len(contest.waiters) for contest in contests]),
+        }
 
     def hurry(self, session: Session) -> None:
         """Hear that a client sends no more: it is not to wait, nor to compute."""

@@ -85,6 +85,7 @@ class LeaseRedis(ModelRedis):
 def patched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(racing, "ModelRedis", LeaseRedis)
     monkeypatch.setattr(contest, "POLL", (PATIENT, PATIENT))
+    monkeypatch.setattr(contest, "SAFETY", (PATIENT, PATIENT))
     return monkeypatch
 
 
