@@ -214,7 +214,7 @@ class Clients:
         for session in list(self.sessions.values()):
             session.depart()
         deadline = time.monotonic() + 1
-        while self.sessions and time.monotonic() < deadline:
+        while (self.sessions or self.leases.returns) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         for session in list(self.sessions.values()):
             session.abort("pannier stops")

@@ -252,7 +252,7 @@ class Contest:
         missing = _milliseconds(key_left) == MISSING
         if granted and error is None and missing and chosen.able:
             self.grants[grant.token] = grant
-            self._leases.held.setdefault(grant.session, []).append(grant)
+            self._leases.held.setdefault(grant.session, {})[grant] = None
             self._leases.granted[self.space.name] += 1
             chosen.tell(answer(b"LEASE", encode.bulk(grant.token)))
             return None
@@ -283,9 +283,8 @@ class Contest:
     def forget(self, grant: Grant) -> None:
         """Have nothing to do with a lease any more."""
         self.grants.pop(grant.token, None)
-        held = self._leases.held.get(grant.session, [])
-        if grant in held:
-            held.remove(grant)
+        held = self._leases.held.get(grant.session, {})
+        held.pop(grant, None)
         if not held:
             self._leases.held.pop(grant.session, None)
         self.check()

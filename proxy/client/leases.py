@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 LONGEST = 3_600_000
 """Milliseconds that a lease, or waiting for one, may last."""
+MOST_HELD = 1000
+"""Leases that one client may hold: each takes some kilobytes here."""
 _MOST_RETURNS = 8
 """Leases being given back at once by clients of one identity and database: each takes a connection."""
 _USAGE = "takes <key> <ttl-ms> [WAIT <ms>] [STALE]"
@@ -42,6 +44,8 @@ def lease(session: Session, arguments: list[bytes]) -> bytes | Coroutine[None, N
     value = _in_memory(session, arguments[0])
     if value is not None:
         return answer(b"HIT", value)
+    if len(session.clients.leases.held.get(session, ())) >= MOST_HELD:
+        return encode.error(f"ERR SIDECAR LEASE: this connection holds {MOST_HELD} leases already")
     if session.space.account is not None:
         session.space.account.misses += 1
     return session.clients.leases.wait(session, arguments[0], wish)
@@ -59,7 +63,7 @@ class Leases:
         self.clients = clients
         self.contests: dict[tuple[LinkKey, bytes], Contest] = {}
         self.waiting: dict[Session, Waiter] = {}
-        self.held: dict[Session, list[Grant]] = {}
+        self.held: dict[Session, dict[Grant, None]] = {}
         self.returns: set[asyncio.Task[bytes]] = set()
         """Leases on their way back."""
         self.granted: Counter[str] = Counter()

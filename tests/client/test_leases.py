@@ -352,6 +352,19 @@ class TestGivingBack:
         nothing_left(race)
 
 
+    async def test_there_is_an_end_to_what_one_client_may_hold(self, race: Race) -> None:
+        client, other = await race.ready(), await race.ready()
+        for number in range(leases.MOST_HELD):
+            client.feed(R("SIDECAR", "LEASE", number, 60000))
+        await race.settle()
+        assert client.take().count(b"LEASE") == leases.MOST_HELD
+        assert race.hit(client, "SIDECAR", "LEASE", "k", 5).startswith(b"-ERR SIDECAR LEASE: this connection holds 1000")
+        token(await race.ask(other, "SIDECAR", "LEASE", "k", 5))
+        client.leave()
+        await race.settle()
+        assert race.redis.data[0].keys() == {NAME}
+
+
 class TestThoseWhoLeave:
     async def test_a_waiter_harms_nobody(self, race: Race) -> None:
         first, second, third = [await race.ready() for _ in range(3)]

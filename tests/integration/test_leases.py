@@ -210,6 +210,23 @@ class TestWhenTheHolderFails:
                 assert len(crowd.computed) == 1
             holder.close()
 
+    def test_one_more_computes_at_once_if_its_pannier_is_stopped(
+        self, redis: Process, directory: Path, four: list[Process]
+    ) -> None:
+        with (
+            pannier(f"redis://127.0.0.1:{redis.port}", directory) as stopping,
+            Wire(stopping.port) as holder,
+            Wire(stopping.port) as waiter,
+            Wire(four[0].port) as elsewhere,
+        ):
+            holder.ask("SIDECAR", "LEASE", "k", LONG)
+            waiter.send("SIDECAR", "LEASE", "k", LONG)
+            elsewhere.send("SIDECAR", "LEASE", "k", LONG)
+            wait_until(lambda: Redis(port=stopping.port).info("sidecar")["pannier_leases_waiting"] == 1)
+            assert stopping.stop() == 0
+            assert waiter.read() == b"*2\r\n$4\r\nWAIT\r\n$-1\r\n"
+            assert b"LEASE" in elsewhere.read()
+
     def test_nobody_computes_if_the_value_is_set_in_redis(self, redis: Process, four: list[Process]) -> None:
         holder = Redis(port=four[0].port)
         assert lease(holder)[0] == b"LEASE"
