@@ -15,11 +15,11 @@ import contextlib
 import logging
 import random
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
+from proxy.client.wishes import Waiter, answer, lease_key
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError
 from proxy.resp.replies import split_replies
@@ -44,63 +44,18 @@ _AS_USUAL = float("inf")
 NULLS = (b"_\r\n", b"$-1\r\n")
 
 
-@dataclass(slots=True)
-class Wish:
-    """What a client has asked for; times in milliseconds."""
-
-    ttl: int
-    patience: int
-    stale: bool = False
-
-
-class Waiter:
-    """One client that waits, until its `reply` is there."""
-
-    __slots__ = ("_timer", "contest", "reply", "session", "wish")
-
-    def __init__(self, contest: Contest, session: Session, wish: Wish) -> None:
-        loop = asyncio.get_running_loop()
-        self.contest = contest
-        self.session = session
-        self.wish = wish
-        if session.eof:
-            wish.patience = 0
-        self.reply: asyncio.Future[bytes] = loop.create_future()
-        self._timer = loop.call_later(wish.patience / 1000, self.give_up) if wish.patience else None
-        contest.waiters[self] = None
-        contest.moved.set()
-
-    def tell(self, reply: bytes) -> None:
-        """Answer the client."""
-        if not self.reply.done():
-            self.reply.set_result(reply)
-        self.end()
-
-    def give_up(self) -> None:
-        """Wait no more."""
-        self.tell(answer(b"WAIT", encode.null(self.session.protocol)))
-
-    def end(self) -> None:
-        """Leave the contest."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self.contest.waiters.pop(self, None)
-        self.contest.check()
-
-    @property
-    def able(self) -> bool:
-        """Whether the client can be told to compute."""
-        return not (self.reply.done() or self.session.eof or self.session.gone)
-
-
 @dataclass(slots=True, eq=False)
 class Grant:
-    """A lease that was granted here. `until`: monotonic seconds up to which it is surely in Redis."""
+    """A lease that was granted here."""
 
     contest: Contest
     session: Session
     token: bytes
     until: float
+    """Monotonic seconds up to which it is surely in Redis."""
+    told: int
+    """The contest's `told`, and the session's `served`, when it was granted."""
+    served: int
 
 
 class Contest:
@@ -125,7 +80,9 @@ class Contest:
         """By token."""
         self.moved = asyncio.Event()
         """Whether there is reason to begin the next round at once."""
-        self._watch(self.moved.set)
+        self.told = 0
+        """How often Redis has named the key in an invalidation, in order with the replies."""
+        self._watch()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
@@ -139,19 +96,28 @@ class Contest:
             for grant in list(self.grants.values()):
                 self.forget(grant)
         finally:
-            self._watch(None)
+            self._watch(False)
             self._links.detach(self._link)
             del self._leases.contests[self._place]
 
-    def _watch(self, told: Callable[[], object] | None) -> None:
-        """Have `told` called when the key or the lease may have changed; None: no more."""
+    def _watch(self, wanted: bool = True) -> None:
+        """Hear of changes to the key and the lease, or no more."""
         if self._shelf is None:
             return
-        for mark in marks(self._frames):
-            if told is not None:
-                self._shelf.watched[mark] = told
-            else:
-                self._shelf.watched.pop(mark, None)
+        lease, key = marks(self._frames)
+        if wanted:
+            self._shelf.watched |= {lease: self._lease_changed, key: self._key_changed}
+        else:
+            self._shelf.watched.pop(lease, None)
+            self._shelf.watched.pop(key, None)
+
+    def _lease_changed(self, named: bool) -> None:
+        self.moved.set()
+
+    def _key_changed(self, named: bool) -> None:
+        # Pushes that come late may be about what was before a lease was granted.
+        self.told += named and not self._mode.late
+        self.moved.set()
 
     async def _pause(self, seconds: float) -> None:
         if self.moved.is_set() or not (self.waiters or self.grants):
@@ -171,6 +137,7 @@ class Contest:
             return await self._look()
         reply = await self._read()
         if reply in NULLS:
+            self._deleted()
             return await self._claim()
         if not reply.startswith(b"-"):
             self._filled()
@@ -186,6 +153,8 @@ class Contest:
         left = _milliseconds((await self._ask(n, question))[-1])
         if left is not None and left != MISSING:
             self._filled()
+        elif left is not None:
+            self._deleted()
         return _AS_USUAL
 
     async def _read(self) -> bytes:
@@ -227,7 +196,8 @@ class Contest:
             n, questions = lifetimes(self._frames, self._mode)
             request = encode.request("SET", self._name, token, "NX", "PX", chosen.wish.ttl)
             replies = await self._ask(1 + n, request + questions)
-            grant = Grant(self, chosen.session, token, began + chosen.wish.ttl / 1000)
+            session, until = chosen.session, began + chosen.wish.ttl / 1000
+            grant = Grant(self, session, token, until, self.told, session.served)
             left = self._judge(asked, chosen, grant, replies)
             if left == 0:
                 return 0.0
@@ -271,6 +241,16 @@ class Contest:
         """Take in that the key has been set: no lease is wanted any more."""
         for grant in list(self.grants.values()):
             self.give_back(grant)
+
+    def _deleted(self) -> None:
+        """Take in that the key is missing: what Redis has told of may be that it was set, and deleted again.
+
+        Then its lease would hold everybody up. The push alone does not say so: it may be about a key of that
+        name in another database. But if the holder has said something meanwhile, it most likely was its SET.
+        """
+        for grant in list(self.grants.values()):
+            if grant.told != self.told and grant.served != grant.session.served:
+                self.give_back(grant)
 
     def give_back(self, grant: Grant) -> None:
         """End a lease before its time."""
@@ -347,15 +327,3 @@ class _Taker:
 
 def _milliseconds(reply: bytes) -> int | None:
     return int(reply[1:]) if reply.startswith(b":") else None
-
-
-def answer(word: bytes, item: bytes) -> bytes:
-    """The reply to SIDECAR LEASE."""
-    return encode.array((encode.bulk(word), item))
-
-
-def lease_key(key: bytes) -> bytes:
-    """The key of a key's lease, in the same hash slot (Redis docs: "Redis cluster specification")."""
-    begin = key.find(b"{")
-    tagged = begin >= 0 and key.find(b"}", begin + 1) > begin + 1
-    return b"pannier:lease::" + key if tagged else b"pannier:lease:{%b}" % key

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from proxy.client import reading
-from proxy.client.contest import NULLS, Contest, Grant, Waiter, Wish, answer, lease_key
+from proxy.client.contest import NULLS, Contest, Grant
+from proxy.client.wishes import Waiter, Wish, answer, lease_key, parse
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError
 from proxy.tier.rules import GET, key_frame, marks
@@ -26,19 +27,16 @@ if TYPE_CHECKING:
     from proxy.client.session import Session
     from proxy.client.spaces import Space
 
-LONGEST = 3_600_000
-"""Milliseconds that a lease, or waiting for one, may last."""
 MOST_HELD = 1000
 """Leases that one client may hold: each takes some kilobytes here."""
 _MOST_RETURNS = 8
 """Leases being given back at once by clients of one identity and database: each takes a connection."""
-_USAGE = "takes <key> <ttl-ms> [WAIT <ms>] [STALE]"
 
 
 def lease(session: Session, arguments: list[bytes]) -> bytes | Coroutine[None, None, bytes]:
     """Answer SIDECAR LEASE."""
     try:
-        wish = _parse(arguments[1:])
+        wish = parse(arguments[1:])
     except ValueError as error:
         return encode.error(f"ERR SIDECAR LEASE {error}")
     value = _in_memory(session, arguments[0])
@@ -143,32 +141,6 @@ class Leases:
         """Give back what a client held that is gone."""
         for grant in list(self.held.get(session, ())):
             grant.contest.give_back(grant)
-
-
-def _parse(options: list[bytes]) -> Wish:
-    """What LEASE's arguments behind the key mean. Raises ValueError."""
-    wish = Wish(_number("a ttl-ms", options[0], 1), -1)
-    at = 1
-    while at < len(options):
-        option = options[at].upper()
-        if option == b"STALE":
-            wish.stale = True
-        elif option == b"WAIT" and at + 1 < len(options):
-            at += 1
-            wish.patience = _number("WAIT <ms>", options[at], 0)
-        else:
-            raise ValueError(_USAGE)
-        at += 1
-    if wish.patience < 0:
-        wish.patience = wish.ttl
-    return wish
-
-
-def _number(what: str, word: bytes, least: int) -> int:
-    if not word.isdigit() or len(word) > 10 or not least <= int(word) <= LONGEST:
-        text = word.decode("utf-8", "replace")
-        raise ValueError(f"takes {what} of {least} to {LONGEST} milliseconds, not '{text}'")
-    return int(word)
 
 
 def _in_memory(session: Session, key: bytes) -> bytes | None:

@@ -115,8 +115,11 @@ class Shelf:
         self.drops = 0
         """Entries dropped so far for whatever reason: while it stands still, every entry has kept its
         value."""
-        self.watched: dict[int, Callable[[], object]] = {}
-        """By the marks of keys: what is to hear that they may have changed, whatever is kept of them."""
+        self.watched: dict[int, Callable[[bool], object]] = {}
+        """By the marks of keys: what is to hear that they may have changed, whatever is kept of them.
+
+        True: Redis names the key. False: everything was dropped, or the link is lost.
+        """
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
         self._deadlines: dict[float, list[bytes]] = {}
@@ -179,8 +182,11 @@ class Shelf:
         """Take an invalidation of some keys (key frames) from Redis."""
         self.account.pushes += 1
         before = self.drops
-        self.drop(marks(keys))
+        found = marks(keys)
+        self.drop(found)
         self.account.invalidated += self.drops - before
+        for key in self.watched.keys() & found if self.watched else ():
+            self.watched[key](True)
 
     def give_in(self, refusal: bytes) -> None:
         """Keep nothing over this connection: Redis does not tell how long keys live."""
@@ -194,13 +200,11 @@ class Shelf:
 
     def drop(self, keys: Iterable[int]) -> None:
         """Drop what shows any of the keys (their marks), and taint the flights under way to them."""
-        index, watched = self.index, self.watched
+        index = self.index
         for key in keys:
             found = index.pop(key, None)
             if found is not None:
                 self._drop(key, found)
-            if watched and key in watched:
-                watched[key]()
 
     def clear(self) -> int:
         """Drop everything; how many entries that were."""
@@ -219,7 +223,7 @@ class Shelf:
         self.bytes = self.entries = 0
         self.drops += count
         for told in self.watched.values():
-            told()
+            told(False)
         return count
 
     def _drop(self, key: int, found: bytes | set[bytes]) -> None:

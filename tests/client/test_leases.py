@@ -16,8 +16,8 @@ import pytest
 
 from proxy.client import clients as clients_module
 from proxy.client import contest, leases
-from proxy.client.contest import lease_key
 from proxy.client.states import State
+from proxy.client.wishes import lease_key
 from proxy.resp import encode
 from proxy.tier.rules import key_frame, marks
 from proxy.tier.shelf import Shelf
@@ -114,6 +114,13 @@ async def each(request: pytest.FixtureRequest, patched: pytest.MonkeyPatch) -> A
     nothing_left(race)
 
 
+def made_two(patched: pytest.MonkeyPatch) -> list[Race]:
+    """Two sidecars of one Redis."""
+    first = made(patched)
+    patched.setattr(racing, "ModelRedis", lambda monkeypatch, clock: first.redis)
+    return [first, made(patched)]
+
+
 def nothing_left(race: Race) -> None:
     """No lease is on anybody's books."""
     found = race.clients.leases
@@ -179,6 +186,33 @@ class TestOneComputesAndTheOthersWait:
         await each.settle()
         assert not leased(each)
         nothing_left(each)
+
+    @pytest.mark.parametrize("waits", [True, False])
+    async def test_a_key_that_is_deleted_at_once_holds_up_nobody(self, race: Race, waits: bool) -> None:
+        """The sidecar does not see the value, but that there was one."""
+        first, second = await race.ready(), await race.ready()
+        await asks(race, first, *[second] * waits)
+        old = token(first.take())
+        first.feed(R("SET", "k", "v"))
+        await turn()
+        race.redis.work(race.home(first))
+        race.redis.direct("DEL", "k")
+        await race.settle()
+        assert first.take() == encode.OK
+        if not waits:
+            assert not leased(race)
+            second.feed(LEASE)
+            await race.settle()
+        assert token(second.take()) != old
+
+    async def test_a_key_of_that_name_in_another_database_is_another_key(self, race: Race) -> None:
+        first, second = await race.ready(), await race.ready()
+        await asks(race, first, second)
+        old = token(first.take())
+        race.redis.direct("SET", "k", "v", db=1)
+        await race.settle()
+        assert race.redis.data[0][NAME] == old
+        assert not second.take()
 
     async def test_with_resp3(self, race: Race) -> None:
         first, second = await race.ready(protocol=3), await race.ready()
@@ -638,31 +672,68 @@ class TestTheKeyOfALease:
 class TestAShelfTellsWhoWatches:
     def test_of_drops_and_of_the_end_of_everything(self) -> None:
         _, shelf, _ = shelves.make()
-        mark, other = marks([key_frame(b"k"), key_frame(b"other")])
-        told: list[int] = []
-        shelf.watched[mark] = lambda: told.append(1)
-        shelf.drop([other])
-        assert not told
+        (mark,) = marks([key_frame(b"k")])
+        told: list[bool] = []
+        shelf.watched[mark] = told.append
         shelf.drop([mark])
-        assert len(told) == 1, "nothing was kept of it, and it is told"
-        shelf.invalidate([key_frame(b"k")])
-        assert len(told) == 2
+        assert not told, "a write of one's own: Redis will tell"
+        shelf.invalidate([key_frame(b"other")])
+        assert not told
+        shelf.invalidate([key_frame(b"other"), key_frame(b"k")])
+        assert told == [True], "nothing was kept of it, and it is told"
         shelf.clear()
-        assert len(told) == 3
         shelf.link_lost()
-        assert len(told) == 4
+        assert told == [True, False, False]
+
+
+class TestTwoSidecars:
+    async def test_of_the_clients_of_both_one_computes(self, patched: pytest.MonkeyPatch) -> None:
+        both = made_two(patched)
+        here, there = [await race.ready() for race in both], [await race.ready() for race in both]
+        for client in (*here, *there):
+            client.feed(LEASE)
+        await both[0].settle()
+        told = [client for client in (*here, *there) if b"LEASE" in client.got]
+        assert len(told) == 1
+        holder = told[0]
+        old = token(holder.take())
+        holder.feed(R("SET", "k", "v"))
+        await both[0].settle()
+        for client in (*here, *there):
+            assert client.take() == (encode.OK if client is holder else hit(b"v"))
+        assert not leased(both[0]) and both[0].redis.granted.keys() == {old}  # type: ignore[attr-defined]
+        for race in both:
+            await race.close()
+            nothing_left(race)
+
+    async def test_if_the_sidecar_of_the_holder_dies_the_lease_lapses(self, patched: pytest.MonkeyPatch) -> None:
+        both = made_two(patched)
+        holder, waiter = await both[0].ready(), await both[1].ready()
+        await asks(both[0], holder, waiter)
+        token(holder.take())
+        for connection in list(both[0].redis.connections):
+            if connection is not both[1].home(waiter):
+                connection.state["at"] = len(connection.sent)  # what it says from now on never arrives
+        both[0].clock.now += 61
+        both[0].redis.direct("GET", NAME)
+        await both[0].settle()
+        token(waiter.take())
+        for race in both:
+            await race.close()
 
 
 class TestWhateverHappens:
-    @pytest.mark.parametrize("mode", ["optin", "bcast"])
-    @pytest.mark.parametrize("seed", range(40))
+    @pytest.mark.parametrize("mode", ["optin", "default", "bcast"])
+    @pytest.mark.parametrize("seed", range(30))
     async def test_one_computes_at_a_time_all_are_answered_and_nothing_is_left(
         self, patched: pytest.MonkeyPatch, seed: int, mode: str
     ) -> None:
+        """At two sidecars, in any order of bytes."""
         dice = random.Random(seed)
-        race = made(patched)
-        race.redis.refused = {"optin", "default"} if mode == "bcast" else set()
-        crowd = [await race.ready(protocol=dice.choice((2, 3))) for _ in range(5)]
+        both = made_two(patched)
+        race = both[0]
+        race.redis.refused = {"optin", "default"} if mode == "bcast" else {"optin"} if mode == "default" else set()
+        crowd = [await dice.choice(both).ready(protocol=dice.choice((2, 3))) for _ in range(6)]
         holders: dict[Client, bytes] = {}
         for step in range(40):
             client = dice.choice(crowd)
@@ -696,15 +767,16 @@ class TestWhateverHappens:
         self.look(crowd, holders, race)
         race.redis.direct("SET", "k", "end")
         await race.settle()
+        assert not leased(race)
         for client in crowd:
             assert client.session.state is State.RELAY, "answered"
-        assert not leased(race) or not race.clients.leases.contests
         for client in crowd:
             client.leave()
         await race.settle()
         assert not leased(race)
-        nothing_left(race)
-        await race.close()
+        for race in both:
+            nothing_left(race)
+            await race.close()
 
     @staticmethod
     def look(crowd: list[Client], holders: dict[Client, bytes], race: Race) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 import time
@@ -177,6 +178,73 @@ class TestTwoHundredClientsOnFourPanniers:
             assert outcomes.count(b"v") == 38
             assert sum(isinstance(outcome, ZeroDivisionError) for outcome in outcomes) == 2
         no_lease_left(redis)
+
+
+class Fuss:
+    """Clients that get, compute, drop, fail and break off, and who computes what at the moment."""
+
+    KEYS = ("a", "b", "c")
+
+    def __init__(self, ports: list[int], rounds: int) -> None:
+        self._ports = ports
+        self._rounds = rounds
+        self._lock = threading.Lock()
+        self._computing: dict[str, bytes] = {}
+        self.versions = dict.fromkeys(self.KEYS, 0)
+        """How often each key was computed."""
+        self.twice: list[str] = []
+
+    def work(self, seed: int) -> None:
+        dice = random.Random(seed)
+        client = self._client(dice)
+        for _ in range(self._rounds):
+            key = dice.choice(self.KEYS)
+            word, value = lease(client, LONG, key=key)
+            assert word in (b"HIT", b"LEASE"), word
+            if word == b"HIT":
+                assert int(value) <= self.versions[key]
+                if dice.random() < 0.3:
+                    client.delete(key)
+                continue
+            with self._lock:
+                if key in self._computing:
+                    self.twice.append(key)
+                self._computing[key] = value
+                self.versions[key] += 1
+                version = self.versions[key]
+            time.sleep(dice.random() * 0.003)
+            with self._lock:
+                del self._computing[key]
+            outcome = dice.random()
+            if outcome < 0.15:
+                client.close()
+                client = self._client(dice)
+            elif outcome < 0.3:
+                assert client.execute_command("SIDECAR", "UNLEASE", key, value) == 1
+            else:
+                client.set(key, version)
+        client.close()
+
+    def _client(self, dice: random.Random) -> Redis:
+        return Redis(port=dice.choice(self._ports), protocol=dice.choice((2, 3)), socket_timeout=60)
+
+
+class TestInTheThickOfIt:
+    def test_no_two_compute_the_same_at_the_same_time(self, redis: Process, four: list[Process]) -> None:
+        """Among keys that are dropped all the time, failures and connections that break off."""
+        fuss = Fuss([each.port for each in four], rounds=60)
+        with ThreadPoolExecutor(24) as threads:
+            for done in [threads.submit(fuss.work, seed) for seed in range(24)]:
+                done.result(120)
+        assert not fuss.twice
+        assert min(fuss.versions.values()) > 10
+        wait_until(lambda: not any(sum(self.figures(each.port)) for each in four), 5)
+        no_lease_left(redis)
+
+    @staticmethod
+    def figures(port: int) -> list[int]:
+        info = Redis(port=port).info("sidecar")
+        return [info["pannier_leases_held"], info["pannier_leases_waiting"]]
 
 
 class TestWhenTheHolderFails:
