@@ -251,6 +251,7 @@ class Contest:
         for grant in list(self.grants.values()):
             if grant.told != self.told and grant.served != grant.session.served:
                 self.give_back(grant)
+            grant.told = self.told
 
     def give_back(self, grant: Grant) -> None:
         """End a lease before its time."""

@@ -89,7 +89,7 @@ class Waiter:
     @property
     def able(self) -> bool:
         """Whether the client can be told to compute."""
-        return not (self.reply.done() or self.session.eof or self.session.gone)
+        return not (self.reply.done() or self.session.eof)
 
 
 def answer(word: bytes, item: bytes) -> bytes:

@@ -205,12 +205,45 @@ class TestOneComputesAndTheOthersWait:
             await race.settle()
         assert token(second.take()) != old
 
+    async def test_the_round_that_finds_the_value_ends_the_lease(self, race: Race, monkeypatch: pytest.MonkeyPatch) -> None:
+        first, second = await race.ready(), await race.ready()
+        await asks(race, first, second)
+        monkeypatch.setattr(contest.Contest, "_look", None)
+        race.redis.direct("SET", "k", "v")
+        await race.settle()
+        assert second.take() == hit(b"v")
+        assert not leased(race)
+
+    async def test_a_push_that_comes_late_is_not_about_the_lease(self, patched: pytest.MonkeyPatch) -> None:
+        """BCAST: it comes at the end of Redis' turn, in which the key was set, deleted and leased."""
+        race = made(patched, tracking="bcast")
+        client = await race.ready()
+        client.feed(LEASE)
+        home = race.home(client)
+        await race.run(home)
+        await race.deliver(home)
+        await turn()
+        race.redis.direct("SET", "k", "v", end=False)
+        race.redis.direct("DEL", "k", end=False)
+        await race.run(home, end=False)
+        await race.deliver(home)
+        old = token(client.take())
+        race.redis.end_turn()
+        await race.settle()
+        await race.ask(client, "GET", "what it takes to compute")
+        await asks(race, await race.ready())
+        assert race.redis.data[0][NAME] == old
+        await race.close()
+
     async def test_a_key_of_that_name_in_another_database_is_another_key(self, race: Race) -> None:
         first, second = await race.ready(), await race.ready()
         await asks(race, first, second)
         old = token(first.take())
         race.redis.direct("SET", "k", "v", db=1)
         await race.settle()
+        await race.ask(first, "GET", "what it takes to compute")
+        third = await race.ready()
+        await asks(race, third)
         assert race.redis.data[0][NAME] == old
         assert not second.take()
 
