@@ -228,9 +228,9 @@ class TestOneComputesAndTheOthersWait:
         await race.run(home, end=False)
         await race.deliver(home)
         old = token(client.take())
+        client.feed(R("GET", "what it takes to compute"))
         race.redis.end_turn()
         await race.settle()
-        await race.ask(client, "GET", "what it takes to compute")
         await asks(race, await race.ready())
         assert race.redis.data[0][NAME] == old
         await race.close()
