@@ -98,7 +98,7 @@ def answer(word: bytes, item: bytes) -> bytes:
 
 
 def lease_key(key: bytes) -> bytes:
-    """The key of a key's lease, in the same hash slot (Redis docs: "Redis cluster specification")."""
+    """The name of a key's lease, as the client would call it (Redis docs, "cluster specification")."""
     begin = key.find(b"{")
     tagged = begin >= 0 and key.find(b"}", begin + 1) > begin + 1
     return b"pannier:lease::" + key if tagged else b"pannier:lease:{%b}" % key
