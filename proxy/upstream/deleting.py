@@ -1,6 +1,6 @@
 """Deleting a key if it still has a certain value: WATCH, GET, MULTI, DEL, EXEC on a link of its own.
 
-Redis has a command for it (DELEX) since 8.4. A transaction that was begun and not ended, because Redis refuses
+Redis has a command for it (DELEX) since 8.4. A transaction that was begun and not ended, as Redis refuses
 one of its commands, would swallow what comes behind it on its connection; so it has that to itself, and only
 an EXEC or UNWATCH that Redis has carried out makes the connection anybody else's.
 """
