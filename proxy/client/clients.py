@@ -11,6 +11,7 @@ from typing import Protocol
 
 from proxy.client import refilling
 from proxy.client.dispatch import Dispatcher
+from proxy.client.leases import Leases
 from proxy.client.local import FIRST_ID
 from proxy.client.session import Session
 from proxy.client.spaces import Space, Spaces
@@ -94,6 +95,7 @@ class Clients:
         self.expires = False
         """Whether rules give SETs a time to live."""
         self.spaces = Spaces(settings, dispatcher, tier)
+        self.leases = Leases(self)
         # Who is here.
         self.sessions: dict[int, Session] = {}
         self.arriving = 0
@@ -196,6 +198,7 @@ class Clients:
         if self.sessions.pop(session.id, None) is not None:
             session.space.leave(session)
         self.stalled.pop(session, None)
+        self.leases.leave(session)
 
     def tick(self) -> None:
         """Enforce the limits that need a clock."""
@@ -255,15 +258,17 @@ class Clients:
         for session in list(self.sessions.values()):
             session.depart()
         deadline = time.monotonic() + 1
-        while self.sessions and time.monotonic() < deadline:
+        while (self.sessions or self.leases.returns) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         for session in list(self.sessions.values()):
             session.abort("pannier stops")
 
 
 def _may_be_idle(session: Session) -> bool:
-    """Whether a silent client is idle: not if it blocks, listens or is served by a link of its own."""
+    """Whether a silent client is idle: not if it blocks, listens, computes or has a link of its own."""
     pin = session.pin
+    if session in session.clients.leases.held:
+        return False
     if session.state is State.PINNED and pin is not None:
         return pin.transaction and pin.link.idle
     return session.state in (State.RELAY, State.BROKEN)

@@ -13,7 +13,7 @@ of the time for which the link's last sign of life vouches (the coherence gate).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from proxy.resp.downgrade import downgrade
@@ -140,6 +140,11 @@ class Shelf:
         """Which parts are read most."""
         self.ghost: Ghost | None = Ghost() if tier.policy.observes else None
         """What memory would have done, where reads are only observed."""
+        self.watched: dict[int, Callable[[bool], object]] = {}
+        """By the marks of keys: what is to hear that they may have changed, whatever is kept of them.
+
+        True: Redis names the key. False: everything was dropped, or the link is lost.
+        """
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
         self.deadlines = Deadlines(self._keeps, tier.waste)
@@ -209,8 +214,11 @@ class Shelf:
         """Take an invalidation of some keys (key frames) from Redis."""
         self.account.pushes += 1
         before = self.drops
-        self.drop(marks(keys))
+        found = marks(keys)
+        self.drop(found)
         self.account.invalidated += self.drops - before
+        for key in self.watched.keys() & found if self.watched else ():
+            self.watched[key](True)
 
     def give_in(self, refusal: bytes) -> None:
         """Keep nothing over this connection: Redis does not tell how long keys live."""
@@ -250,6 +258,8 @@ class Shelf:
         self.drops += count
         if count:
             self.tier.governor.dropped(count, self.tier.clock())
+        for told in self.watched.values():
+            told(False)
         return count
 
     def _drop(self, key: int, found: bytes | set[bytes]) -> None:
@@ -329,6 +339,13 @@ class Shelf:
             del self.index[key]
 
     # --- keeping
+
+    def last(self, part: bytes) -> bytes | None:
+        """The last value kept of this read although its time is over, if a rule wants it kept.
+
+        As a RESP3 client gets it. No rule does yet.
+        """
+        return None
 
     def open(self, read: Read) -> Flight | None:
         """Begin to fetch a read; None if it cannot be kept, or is being fetched already."""
