@@ -259,13 +259,14 @@ class Sidecar:
     def stats(self, space: Space) -> dict[str, object]:
         """What the memory tier holds and does, by name: all of it, or for a namespace."""
         tier, links = self.tier, self.links.shared
+        leases = self.clients.leases.figures(space)
         link = links.get(self._main)
         if space.namespace is not None:
             link = next(
                 (link for key, link in links.items() if key.space == space.name and link.tracking), None
             )
         if tier is None or link is None or link.tracking is None:
-            return {"tracking": "off", "tracking_reason": "switched off"} | _counted(space)
+            return {"tracking": "off", "tracking_reason": "switched off", **leases} | _counted(space)
         shelf = tier.shelves.get(link.key)
         trouble = shelf.trouble if shelf is not None else ""
         accounts = (
@@ -276,6 +277,7 @@ class Sidecar:
             "tracking_reason": trouble or link.tracking.reason,
             **_tier_fields(accounts),
             **rule_fields(tier, accounts, self.clients.verifier),
+            **leases,
             **_counted(space),
         }
         if self.bus is not None and space.namespace is None:

@@ -27,7 +27,8 @@ def shared_redis(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def shared_proxy(shared_redis: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    with pannier(f"redis://127.0.0.1:{shared_redis.port}", tmp_path_factory.mktemp("pannier")) as process:
+    directory = tmp_path_factory.mktemp("pannier")
+    with pannier(f"redis://127.0.0.1:{shared_redis.port}", directory, bus=True) as process:
         with process.connect() as sock, sock.makefile("rb") as replies:
 
             def hears_the_bus() -> bool:

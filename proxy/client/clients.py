@@ -11,6 +11,7 @@ from typing import Protocol
 
 from proxy.client import refilling
 from proxy.client.dispatch import Dispatcher
+from proxy.client.leases import Leases
 from proxy.client.local import FIRST_ID
 from proxy.client.session import Session
 from proxy.client.spaces import Space, Spaces
@@ -33,6 +34,8 @@ TICK = 0.25
 _IDLE_TICKS = 4
 _FADE_TICKS = 240
 """What was read a minute ago counts for half."""
+_GIVE_BACK = 0.001
+"""Seconds between two slices of memory that are freed: 100,000 entries take a third of a second."""
 
 
 class Bus(Protocol):
@@ -94,6 +97,7 @@ class Clients:
         self.expires = False
         """Whether rules give SETs a time to live."""
         self.spaces = Spaces(settings, dispatcher, tier)
+        self.leases = Leases(self)
         # Who is here.
         self.sessions: dict[int, Session] = {}
         self.arriving = 0
@@ -111,6 +115,7 @@ class Clients:
         self._next_id = FIRST_ID
         if tier is not None:
             tier.on_loose = self._refresh_all
+            tier.waste.on_more = self._give_back
         self._ticks = 0
 
     def session(self, space: Space | None = None) -> Session:
@@ -139,6 +144,11 @@ class Clients:
         """Have other sidecars forget what a session's command was about (see `Bus.tell`)."""
         if self.bus is not None:
             self.bus.tell(session.space.namespace, session.link, why, keys, patterns, everything)
+
+    def _give_back(self) -> None:
+        """Free what the tier has dropped all at once, a slice now and then: nobody waits for it."""
+        if self.tier is not None and self.tier.waste.give_back():
+            asyncio.get_running_loop().call_later(_GIVE_BACK, self._give_back)
 
     def settle_run(self, requests: bytes, prefix: bytes = b"") -> None:
         """Have no shelf show what was before a run whose replies have come.
@@ -190,6 +200,7 @@ class Clients:
         if self.sessions.pop(session.id, None) is not None:
             session.space.leave(session)
         self.stalled.pop(session, None)
+        self.leases.leave(session)
 
     def tick(self) -> None:
         """Enforce the limits that need a clock."""
@@ -249,15 +260,17 @@ class Clients:
         for session in list(self.sessions.values()):
             session.depart()
         deadline = time.monotonic() + 1
-        while self.sessions and time.monotonic() < deadline:
+        while (self.sessions or self.leases.returns) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         for session in list(self.sessions.values()):
             session.abort("pannier stops")
 
 
 def _may_be_idle(session: Session) -> bool:
-    """Whether a silent client is idle: not if it blocks, listens or is served by a link of its own."""
+    """Whether a silent client is idle: not if it blocks, listens, computes or has a link of its own."""
     pin = session.pin
+    if session in session.clients.leases.held:
+        return False
     if session.state is State.PINNED and pin is not None:
         return pin.transaction and pin.link.idle
     return session.state in (State.RELAY, State.BROKEN)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
-from proxy.client import explaining, homes, keyspace
+from proxy.client import explaining, homes, keyspace, leases
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.tier.matching import drop_matching
@@ -33,6 +33,11 @@ RULES
     Show the cache rules in force, in their order, and what was counted under each.
 EXPLAIN <key>
     Show which rule holds for a key, what memory has of it and for how long, and its time to live in Redis.
+LEASE <key> <ttl-ms> [WAIT <ms>] [STALE]
+    Read a key; of all clients that miss it one is told to compute it, the others wait for the value.
+    Replies with HIT and the value, LEASE and a token, STALE and an old value, or WAIT and nil.
+UNLEASE <key> <token>
+    Give a lease back; replies with 1, or 0 if it was not in force any more.
 STATS
     Show what the memory tier holds and does.
 HELP
@@ -142,6 +147,8 @@ _SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], Answer]
     "help": (0, 0, _help),
     "invalidate": (1, _MANY, _invalidate),
     "rules": (0, 0, explaining.rules),
+    "lease": (2, 5, leases.lease),
     "stats": (0, 0, _stats),
+    "unlease": (2, 2, leases.unlease),
 }
 """The least and the greatest number of arguments, and what answers."""

@@ -268,6 +268,7 @@ class Session(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Take the end of the client's bytes: what it has asked is still answered, unless it blocks."""
         self.eof = True
+        self.clients.leases.hurry(self)
         if self.pin is not None:
             self.pin.leave()
         if self.state is State.CLOSED or not self._owes():
@@ -461,6 +462,7 @@ class Session(asyncio.Protocol):
         """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
         self.move(Event.WAIT)
         self.task = asyncio.get_running_loop().create_task(self._answer(work))
+        self.task.add_done_callback(lambda task: work.close())  # should the client leave before it begins
 
     def finish(self) -> None:
         """Close once everything written has been sent."""
@@ -479,6 +481,7 @@ class Session(asyncio.Protocol):
     def depart(self) -> None:
         """Close as soon as what the client has asked is answered; at once if it blocks or listens."""
         self.eof = self.draining = True
+        self.clients.leases.hurry(self)
         self.end_if_done()
 
     @property

@@ -13,12 +13,12 @@ of the time for which the link's last sign of life vouches (the coherence gate).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from math import frexp, ldexp
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from proxy.resp.downgrade import downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
+from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.ghost import Ghost
 from proxy.tier.hot import Hot
@@ -41,13 +41,9 @@ _LOGGED = 2048
 """Parts in a log at most; it is then replayed."""
 STRIDE = 16
 """One in so many hits is logged while nothing has to be evicted."""
-_SPARE = 16384
-"""Deadlines of entries that are gone, beside as many as there are entries, before they are swept out."""
 _STAR = 0x2A
 _HOT = 5000
 """Parts whose hits are counted for long."""
-_FRACTION = 16
-"""A deadline is rounded down by less than this fraction of the lifetime, so that entries share deadlines."""
 
 
 class Table:
@@ -101,11 +97,13 @@ class Table:
             if reply is not None:
                 replies[part] = reply
 
-    def clear(self) -> None:
-        """Forget everything."""
+    def clear(self) -> dict[bytes, bytes]:
+        """Forget everything. Returns it: freeing is slow, and whoever has it may take his time."""
+        gone = self.replies.copy()
         self.replies.clear()
         self._log.clear()
         self._logged = 0
+        return gone
 
 
 class Shelf:
@@ -142,14 +140,21 @@ class Shelf:
         """Which parts are read most."""
         self.ghost: Ghost | None = Ghost() if tier.policy.observes else None
         """What memory would have done, where reads are only observed."""
+        self.watched: dict[int, Callable[[bool], object]] = {}
+        """By the marks of keys: what is to hear that they may have changed, whatever is kept of them.
+
+        True: Redis names the key. False: everything was dropped, or the link is lost.
+        """
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
-        self._deadlines: dict[float, list[bytes]] = {}
-        self._due = 0
+        self.deadlines = Deadlines(self._keeps, tier.waste)
 
     def imagine(self, wanted: bool) -> None:
         """Work out what memory would do, or no longer; nothing is kept when this is called."""
-        self.ghost = (self.ghost or Ghost()) if wanted else None
+        if not wanted:
+            self.ghost = None
+        elif self.ghost is None:
+            self.ghost = Ghost()
 
     def table(self, protocol: int) -> Table:
         """The table for clients of a protocol; made when the first one comes."""
@@ -163,14 +168,12 @@ class Shelf:
         """Whether entries may be served now; drops those whose time is over."""
         if self.mode is Mode.OFF or self.tier.policy.limits.ceiling is Serve.OFF:
             return False
-        for deadline in [deadline for deadline in self._deadlines if deadline <= now]:
-            parts = self._deadlines.pop(deadline)
-            self._due -= len(parts)
-            if self.tending.known:
-                parts = [part for part in parts if not self.tending.outlives(part, deadline, now)]
-            self.account.expired += sum([self._forget(part) for part in parts])
+        due = self.deadlines.over(now)
+        if self.tending.known:
+            due = [part for part in dict.fromkeys(due) if not self.tending.outlives(part, now)]
+        self.account.expired += sum([self._forget(part) for part in due])
         gate = self.heard + self.tier.limits.coherence_timeout
-        self.until = min(gate, min(self._deadlines, default=gate))
+        self.until = min(gate, self.deadlines.first(gate))
         return now < self.until
 
     # --- what the link tells (upstream.shared.Keeper)
@@ -211,8 +214,11 @@ class Shelf:
         """Take an invalidation of some keys (key frames) from Redis."""
         self.account.pushes += 1
         before = self.drops
-        self.drop(marks(keys))
+        found = marks(keys)
+        self.drop(found)
         self.account.invalidated += self.drops - before
+        for key in self.watched.keys() & found if self.watched else ():
+            self.watched[key](True)
 
     def give_in(self, refusal: bytes) -> None:
         """Keep nothing over this connection: Redis does not tell how long keys live."""
@@ -234,16 +240,15 @@ class Shelf:
 
     def clear(self) -> int:
         """Drop everything; how many entries that were."""
-        count = self.entries
+        count, waste = self.entries, self.tier.waste
         for table in self.tables.values():
-            table.clear()
+            waste.take(table.clear())
         for flight in self.flights.values():
             flight.tainted = True
         self.flights.clear()
-        self.index.clear()
-        self._several.clear()
-        self._deadlines.clear()
-        self._due = 0
+        waste.take(self.index, self._several)
+        self.index, self._several = {}, {}
+        self.deadlines.clear()
         self.tending.clear()
         if self.ghost is not None:
             self.ghost.clear()
@@ -253,6 +258,8 @@ class Shelf:
         self.drops += count
         if count:
             self.tier.governor.dropped(count, self.tier.clock())
+        for told in self.watched.values():
+            told(False)
         return count
 
     def _drop(self, key: int, found: bytes | set[bytes]) -> None:
@@ -270,12 +277,27 @@ class Shelf:
 
     def _remove(self, part: bytes) -> int:
         """Take a part's replies out of the tables, and what is aside of it; how many there were."""
-        aside = len(self.tending.aside.get(part, ()))
-        count = len(self.take_out(part))
         if self.tending.known:
+            aside = self.tending.aside.get(part, ())
+            count = len(self.take_out(part))
             self.tending.forget(part)
-        self.drops += aside
-        return count + aside
+            self.drops += len(aside)
+            return count + len(aside)
+        count = size = 0
+        for table in self.tables.values():
+            reply = table.replies.pop(part, None)
+            if reply is not None:
+                size += _size(part, reply)
+                count += 1
+        self._count_out(count, size)
+        return count
+
+    def _count_out(self, count: int, size: int) -> None:
+        self.bytes -= size
+        self.budget.used -= size
+        self.drops += count
+        self.entries -= count
+        self.budget.entries -= count
 
     def take_out(self, part: bytes) -> dict[int, bytes]:
         """Take a part's replies out of the tables, and return them by protocol."""
@@ -284,13 +306,7 @@ class Shelf:
             reply = table.replies.pop(part, None)
             if reply is not None:
                 found[protocol] = reply
-                size = _size(part, reply)
-                self.bytes -= size
-                self.budget.used -= size
-        count = len(found)
-        self.drops += count
-        self.entries -= count
-        self.budget.entries -= count
+        self._count_out(len(found), sum([_size(part, reply) for reply in found.values()]))
         return found
 
     def put_back(self, part: bytes, replies: dict[int, bytes], until: float) -> None:
@@ -325,12 +341,20 @@ class Shelf:
 
     # --- keeping
 
+    def last(self, part: bytes) -> bytes | None:
+        """The last value kept of this read although its time is over, if a rule wants it kept.
+
+        As a RESP3 client gets it. No rule does yet.
+        """
+        return None
+
     def open(self, read: Read) -> Flight | None:
         """Begin to fetch a read; None if it cannot be kept, or is being fetched already."""
         index = self.index
         if read.part in self.flights:
             return None
-        ruling = self.judge(read)
+        policy = self.tier.policy
+        ruling = self.judge(read) if policy.rulings else policy.default
         if ruling.serve is Serve.OFF:
             return None
         keys = marks(read.keys)
@@ -353,8 +377,8 @@ class Shelf:
 
     def judge(self, read: Read) -> Ruling:
         """What the rules say of a read."""
-        policy, size = self.tier.policy, len(self.rules.prefix)
-        return policy.judge([key_name(key)[size:] for key in read.keys]) if policy.rulings else policy.default
+        size = len(self.rules.prefix)
+        return self.tier.policy.judge([key_name(key)[size:] for key in read.keys])
 
     def admits(self, part: bytes) -> bool:
         """Note that a part has been asked for and is not there; whether it may come in."""
@@ -379,13 +403,13 @@ class Shelf:
             return False
         return not ghost.read(part) and self.budget.door.admits(part)
 
-    def _imagine(self, ghost: Ghost, flight: Flight, reply: bytes, until: float) -> None:
+    def _imagine(self, flight: Flight, reply: bytes, until: float) -> None:
         """Take note of what would have been kept."""
         part = flight.read.part
-        if until <= self.tier.clock():
+        if self.ghost is None or until <= self.tier.clock():
             self._give_up(flight.read)
             return
-        for gone in ghost.keep(part, _size(part, reply) * len(self.tables)):
+        for gone in self.ghost.keep(part, _size(part, reply) * len(self.tables)):
             self._delist(gone, self._several.get(gone) or self.rules.part_marks(gone))
         self.schedule(part, until)
 
@@ -405,7 +429,7 @@ class Shelf:
             self._drop_others(flight.read)
         until = self._until(flight, reply, lifetime, absent)
         if flight.ruling.serve is not Serve.CACHE:
-            self._imagine(self.ghost or Ghost(), flight, reply, until)
+            self._imagine(flight, reply, until)
             return
         kept = self._store(flight.read, reply) if until > self.tier.clock() else 0
         if not kept:
@@ -418,8 +442,6 @@ class Shelf:
         if flight.ruling.tended:
             self.tending.landed(flight.read.part, flight.ruling, flight.began + lifetime, until)
         self.schedule(flight.read.part, until)
-        if self._due > 2 * self.entries + _SPARE:
-            self._sweep()
         if self.budget.full:
             self.budget.make_room()
 
@@ -429,7 +451,7 @@ class Shelf:
         if lifetime <= 0 or ruling.refuses(reply, absent):
             return 0.0
         longest = min(ruling.l1_ttl, limits.l1_ttl_untracked) if self.mode is Mode.BUS else ruling.l1_ttl
-        return _deadline(flight.began, min(lifetime, self.tier.shortened(longest, ruling.jitter)))
+        return deadline(flight.began, min(lifetime, self.tier.shortened(longest, ruling.jitter)))
 
     def _store(self, read: Read, reply: bytes) -> int:
         """Put a RESP3 reply into the tables; into how many."""
@@ -453,13 +475,12 @@ class Shelf:
         tended = self.tending.known.get(part)
         if tended is not None:
             return tended.until
-        return min((deadline for deadline, parts in self._deadlines.items() if part in parts), default=None)
+        return self.deadlines.of(part)
 
     def schedule(self, part: bytes, until: float) -> None:
         """Have a part dropped when its time is over."""
-        self._deadlines.setdefault(until, []).append(part)
+        self.deadlines.add(until, part, self.entries)
         self.until = min(self.until, until)
-        self._due += 1
 
     def _keep(self, table: Table, part: bytes, reply: bytes) -> int:
         old = table.replies.pop(part, None)
@@ -486,9 +507,14 @@ class Shelf:
 
     def _give_up(self, read: Read) -> None:
         """Take out of the index what is not kept after all."""
-        kept = any(read.part in table.replies for table in self.tables.values())
-        if not kept and read.part not in self.tending.aside:
+        if not self._keeps(read.part):
             self._delist(read.part, marks(read.keys))
+
+    def _keeps(self, part: bytes) -> bool:
+        """Whether some table has a part, or it is aside, or imagined."""
+        if any(part in table.replies for table in self.tables.values()) or part in self.tending.aside:
+            return True
+        return self.ghost is not None and part in self.ghost
 
     def _drop_others(self, read: Read) -> None:
         keys = marks(read.keys)
@@ -497,23 +523,6 @@ class Shelf:
             self.index[key] = read.part
         if len(keys) > 1:
             self._several[read.part] = keys
-
-    def _sweep(self) -> None:
-        """Forget the deadlines of what is gone."""
-        alive = {part for table in self.tables.values() for part in table.replies} | set(self.tending.aside)
-        if self.ghost is not None:
-            alive.update(part for parts in self._deadlines.values() for part in parts if part in self.ghost)
-        self._due = 0
-        for deadline in sorted(self._deadlines):
-            parts = [part for part in dict.fromkeys(self._deadlines[deadline]) if part in alive]
-            if self.tending.known:
-                parts = [part for part in parts if not self.tending.due_later(part, deadline)]
-            alive.difference_update(parts)
-            if parts:
-                self._deadlines[deadline] = parts
-            else:
-                del self._deadlines[deadline]
-            self._due += len(parts)
 
     def evict(self, count: int) -> int:
         """Drop the `count` least recently used replies of the fullest table."""
@@ -548,9 +557,3 @@ class EmptyShelf:
 
 def _size(part: bytes, reply: bytes) -> int:
     return ENTRY_COST + 2 * len(part) + len(reply)
-
-
-def _deadline(began: float, lifetime: float) -> float:
-    """When an entry's time is over, rounded down so that entries of like lifetime share deadlines."""
-    step = ldexp(0.001, max(0, frexp(lifetime / (0.001 * _FRACTION))[1] - 1))
-    return (began + lifetime) // step * step

@@ -73,19 +73,16 @@ class Tending:
         if ahead and until + ahead <= ends and until - ahead > self._shelf.tier.clock():
             self._ahead.setdefault(until - ahead, {})[part] = None
 
-    def outlives(self, part: bytes, deadline: float, now: float) -> bool:
-        """Whether a part, due at a deadline, is to stay: it has been fetched anew, or goes aside."""
+    def outlives(self, part: bytes, now: float) -> bool:
+        """Whether a part of which a deadline is over is to stay: it has been fetched anew, or goes aside."""
         tended = self.known.get(part)
         if tended is None:
             return False
-        if tended.until > deadline:
+        if tended.until > now:
+            # Its own note may have been swept out for this earlier one.
+            self._shelf.schedule(part, tended.until)
             return True
         return part not in self.aside and self._retire(part, tended, now)
-
-    def due_later(self, part: bytes, deadline: float) -> bool:
-        """Whether a deadline of a part is of an earlier fetch."""
-        tended = self.known.get(part)
-        return tended is not None and tended.until > deadline
 
     def _retire(self, part: bytes, tended: Tended, now: float) -> bool:
         if tended.last <= now:
@@ -178,9 +175,8 @@ class Tending:
 
     def clear(self) -> None:
         """Forget everything; the shelf has given back what it was charged."""
-        self.known.clear()
-        self.aside.clear()
-        self._ahead.clear()
+        self._shelf.tier.waste.take(self.known, self.aside, *self._ahead.values())
+        self.known, self.aside, self._ahead = {}, {}, {}
 
     def _charge(self, size: int) -> None:
         self._shelf.bytes += size

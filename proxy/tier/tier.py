@@ -12,6 +12,7 @@ from proxy.tier.governor import Governor
 from proxy.tier.policy import Defaults, Policy, Ruling
 from proxy.tier.rules import Rules
 from proxy.tier.shelf import STRIDE, Shelf
+from proxy.tier.waste import Waste
 
 _BATCH = 256
 """Replies evicted at once: finding the least recently used one means stepping over what was dropped
@@ -129,6 +130,8 @@ class Tier:
         self.stride = STRIDE
         """How many hits at most go unlogged behind one that is logged."""
         self.shelves: dict[Hashable, Shelf] = {}
+        self.waste = Waste()
+        """What shelves have dropped all at once."""
         self.common = Budget(limits.max_memory, limits.max_entries, limits.admit_after)
         """For all accounts that have no memory of their own."""
         self.accounts: list[Account] = []

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from proxy.resp import encode
 from proxy.resp.globs import compile_globs
 from proxy.resp.tracking import Mode
+from proxy.tier import matching
 from proxy.tier.flights import Flight
 from proxy.tier.matching import drop_matching
 from proxy.tier.policy import CacheRule
@@ -177,6 +178,24 @@ class TestWhatEndsIt:
         assert served(shelf, clock) is None
         consistent(shelf)
 
+    @pytest.mark.parametrize("before", [False, True], ids=["aside at first", "fresh at first"])
+    def test_a_pattern_though_it_moves_meanwhile(self, before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Slices leave time in between for what is fresh to go aside, and for what is aside to come back."""
+        monkeypatch.setattr(matching, "SLICE", 1)
+        for turn in range(8):
+            tier, shelf, clock = tended(protocols=(2, 3), stale_while_revalidate=30.0)
+            for n in range(2):
+                fill(shelf, "GET", n)
+            if not before:
+                later(shelf, clock, 10.0)
+            for n, _ in enumerate(drop_matching(tier, compile_globs([b"*"]), b"")):
+                if n == turn:
+                    clock.now += 10.0 * before
+                    shelf.vouch(clock.now)
+                    shelf.tending.revive(list(shelf.tending.aside), clock.now)
+            consistent(shelf)
+            assert (tier.entries, shelf.tending.known, shelf.index) == (0, {}, {})
+
     def test_a_pattern_counts_what_is_aside(self) -> None:
         tier, shelf, clock = tended(protocols=(2, 3), stale_while_revalidate=30.0)
         later(shelf, clock, 10.0)
@@ -239,11 +258,11 @@ class TestRenewed:
         later(shelf, clock, 8.0)
         shelf.land(refetch(shelf), NEW, 100.0)
         if sweeps != "between":
-            shelf._sweep()
+            list(shelf.deadlines.sweep())
         consistent(shelf)
         later(shelf, clock, 4.0)
         if sweeps != "before":
-            shelf._sweep()
+            list(shelf.deadlines.sweep())
         later(shelf, clock, 6.0)
         assert served(shelf, clock) is None and not shelf.index and not shelf.bytes
 
@@ -252,7 +271,7 @@ class TestRenewed:
         shelf.pushed(push(b"k"))
         later(shelf, clock, 5.0)
         fill(shelf, "GET", "k", reply=NEW)
-        shelf._sweep()
+        list(shelf.deadlines.sweep())
         later(shelf, clock, 5.0)
         assert served(shelf, clock) == NEW
         later(shelf, clock, 5.0)
@@ -413,8 +432,8 @@ class TestDeadlines:
         for n in range(2000):
             fill(shelf, "GET", n, lifetime=100.0 + n * 0.1)
         later(shelf, clock, 10.0)
-        assert len(shelf.tending.aside) == 2000 and len(shelf._deadlines) < 100
-        ends = sorted(shelf._deadlines)
+        assert len(shelf.tending.aside) == 2000 and len(shelf.deadlines._parts) < 100
+        ends = sorted(shelf.deadlines._parts)
         assert all(other - one >= 1.0 for one, other in pairwise(ends))
 
     def test_of_what_comes_back_are_shared_as_well(self) -> None:
@@ -424,7 +443,7 @@ class TestDeadlines:
             fill(shelf, "GET", n, lifetime=100.0 + n * 0.1)
         later(shelf, clock, 10.0)
         shelf.tending.revive([part("GET", n) for n in range(2000)], clock.now)
-        assert len(shelf._deadlines) < 100
+        assert len(shelf.deadlines._parts) < 100
         consistent(shelf)
 
 
@@ -552,7 +571,7 @@ class AgainstAModel(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.shelf._sweep()
+        list(self.shelf.deadlines.sweep())
 
     @rule()
     def look_for_what_is_due(self) -> None:
