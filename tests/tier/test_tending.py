@@ -178,8 +178,9 @@ class TestWhatEndsIt:
         assert served(shelf, clock) is None
         consistent(shelf)
 
-    @pytest.mark.parametrize("before", [False, True], ids=["aside at first", "fresh at first"])
-    def test_a_pattern_though_it_moves_meanwhile(self, before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("before", [False, True], ids=["aside", "fresh"])
+    @pytest.mark.parametrize("back", [False, True], ids=["stays", "comes back"])
+    def test_a_pattern_though_it_moves_meanwhile(self, before: bool, back: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         """Slices leave time in between for what is fresh to go aside, and for what is aside to come back."""
         monkeypatch.setattr(matching, "SLICE", 1)
         for turn in range(8):
@@ -192,7 +193,7 @@ class TestWhatEndsIt:
                 if n == turn:
                     clock.now += 10.0 * before
                     shelf.vouch(clock.now)
-                    shelf.tending.revive(list(shelf.tending.aside), clock.now)
+                    shelf.tending.revive(list(shelf.tending.aside) if back else (), clock.now)
             consistent(shelf)
             assert (tier.entries, shelf.tending.known, shelf.index) == (0, {}, {})
 
