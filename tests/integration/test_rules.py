@@ -109,7 +109,7 @@ def doors(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     tenants = directory / "tenants.toml"
     tenants.write_text('[tenants.acme]\npassword = "acme-pw"\n[tenants.operator]\npassword = "op-pw"\nnamespace = ""\n')
     listener = free_port()
-    common = ("--rules-file", str(rules), "--admit-after", "1", "--coherence-timeout", "60s", "--canary-interval", "0", "--broadcast", "off")
+    common = ("--rules-file", str(rules), "--admit-after", "1", "--coherence-timeout", "60s", "--canary-interval", "0")
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(redis_server(redis_binary, directory, "--lua-time-limit", "50"))
         walled = stack.enter_context(redis_server(redis_binary, directory, "--requirepass", "pw"))
@@ -499,7 +499,7 @@ class TestMode:
         config.write_text(f'mode = "{mode}"\n[[rules]]\nmatch = "*"\nmode = "cache"\n')
         with (
             redis_server(any_redis_binary, directory) as redis,
-            pannier(f"redis://127.0.0.1:{redis.port}", directory, "--config", str(config), "--admit-after", "1", "--broadcast", "off") as proxy,
+            pannier(f"redis://127.0.0.1:{redis.port}", directory, "--config", str(config), "--admit-after", "1") as proxy,
             Monitor(redis) as monitor,
             Wire(proxy.port) as wire,
         ):
