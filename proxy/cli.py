@@ -156,7 +156,10 @@ def _as_toml(settings: Settings, origins: Mapping[str, str]) -> str:
     ]
     # Last: every key after a table's head belongs to the table.
     for rule in settings.rules:
-        lines += ["", "[[rules]]", *show_rule(rule)]
+        # What another file says is shown, but not said twice if this is read as a file.
+        mark = "# " if rule.written.startswith(f"{settings.rules_file}:rules #") else ""
+        shown_rule = [f"[[rules]]  # file {rule.written}", *show_rule(rule)]
+        lines += ["", *[mark + line for line in shown_rule]]
     for tenant in settings.tenants:
         key = toml_key(tenant.name)
         lines += ["", f"[tenants.{key}]  # {origins['tenants']}.{key}", *_tenant_lines(tenant)]

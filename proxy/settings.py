@@ -403,7 +403,7 @@ def _read_toml(flag: str, path: str) -> dict[str, Any]:
         table = tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise SettingsError(f"{flag}: {path!r} cannot be read ({error.strerror}); give a TOML file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{flag}: {path!r} is not valid TOML ({error}); mend the file") from None
     for key in table:
         if key not in BY_NAME and key not in ("rules", "tenants"):

@@ -20,7 +20,7 @@ from proxy.client.verifying import Verifier
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace
 from proxy.settings import Settings
-from proxy.tier.policy import Policy
+from proxy.tier.policy import Defaults, Policy
 from proxy.tier.rules import marks
 from proxy.tier.tier import Tier
 from proxy.upstream.link import Identity
@@ -92,6 +92,8 @@ class Clients:
         """Over which other sidecars are told what to forget; None: they are not."""
         self.tells_writes = False
         """Whether they are told of every write."""
+        self.policy = Policy((), Defaults(settings.l1_ttl, settings.max_value_size))
+        """The cache rules in force."""
         self.expires = False
         """Whether rules give SETs a time to live."""
         self.spaces = Spaces(settings, dispatcher, tier)
@@ -158,6 +160,7 @@ class Clients:
 
     def obey(self, policy: Policy) -> None:
         """Put cache rules in force: what is in memory by other rules is dropped."""
+        self.policy = policy
         if self.tier is not None:
             self.tier.obey(policy)
         if policy.expires != self.expires:
@@ -165,8 +168,7 @@ class Clients:
             self.dispatcher.look_at_sets(policy.expires)
             for session in self.sessions.values():
                 session.use_patterns()
-        for space in self.spaces:
-            space.policy = policy if policy.expires else None
+        self.spaces.obey(policy if policy.expires else None)
 
     def admit(self, session: Session) -> bytes:
         """Register a session; the error to refuse it with if there are too many, else nothing."""

@@ -47,6 +47,8 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
     """
     if session.shelf.tending.aside:
         _revive(session, parts)
+        if len(parts) == 1 and _found(session, parts[0]):
+            return len(data)
     if len(parts) == 1:
         return _one(session, data, parts[0])
     if session.find(parts[0]) is None and not _is_read(session, parts[0]):
@@ -426,7 +428,7 @@ class PartialMget(ForClient):
             pos = end + 2
         if replies[pos] != _STAR:
             for flight in self._flights.values():
-                flight.shelf.land(flight, b"-", 0.0)
+                flight.shelf.land(flight, replies[pos:], 0.0)
             session.take(replies[pos:])
             return
         missing = dict.fromkeys(

@@ -10,12 +10,14 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proxy.resp.globs import compile_globs
 
 NOTHING = b"_\r\n"
 """RESP3's null: there is no such value."""
+_MOST_MIXED = 1024
+"""Sets of rules that are remembered together: clients choose which keys one read has."""
 
 
 class Serve(enum.IntEnum):
@@ -51,6 +53,8 @@ class CacheRule:
     """Fetches under way at once after much has been dropped."""
     label: str = ""
     """Its `class`."""
+    written: str = field(default="", compare=False)
+    """Where its author wrote it."""
 
     @property
     def shown(self) -> str:
@@ -153,6 +157,8 @@ class Policy:
         numbers = frozenset(rulings)
         found = self._several.get(numbers)
         if found is None:
+            if len(self._several) >= _MOST_MIXED:
+                self._several.clear()
             found = self._several[numbers] = self._strictest(list(rulings.values()))
         return found
 
@@ -167,6 +173,7 @@ class Policy:
             stale_while_revalidate=min(ruling.stale_while_revalidate for ruling in rulings),
             stale_if_error=min(ruling.stale_if_error for ruling in rulings),
             refresh_ahead=min(ruling.refresh_ahead for ruling in rulings),
+            max_fetches=min(filter(None, [ruling.rule.max_fetches for ruling in rulings]), default=None),
             label=max(rulings, key=lambda ruling: ruling.number).rule.label,
         )
         return Ruling(min(ruling.number for ruling in rulings), rule, self.limits)

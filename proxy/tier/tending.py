@@ -12,6 +12,7 @@ An invalidation ends all of that, unless the key has expired by then.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from math import frexp, ldexp
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.tier.policy import Ruling
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 COST = 400
 """Bytes that tending an entry takes: three slots in dicts, a tuple, two floats."""
-_UNAVAILABLE = (b"-LOADING ", b"-BUSY ", b"-MASTERDOWN ", b"-CLUSTERDOWN ", b"-TRYAGAIN ", b"-ERR pannier: ")
+_MOST_LAPSED = 1024
+_MOMENT = 1.0
+"""Seconds for which an entry is back in the table; more, and a fetch that failed would not be repeated."""
+UNAVAILABLE = (b"-LOADING ", b"-BUSY ", b"-MASTERDOWN ", b"-CLUSTERDOWN ", b"-TRYAGAIN ", b"-ERR pannier: ")
 """Errors that say nothing about the key (Redis docs: error codes in its source, `shared` objects)."""
 
 
@@ -34,7 +38,8 @@ class Tended(NamedTuple):
     fresh: float
     """When its lifetime is over."""
     until: float
-    """When it leaves the table; later than `fresh` if it has been brought back."""
+    """The deadline at which it leaves the table (later than `fresh` if it has been brought back) or, aside,
+    is forgotten; earlier ones are of earlier fetches."""
 
     @property
     def last(self) -> float:
@@ -54,18 +59,42 @@ class Tending:
         """By part: in the table or aside."""
         self.aside: dict[bytes, dict[int, bytes]] = {}
         """Their replies by protocol."""
+        self._lapsed: dict[bytes, tuple[dict[int, bytes], float]] = {}
+        """What has expired at Redis, which has said meanwhile that nothing is there: replies, and until when
+        they are what was `last` there."""
         self._ahead: dict[float, dict[bytes, None]] = {}
         """Parts by when they are to be fetched anew."""
         self._shelf = shelf
+
+    def heard(self, part: bytes, nothing: bool, now: float) -> None:
+        """Take in what Redis has: if nothing, what it has let expire is still what was there last."""
+        if not nothing:
+            self._found(part)
+            return
+        tended, replies = self.known.get(part), self.aside.get(part)
+        if tended is None or replies is None or not tended.ends <= now < tended.last:
+            return
+        self.forget(part)
+        while self._lapsed and len(self._lapsed) >= _MOST_LAPSED:
+            self._found(next(iter(self._lapsed)))
+        self._lapsed[part] = (replies, tended.last)
+        self._charge(_size(part, replies))
+
+    def _found(self, part: bytes) -> None:
+        """Forget what was there last."""
+        replies, _ = self._lapsed.pop(part, ({}, 0.0))
+        self._charge(-_size(part, replies))
 
     def landed(self, part: bytes, ruling: Ruling, ends: float, until: float) -> None:
         """Take note of what has been fetched."""
         self.forget(part)
         self.known[part] = Tended(ruling, ends, until, until)
         self._charge(COST)
-        # What ends with its key cannot be kept for longer by asking again.
-        if ruling.refresh_ahead and until < ends:
-            self._ahead.setdefault(until - ruling.refresh_ahead, {})[part] = None
+        # What ends with its key cannot be kept for longer by asking again; and what ends sooner than that was
+        # asked for just now.
+        ahead = ruling.refresh_ahead
+        if ahead and until + ahead <= ends and until - ahead > self._shelf.tier.clock():
+            self._ahead.setdefault(until - ahead, {})[part] = None
 
     def outlives(self, part: bytes, now: float) -> bool:
         """Whether a part of which a deadline is over is to stay: it has been fetched anew, or goes aside."""
@@ -86,7 +115,10 @@ class Tending:
             return False
         self.aside[part] = replies
         self._charge(_size(part, replies))
-        self._shelf.schedule(part, tended.last)
+        step = _step(tended.last - now)
+        until = (tended.last // step + 1) * step
+        self.known[part] = tended._replace(until=until)
+        self._shelf.schedule(part, until)
         return True
 
     def lapses(self, part: bytes, now: float) -> bool:
@@ -97,24 +129,31 @@ class Tending:
         return part in self.aside or self._retire(part, tended, now)
 
     def revive(self, parts: Iterable[bytes], now: float) -> list[bytes]:
-        """Bring back into the table what may be served while it is fetched anew; the parts to fetch."""
-        found = []
+        """Bring back into the table what may be served while it is fetched anew; the parts to fetch.
+
+        For a moment: if nothing has come of the fetch by then, the next read has it tried again.
+        """
+        found: list[bytes] = []
         for part in dict.fromkeys(parts):
             if part in self.aside:
                 tended = self.known[part]
-                until = min(tended.ends, tended.fresh + tended.ruling.stale_while_revalidate)
+                until = min(tended.ends, tended.fresh + tended.ruling.stale_while_revalidate, now + _MOMENT)
+                step = _step(until - now)
+                until = until // step * step
                 if now < until:
                     replies = self.aside.pop(part)
                     self._charge(-_size(part, replies))
                     self.known[part] = tended._replace(until=until)
                     self._shelf.put_back(part, replies, until)
                     found.append(part)
+        if found and self._shelf.budget.full:
+            self._shelf.budget.make_room()
         return found
 
     def instead(self, part: bytes, error: bytes, protocol: int) -> bytes | None:
         """What to answer in place of an error of Redis' or of the link's; None: the error."""
         tended = self.known.get(part)
-        if tended is None or not error.startswith(_UNAVAILABLE):
+        if tended is None or not error.startswith(UNAVAILABLE):
             return None
         now = self._shelf.tier.clock()
         if now >= min(tended.ends, tended.fresh + tended.ruling.stale_if_error):
@@ -123,8 +162,12 @@ class Tending:
 
     def last(self, part: bytes, protocol: int) -> bytes | None:
         """What was kept last of a part, if a rule wants it to be known though its time is over."""
+        now = self._shelf.tier.clock()
+        replies, until = self._lapsed.get(part, ({}, 0.0))
+        if now < until:
+            return replies.get(protocol)
         tended = self.known.get(part)
-        if tended is None or self._shelf.tier.clock() >= tended.last:
+        if tended is None or now >= tended.last:
             return None
         return self._reply(part, protocol)
 
@@ -160,11 +203,16 @@ class Tending:
     def clear(self) -> None:
         """Forget everything; the shelf has given back what it was charged."""
         self._shelf.tier.waste.take(self.known, self.aside, *self._ahead.values())
-        self.known, self.aside, self._ahead = {}, {}, {}
+        self.known, self.aside, self._lapsed, self._ahead = {}, {}, {}, {}
 
     def _charge(self, size: int) -> None:
         self._shelf.bytes += size
         self._shelf.budget.used += size
+
+
+def _step(seconds: float) -> float:
+    """What deadlines so far ahead are rounded to, so that entries share them: less than a sixteenth."""
+    return ldexp(1.0, max(-10, frexp(max(seconds, 0.0))[1] - 5))
 
 
 def _size(part: bytes, replies: dict[int, bytes]) -> int:
