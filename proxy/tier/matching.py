@@ -31,27 +31,21 @@ def drop_matching(tier: Tier, pattern: re.Pattern[bytes], prefix: bytes) -> Iter
 
 
 def _slices(shelf: Shelf) -> Iterator[list[bytes]]:
-    """What is aside and what every table keeps, by and by; what an earlier table keeps as well has been
-    looked at, or is newer.
+    """What is aside now and what every table keeps, by and by; what an earlier table keeps as well has been
+    looked at, or is newer. What changes places meanwhile is dropped by its keys, wherever it is.
 
-    All is listed at once: meanwhile a part may go aside, or come back into a table. Parts are let go as they
-    are handed out: all at the end would take long to free.
+    Parts are let go as they are handed out: all at the end would take long to free.
     """
-    aside, earlier = shelf.tending.aside, list[dict[bytes, bytes]]()
-    tables = [(table.replies, list(table.replies)) for table in shelf.tables.values()]
-    yield from _cut(list(aside))
-    for replies, parts in tables:
-        for some in _cut(parts):
-            there = [part for part in some if part in replies or part in aside]
-            yield [part for part in there if not any(part in each for each in earlier)]
-        earlier.append(replies)
-
-
-def _cut(parts: list[bytes]) -> Iterator[list[bytes]]:
-    while parts:
-        some = parts[-SLICE:]
-        del parts[-SLICE:]
-        yield some
+    earlier: list[dict[bytes, bytes]] = []
+    places = [list(shelf.tending.aside), *[list(table.replies) for table in shelf.tables.values()]]
+    for parts, table in zip(places, (None, *shelf.tables.values()), strict=False):
+        while parts:
+            some = parts[-SLICE:]
+            del parts[-SLICE:]
+            left = [part for part in some if not any(part in replies for replies in earlier)]
+            yield [part for part in left if shelf.keeps(part)]
+        if table is not None:
+            earlier.append(table.replies)
 
 
 def _taint(shelf: Shelf, pattern: re.Pattern[bytes]) -> None:

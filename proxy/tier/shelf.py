@@ -22,7 +22,7 @@ from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.ghost import Ghost
 from proxy.tier.hot import Hot
-from proxy.tier.policy import Ruling, Serve
+from proxy.tier.policy import NOTHING, Ruling, Serve
 from proxy.tier.rules import Read, key_name, marks
 from proxy.tier.tending import UNAVAILABLE, Tending
 
@@ -147,7 +147,7 @@ class Shelf:
         """
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
-        self.deadlines = Deadlines(self._keeps, tier.waste)
+        self.deadlines = Deadlines(self.keeps, tier.waste)
 
     def imagine(self, wanted: bool) -> None:
         """Work out what memory would do, or no longer; nothing is kept when this is called."""
@@ -170,7 +170,7 @@ class Shelf:
             return False
         due = self.deadlines.over(now)
         if self.tending.known:
-            due = [part for part in dict.fromkeys(due) if not self.tending.outlives(part, now)]
+            due = [part for part in due if not self.tending.outlives(part, now)]
         self.account.expired += sum([self._forget(part) for part in due])
         gate = self.heard + self.tier.limits.coherence_timeout
         self.until = min(gate, self.deadlines.first(gate))
@@ -278,11 +278,11 @@ class Shelf:
     def _remove(self, part: bytes) -> int:
         """Take a part's replies out of the tables, and what is aside of it; how many there were."""
         if self.tending.known:
-            aside = self.tending.aside.get(part, ())
+            aside = len(self.tending.aside.get(part, ()))
             count = len(self.take_out(part))
             self.tending.forget(part)
-            self.drops += len(aside)
-            return count + len(aside)
+            self.drops += aside
+            return count + aside
         count = size = 0
         for table in self.tables.values():
             reply = table.replies.pop(part, None)
@@ -342,11 +342,10 @@ class Shelf:
     # --- keeping
 
     def last(self, part: bytes) -> bytes | None:
-        """The last value kept of this read although its time is over, if a rule wants it kept.
-
-        As a RESP3 client gets it. No rule does yet.
-        """
-        return None
+        """The last value kept of a read although its time is over, if a rule wants that; of a GET, as clients
+        of either protocol get it."""
+        found = (self.tending.last(part, protocol) for protocol in self.tables)
+        return next((reply for reply in found if reply is not None), None)
 
     def open(self, read: Read) -> Flight | None:
         """Begin to fetch a read; None if it cannot be kept, or is being fetched already."""
@@ -431,6 +430,8 @@ class Shelf:
         if flight.ruling.serve is not Serve.CACHE:
             self._imagine(flight, reply, until)
             return
+        if flight.ruling.keeps and not failed:
+            self.tending.heard(flight.read.part, absent or reply == NOTHING, self.tier.clock())
         kept = self._store(flight.read, reply) if until > self.tier.clock() else 0
         if not kept:
             if not failed:
@@ -507,10 +508,10 @@ class Shelf:
 
     def _give_up(self, read: Read) -> None:
         """Take out of the index what is not kept after all."""
-        if not self._keeps(read.part):
+        if not self.keeps(read.part):
             self._delist(read.part, marks(read.keys))
 
-    def _keeps(self, part: bytes) -> bool:
+    def keeps(self, part: bytes) -> bool:
         """Whether some table has a part, or it is aside, or imagined."""
         if any(part in table.replies for table in self.tables.values()) or part in self.tending.aside:
             return True

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 COST = 400
 """Bytes that tending an entry takes: three slots in dicts, a tuple, two floats."""
+_MOST_LAPSED = 1024
 _MOMENT = 1.0
 """Seconds for which an entry is back in the table; more, and a fetch that failed would not be repeated."""
 UNAVAILABLE = (b"-LOADING ", b"-BUSY ", b"-MASTERDOWN ", b"-CLUSTERDOWN ", b"-TRYAGAIN ", b"-ERR pannier: ")
@@ -58,9 +59,31 @@ class Tending:
         """By part: in the table or aside."""
         self.aside: dict[bytes, dict[int, bytes]] = {}
         """Their replies by protocol."""
+        self._lapsed: dict[bytes, tuple[dict[int, bytes], float]] = {}
+        """What has expired at Redis, which has said meanwhile that nothing is there: replies, and until when
+        they are what was `last` there."""
         self._ahead: dict[float, dict[bytes, None]] = {}
         """Parts by when they are to be fetched anew."""
         self._shelf = shelf
+
+    def heard(self, part: bytes, nothing: bool, now: float) -> None:
+        """Take in what Redis has: if nothing, what it has let expire is still what was there last."""
+        if not nothing:
+            self._found(part)
+            return
+        tended, replies = self.known.get(part), self.aside.get(part)
+        if tended is None or replies is None or not tended.ends <= now < tended.last:
+            return
+        self.forget(part)
+        while self._lapsed and len(self._lapsed) >= _MOST_LAPSED:
+            self._found(next(iter(self._lapsed)))
+        self._lapsed[part] = (replies, tended.last)
+        self._charge(_size(part, replies))
+
+    def _found(self, part: bytes) -> None:
+        """Forget what was there last."""
+        replies, _ = self._lapsed.pop(part, ({}, 0.0))
+        self._charge(-_size(part, replies))
 
     def landed(self, part: bytes, ruling: Ruling, ends: float, until: float) -> None:
         """Take note of what has been fetched."""
@@ -78,9 +101,9 @@ class Tending:
         tended = self.known.get(part)
         if tended is None:
             return False
-        if tended.until > now:
-            # Its own note may have been swept out for this earlier one.
-            self._shelf.schedule(part, tended.until)
+        ends = tended.last if part in self.aside else tended.until
+        if ends > now:
+            self._shelf.schedule(part, ends)  # its note may have been swept out for the earlier one
             return True
         return part not in self.aside and self._retire(part, tended, now)
 
@@ -139,8 +162,12 @@ class Tending:
 
     def last(self, part: bytes, protocol: int) -> bytes | None:
         """What was kept last of a part, if a rule wants it to be known though its time is over."""
+        now = self._shelf.tier.clock()
+        replies, until = self._lapsed.get(part, ({}, 0.0))
+        if now < until:
+            return replies.get(protocol)
         tended = self.known.get(part)
-        if tended is None or self._shelf.tier.clock() >= tended.last:
+        if tended is None or now >= tended.last:
             return None
         return self._reply(part, protocol)
 
@@ -176,7 +203,7 @@ class Tending:
     def clear(self) -> None:
         """Forget everything; the shelf has given back what it was charged."""
         self._shelf.tier.waste.take(self.known, self.aside, *self._ahead.values())
-        self.known, self.aside, self._ahead = {}, {}, {}
+        self.known, self.aside, self._lapsed, self._ahead = {}, {}, {}, {}
 
     def _charge(self, size: int) -> None:
         self._shelf.bytes += size

@@ -76,6 +76,7 @@ def consistent(shelf: Shelf) -> None:
     assert not kept & set(aside) and set(aside) <= set(known) <= kept | set(aside)
     size = sum(_size(found, reply) for table in shelf.tables.values() for found, reply in table.replies.items())
     size += COST * len(known) + sum(len(found) + len(reply) for found, replies in aside.items() for reply in replies.values())
+    size += sum(len(found) + len(reply) for found, (replies, _) in shelf.tending._lapsed.items() for reply in replies.values())
     assert shelf.bytes == size
     _looked_at_in_time(shelf, kept)
     assert tier.used == sum(each.bytes for each in tier.shelves.values())
@@ -99,7 +100,6 @@ def _looked_at_in_time(shelf: Shelf, kept: set[bytes]) -> None:
     assert shelf.deadlines.notes == sum(len(parts) for parts in shelf.deadlines._parts.values())
     for each in kept | set(shelf.tending.aside):
         tended = shelf.tending.known.get(each)
-        # An earlier note will do: when its time has come, the next one is made.
         assert each in due and (tended is None or min(due[each]) <= tended.until), each
         if each in kept:
             assert shelf.until <= (tended.until if tended else max(due[each]))

@@ -418,6 +418,41 @@ class TestTheLast:
         assert shelf.tending.last(both, 2) is None and not shelf.tending.known
         consistent(shelf)
 
+    @pytest.mark.parametrize("negative", [True, False])
+    def test_is_known_although_redis_has_said_that_there_is_nothing(self, negative: bool) -> None:
+        _, shelf, clock = tended(stale_while_revalidate=30.0, lifetime=9.0, negative=negative)
+        later(shelf, clock, 9.0)
+        for _ in range(2):
+            fill(shelf, "GET", "k", reply=b"_\r\n")
+            consistent(shelf)
+            assert shelf.last(K) == OLD
+            assert served(shelf, clock) == (b"$-1\r\n" if negative else None)
+            shelf.pushed(push(b"k"))
+        later(shelf, clock, 30.0)
+        assert shelf.last(K) is None
+
+    def test_is_forgotten_when_there_is_something_again(self) -> None:
+        _, shelf, clock = tended(stale_while_revalidate=30.0, lifetime=9.0)
+        later(shelf, clock, 9.0)
+        fill(shelf, "GET", "k", reply=b"_\r\n")
+        shelf.pushed(push(b"k"))
+        fill(shelf, "GET", "k", reply=b"$1\r\nn\r\n")
+        assert shelf.last(K) == b"$1\r\nn\r\n"
+        shelf.pushed(push(b"k"))
+        assert shelf.last(K) is None
+        consistent(shelf)
+
+    def test_of_what_is_there_no_more_is_bounded(self) -> None:
+        tier, shelf, clock = make()
+        obey(tier, CacheRule((b"*",), l1_ttl=10.0, stale_while_revalidate=30.0))
+        for n in range(1100):
+            fill(shelf, "GET", n, lifetime=5.0)
+        later(shelf, clock, 5.0)
+        for n in range(1100):
+            fill(shelf, "GET", n, reply=b"_\r\n")
+        consistent(shelf)
+        assert sum(shelf.last(part("GET", n)) != b"$-1\r\n" for n in range(1100)) == 1024
+
     def test_when_all_is_dropped_goes_too(self) -> None:
         _, shelf, clock = tended(stale_while_revalidate=30.0, lifetime=9.0)
         later(shelf, clock, 9.0)
