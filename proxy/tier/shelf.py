@@ -527,6 +527,8 @@ class Shelf:
 
     def evict(self, count: int) -> int:
         """Drop the `count` least recently used replies of the fullest table."""
+        if lapsed := self.tending.yield_room(count):
+            return lapsed
         aside = [part for part, _ in zip(self.tending.aside, range(count), strict=False)]
         if aside:
             return sum([self._forget(part) for part in aside])

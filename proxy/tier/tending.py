@@ -12,6 +12,7 @@ An invalidation ends all of that, unless the key has expired by then.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from math import frexp, ldexp
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,10 +76,18 @@ class Tending:
         if tended is None or replies is None or not tended.ends <= now < tended.last:
             return
         self.forget(part)
-        while self._lapsed and len(self._lapsed) >= _MOST_LAPSED:
-            self._found(next(iter(self._lapsed)))
+        for old in list(islice(self._lapsed, 2)):
+            if self._lapsed[old][1] <= now or len(self._lapsed) >= _MOST_LAPSED:
+                self._found(old)
         self._lapsed[part] = (replies, tended.last)
         self._charge(_size(part, replies))
+
+    def yield_room(self, most: int) -> int:
+        """Forget some of what was there last and is no more; of how many parts that was."""
+        parts = list(islice(self._lapsed, most))
+        for part in parts:
+            self._found(part)
+        return len(parts)
 
     def _found(self, part: bytes) -> None:
         """Forget what was there last."""

@@ -453,6 +453,33 @@ class TestTheLast:
         consistent(shelf)
         assert sum(shelf.last(part("GET", n)) != b"$-1\r\n" for n in range(1100)) == 1024
 
+    def test_makes_room_before_anything_else(self) -> None:
+        """Values may be large: what no read is served must not keep out what is read."""
+        tier, shelf, clock = make(max_memory=1 << 20)
+        obey(tier, CacheRule((b"old:*",), l1_ttl=10.0, stale_while_revalidate=30.0))
+        fill(shelf, "GET", "hot")
+        for n in range(8):
+            fill(shelf, "GET", f"old:{n}", lifetime=5.0, reply=b"$100000\r\n" + b"x" * 100_000 + b"\r\n")
+        later(shelf, clock, 5.0)
+        for n in range(8):
+            fill(shelf, "GET", f"old:{n}", reply=b"_\r\n")
+        assert tier.used > 800_000
+        for n in range(5):
+            fill(shelf, "GET", f"new:{n}", reply=b"$100000\r\n" + b"x" * 100_000 + b"\r\n")
+            consistent(shelf)
+            assert tier.used <= 1 << 20
+        assert served(shelf, clock, part("GET", "hot")) and all(served(shelf, clock, part("GET", f"new:{n}")) for n in range(5))
+
+    def test_is_let_go_when_nobody_may_have_it_any_more(self) -> None:
+        tier, shelf, clock = make()
+        obey(tier, CacheRule((b"*",), l1_ttl=10.0, stale_while_revalidate=30.0))
+        for n in range(100):
+            fill(shelf, "GET", n, lifetime=5.0)
+            later(shelf, clock, 5.0)
+            fill(shelf, "GET", n, reply=b"_\r\n")
+            consistent(shelf)
+        assert len(shelf.tending._lapsed) <= 8
+
     def test_when_all_is_dropped_goes_too(self) -> None:
         _, shelf, clock = tended(stale_while_revalidate=30.0, lifetime=9.0)
         later(shelf, clock, 9.0)
