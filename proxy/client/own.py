@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
-from proxy.client import homes, keyspace
+from proxy.client import health, homes, keyspace
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.tier.matching import drop_matching
@@ -31,6 +31,8 @@ DELETE MATCH <pattern> [COUNT <n>]
     replies with the number of keys deleted.
 STATS
     Show what the memory tier holds and does.
+HEALTH
+    Show whether commands can be answered, what of Redis, and why not.
 HELP
     Print this help.
 """
@@ -123,6 +125,10 @@ def _stats(session: Session, arguments: list[bytes]) -> bytes:
     return encode.value(session.clients.stats(session.space), session.protocol)
 
 
+def _health(session: Session, arguments: list[bytes]) -> bytes:
+    return encode.value(health.judge(session.clients).fields(), session.protocol)
+
+
 def _help(session: Session, arguments: list[bytes]) -> bytes:
     return encode.array(b"+%b\r\n" % line.encode() for line in _HELP.splitlines())
 
@@ -134,6 +140,7 @@ _SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], Answer]
     "bypass": (1, 1, _bypass),
     "delete": (2, 4, _delete),
     "flush": (0, 0, _flush),
+    "health": (0, 0, _health),
     "help": (0, 0, _help),
     "invalidate": (1, _MANY, _invalidate),
     "stats": (0, 0, _stats),

@@ -239,7 +239,7 @@ def _several(
     n, hits = len(parts), len(parts) - len(missing)
     admitted = account.budget.door.admitted(missing)
     account.misses += len(missing)
-    if hits * 2 >= n:
+    if hits * 2 >= n or (hits and session.home.refusing):
         count(session, parts, hits)
         session.commands -= hits
         Mosaic(session, data, parts, replies, missing)

@@ -212,8 +212,9 @@ class Session(asyncio.Protocol):
                         if not self.relaying:
                             self._receive(data)
                             return
-            elif not self.pending:
-                self._ask_again(len(data))
+            elif not self.pending and self._ask_again(len(data)):
+                self._receive(data)
+                return
             n = self._depth if self._whole(data) is not None else self._recount(data)
             if n:
                 self.run(n, data)
@@ -235,14 +236,18 @@ class Session(asyncio.Protocol):
             reading.count(self, parts, 0)
         return len(data)
 
-    def _ask_again(self, size: int) -> None:
-        """Find out whether the shelf may be asked again from the next chunk on."""
+    def _ask_again(self, size: int) -> bool:
+        """Find out whether the shelf may be asked again from the next chunk on; whether for this one already.
+
+        That is, while it is stale: Redis must not be asked instead.
+        """
         if self.skip_chunks and size > _PIPELINED:
             self.skip_chunks -= 1
         elif self.shelf is NO_SHELF and self.home.tracking is not None and not self.bypass:
             homes.settle_in(self, self.home)
         else:
-            self.shelf.vouch(monotonic())
+            return self.shelf.vouch(monotonic()) and self.shelf.stale.since is not None
+        return False
 
     def skip(self, chunks: int) -> None:
         """Look up none of the next pipelined chunks: they would only cost."""
@@ -413,6 +418,9 @@ class Session(asyncio.Protocol):
 
     def run(self, n: int, data: bytes) -> None:
         """Send a run of plain commands (`Dispatcher.patterns`) over the shared link."""
+        if self.link.refusing:
+            self._receive(data)  # one by one: some may be answered all the same
+            return
         tier, space = self.clients.tier, self.space
         keys: Keys = None
         if space.namespace is not None:
@@ -585,7 +593,8 @@ class Session(asyncio.Protocol):
         ):
             if taken := reading.ask_buffer(self, buf, pos):
                 return pos + taken
-            end, n = self._patterns.prefix(buf, pos) if not self._loose else (pos, 0)
+            slow = self._loose or self.link.refusing
+            end, n = self._patterns.prefix(buf, pos) if not slow else (pos, 0)
             if n:
                 self.run(n, buf[pos:end])
                 return end

@@ -27,6 +27,8 @@ class Limits:
     l1_ttl_untracked: float
     coherence_timeout: float
     admit_after: int
+    stale_max: float = 0.0
+    """How long entries may be served after their link broke; 0: not at all."""
 
 
 class Budget:
@@ -86,6 +88,25 @@ class Account:
         """Entries dropped because of a write that passed through here."""
         self.pushes = 0
         """Invalidation messages from Redis."""
+        self._stale_shelves = 0
+        self._stale_hits = self._hits_before = 0
+
+    @property
+    def stale_hits(self) -> int:
+        """Of the hits, those while a shelf of it was stale: the difference between before and after."""
+        return self._stale_hits + (self.hits - self._hits_before if self._stale_shelves else 0)
+
+    def stale_begins(self) -> None:
+        """Hear that one of its shelves is stale."""
+        if not self._stale_shelves:
+            self._hits_before = self.hits
+        self._stale_shelves += 1
+
+    def stale_ends(self) -> None:
+        """Hear that one of its shelves is stale no longer."""
+        self._stale_hits = self.stale_hits
+        self._hits_before = self.hits
+        self._stale_shelves -= 1
 
     @property
     def hits(self) -> int:
@@ -191,6 +212,7 @@ class Tier:
         if shelf is not None:
             self._views.clear()
             shelf.link_lost()
+            shelf.forget()
             shelf.account.shelves.remove(shelf)
 
     def drop(self, keys: Iterable[int], prefix: bytes = b"") -> int:
