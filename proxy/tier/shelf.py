@@ -165,7 +165,7 @@ class Shelf:
             self._close_flights()
             stale.begin(gate)
         if stale.since is None:
-            return gate
+            return min(gate, now)  # of a broken promise, the gate says nothing
         gate = stale.since + self.stale_time()
         if now >= gate and stale.broken:
             self.clear()

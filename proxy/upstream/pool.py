@@ -96,9 +96,11 @@ class LinkPool:
 
     @property
     def away(self) -> UpstreamError | None:
-        """Why no connection is opened now: the breaker is open, or Redis silent; None if one may be."""
-        silent = (link.refusal for link in self.shared.values() if link.silent)
-        return self.breaker.refusal or next(silent, None)
+        """Why no connection is opened now: the breaker is open, Redis silent, or so much away that stale
+        entries are served; None if one may be."""
+        shared = self.shared.values()
+        away = (link.refusal for link in shared if link.silent or link.serves_stale)
+        return self.breaker.refusal or next(away, None)
 
     async def _open(self, key: LinkKey, credentials: list[bytes] | None = None) -> PinnedLink:
         if (away := self.away) is not None:

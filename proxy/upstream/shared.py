@@ -358,7 +358,7 @@ class SharedLink:
             log.info("upstream %s is back (%s)", self.connector.upstream.redacted, _describe(self.key))
         self.wire = wire
         self.hello = wire.hello
-        self._up_since = self._loop.time()
+        self._up_since = time.monotonic()
         self._full = self._proving = False
         self.auth_required = wire.refusal != ""
         self._stalled_since = _NOT_STALLED
