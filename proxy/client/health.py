@@ -60,8 +60,8 @@ def judge(clients: Clients) -> Health:
     why = ""
     if upstream != "up":
         why = "closed" if link is None else str(link.refusal).removeprefix("ERR pannier: ")
-    elif breaker.refusal is not None:
-        why = str(breaker.refusal).removeprefix("ERR pannier: ")
+    elif breaker.open and breaker.error is not None:
+        why = str(breaker.explain(breaker.error)).removeprefix("ERR pannier: ")
     return Health(
         alive=True,
         ready=ready,

@@ -95,11 +95,6 @@ class Breaker:
         """Hear when the next probe is due."""
         self._next = self._clock() + seconds
 
-    @property
-    def refusal(self) -> UpstreamError | None:
-        """What to answer instead of trying to connect; None: try."""
-        return self.explain(self.error) if self.open and self.error is not None else None
-
     def explain(self, error: UpstreamError) -> UpstreamError:
         """An error as a client is to get it: with since when, and how long still, if the breaker is open."""
         if not self.open:

@@ -56,8 +56,9 @@ class LinkPool:
         link = self.shared.get(key)
         if link is None or link.state is LinkState.CLOSED:
             care = self._care(key)
+            away = self._away()
             link = self.shared[key] = SharedLink(
-                self.connector, key, self._classifier, self._backoff, care, self.breaker
+                self.connector, key, self._classifier, self._backoff, care, self.breaker, away
             )
         link.users += 1
         return link
@@ -96,11 +97,17 @@ class LinkPool:
 
     @property
     def away(self) -> UpstreamError | None:
-        """Why no connection is opened now: the breaker is open, Redis silent, or so much away that stale
-        entries are served; None if one may be."""
+        """Why no client is given a link of its own now, in words for that client; None if one may be."""
+        error = self._away()
+        return self.breaker.explain(error) if error is not None else None
+
+    def _away(self) -> UpstreamError | None:
+        """Why nobody is to wait for a connection: the breaker is open, Redis silent, or so much away that
+        stale entries are served."""
+        if self.breaker.open:
+            return self.breaker.error
         shared = self.shared.values()
-        away = (link.refusal for link in shared if link.silent or link.serves_stale)
-        return self.breaker.refusal or next(away, None)
+        return next((link.error for link in shared if link.silent or link.serves_stale), None)
 
     async def _open(self, key: LinkKey, credentials: list[bytes] | None = None) -> PinnedLink:
         if (away := self.away) is not None:

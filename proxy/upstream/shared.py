@@ -103,7 +103,10 @@ class Care:
 
 
 class SharedLink:
-    """One identity's, database's and protocol's commands on one connection, over reconnections."""
+    """One identity's, database's and protocol's commands on one connection, over reconnections.
+
+    `away`: why nothing is held for the first connection, if Redis is known to be away.
+    """
 
     def __init__(
         self,
@@ -113,6 +116,7 @@ class SharedLink:
         backoff: tuple[float, float],
         care: Care | None = None,
         breaker: Breaker | None = None,
+        away: UpstreamError | None = None,
     ) -> None:
         self.connector = connector
         self.key = key
@@ -163,7 +167,8 @@ class SharedLink:
         self._hurry = asyncio.Event()
         self._stalled_since = _NOT_STALLED
         self.state = LinkState.CONNECTING
-        if self.breaker.open:
+        if away is not None:
+            self.error = away
             self._enter(LinkState.DOWN)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
