@@ -132,6 +132,7 @@ class TestALostLink:
         client, other = await race.ready(), await race.ready()
         await warm(race, client)
         await lose(race, client)
+        assert race.hit(client, "GET", "k") == OLD
         race.redis.failure = None
         while client.session.home.wire is None:
             await turn(1)

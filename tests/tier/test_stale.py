@@ -124,10 +124,12 @@ class TestALostLink:
         shelf.link_lost()
         assert shelf.stale.since == since and serves(shelf)
 
-    def test_given_up_with_its_link_leaves_nothing(self, mode: Mode) -> None:
+    @pytest.mark.parametrize("lost", [False, True])
+    def test_given_up_with_its_link_leaves_nothing(self, mode: Mode, lost: bool) -> None:
         tier, shelf, _ = stale(mode)
         fill(shelf, "GET", "k")
-        shelf.link_lost()
+        if lost:
+            shelf.link_lost()
         tier.discard("home")
         assert not shelf.entries and not tier.used and shelf.stale.since is None
 
