@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from proxy.client.dispatch import link_protocol
 from proxy.resp.downgrade import Shape
 from proxy.resp.errors import UpstreamRefused
-from proxy.resp.tracking import Mode
 from proxy.tier.shelf import Shelf
 from proxy.upstream.link import LinkKey
 from proxy.upstream.shared import LinkState, SharedLink
@@ -51,10 +50,9 @@ class Health:
 
 
 def judge(clients: Clients) -> Health:
-    """Judge by the link that serves clients who have said nothing yet, by its shelf, and by the breaker."""
+    """Judge by the link that serves clients who have said nothing yet, by all shelves, and by the breaker."""
     link, breaker = _main(clients), clients.links.breaker
-    shelf = shelf_of(clients, clients.spaces.start)
-    serving = _serving(shelf)
+    serving, since = _memory(clients, clients.spaces.start)
     upstream = status(link)
     ready = upstream == "up" or serving == "stale"
     why = ""
@@ -70,17 +68,17 @@ def judge(clients: Clients) -> Health:
         breaker_failures=breaker.failures,
         breaker_since=_unix(breaker.since) if breaker.open else 0,
         serving=serving,
-        stale_since=_stale_since(shelf),
+        stale_since=since,
         why=why,
     )
 
 
 def outage_fields(clients: Clients, space: Space) -> dict[str, object]:
     """What INFO and SIDECAR STATS say about an outage, as it concerns a space."""
-    shelf, breaker = shelf_of(clients, space), clients.links.breaker
-    since = _stale_since(shelf)
+    breaker = clients.links.breaker
+    serving, since = _memory(clients, space)
     return {
-        "serving": _serving(shelf),
+        "serving": serving,
         "stale_since": since,
         "stale_for_seconds": max(0, int(time.time()) - since) if since else 0,
         "breaker": breaker.state.value,
@@ -98,35 +96,32 @@ def status(link: SharedLink | None) -> str:
     return {LinkState.READY: "up", LinkState.FULL: "up"}.get(link.state, link.state.name.lower())
 
 
-def shelf_of(clients: Clients, space: Space) -> Shelf | None:
-    """The shelf that answers who has just come to a space; None: there is none."""
-    link = _main(clients)
-    if space is not clients.spaces.start:
-        shared = clients.links.shared.items()
-        link = next((link for key, link in shared if key.space == space.name and link.tracking), None)
-    return clients.tier.shelves.get(link.key) if clients.tier is not None and link is not None else None
-
-
 def _main(clients: Clients) -> SharedLink | None:
     protocol = link_protocol(Shape.PLAIN, 2, clients.tier is not None)
     key = LinkKey(clients.identity, clients.database, protocol, clients.spaces.start.name)
     return clients.links.shared.get(key)
 
 
-def _serving(shelf: Shelf | None) -> str:
-    if shelf is None or not shelf.vouch(time.monotonic()):
+def _memory(clients: Clients, space: Space) -> tuple[str, int]:
+    """What the shelves of a space serve (for the one without a namespace: all shelves), and since when the
+    first of them has been stale (unix seconds)."""
+    if clients.tier is None:
+        return "nothing", 0
+    found = list(clients.tier.shelves.values())
+    if space is not clients.spaces.start:
+        found = [shelf for shelf in found if shelf.account is space.account]
+    words = {_serving(shelf) for shelf in found}
+    since = [shelf.stale.since for shelf in found if shelf.stale.since is not None]
+    word = next((word for word in ("stale", "fresh") if word in words), "nothing")
+    return word, _unix(min(since)) if since else 0
+
+
+def _serving(shelf: Shelf) -> str:
+    if not shelf.vouch(time.monotonic()):
         return "nothing"
     if shelf.stale.since is None:
-        return "fresh" if shelf.mode is not Mode.OFF else "nothing"
+        return "fresh"
     return "stale" if shelf.entries else "nothing"
-
-
-def _stale_since(shelf: Shelf | None) -> int:
-    """When what the shelf held ceased to be vouched for."""
-    if shelf is None:
-        return 0
-    shelf.vouch(time.monotonic())
-    return _unix(shelf.stale.since) if shelf.stale.since is not None else 0
 
 
 def _unix(moment: float) -> int:

@@ -19,7 +19,8 @@ _OWN_AFFAIRS = frozenset({"client|getname", "client|id", "client|setinfo", "clie
 
 def refuse(session: Session, arguments: list[bytes], frame: bytes) -> None:
     """Answer a stateless command that is not sent; nothing of the client's is pending."""
-    if arguments[0].lower() == b"ping" and len(arguments) <= 2 and session.home.serves_stale:
+    pings = arguments[0].lower() == b"ping" and len(arguments) <= 2
+    if pings and session.home.serves_stale and not session.bypass:
         # As a replica does that serves stale data: PING asks whether there is any use in asking.
         session.commands += 1
         session.write(encode.bulk(arguments[1]) if len(arguments) == 2 else _PONG)

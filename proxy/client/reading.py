@@ -250,7 +250,7 @@ def _several(
         _send(session, parts, data)
     if admitted:
         _fill(session, list(admitted))
-    if account.evicted and n >= _PIPELINE and hits * _FEW_HITS < n:
+    if account.evicted and n >= _PIPELINE and hits * _FEW_HITS < n and not session.home.refusing:
         session.skip(_SKIPPED)
 
 

@@ -585,6 +585,8 @@ class Session(asyncio.Protocol):
     def _take_relay(self, buf: bytes, pos: int) -> int:
         if not self.pending:
             homes.leave_side(self)
+            if self.skip_chunks and self.link.refusing:
+                homes.settle_in(self, self.home)
         if (
             not self.barred
             and self.discarding is None

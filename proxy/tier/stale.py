@@ -16,10 +16,13 @@ passes drops keys as ever. An entry ends at its own deadline all the same.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from proxy.tier.tier import Account
+
+log = logging.getLogger("pannier.tier")
 
 
 class Staleness:
@@ -38,10 +41,12 @@ class Staleness:
         """Be stale, unless it is so already."""
         if self.since is None:
             self.since = since
+            log.warning("Redis is away: what memory holds is served stale from now on")
             self._account.stale_begins()
 
     def end(self) -> None:
         """Be stale no longer."""
         if self.since is not None:
             self.since = None
+            log.info("nothing is served stale any more")
             self._account.stale_ends()

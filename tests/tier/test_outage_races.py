@@ -74,6 +74,21 @@ class TestALostLink:
         client.feed(R("GET", "a") + R("GET", "b") + R("GET", "c") + GET)
         assert client.take() == error * 3 + OLD
 
+    async def test_a_session_that_was_not_to_look_up_its_pipelines_does(self, race: Race) -> None:
+        client = await race.ready()
+        await warm(race, client)
+        client.session.skip(3)
+        await lose(race, client)
+        client.feed(GET * 20)
+        assert client.take() == OLD * 20
+
+    async def test_a_client_that_wants_redis_gets_redis(self, race: Race) -> None:
+        client = await race.ready()
+        await warm(race, client)
+        assert race.hit(client, "SIDECAR", "BYPASS", "ON") == b"+OK\r\n"
+        await lose(race, client)
+        assert race.hit(client, "GET", "k") == race.hit(client, "PING") == REFUSED.reply
+
     async def test_for_stale_max(self, race: Race) -> None:
         client = await race.ready()
         await warm(race, client)
