@@ -405,7 +405,7 @@ class PartialMget(ForClient):
         if replies[pos] != _STAR:
             for flight in self._flights.values():
                 flight.shelf.land(flight, b"-", 0.0)
-            session.take(replies[pos:])
+            session.take(replies.splitlines(True)[-1])  # without a link every line asked for gets an error
             return
         missing = dict.fromkeys(
             member for member, reply in zip(self._members, self._replies, strict=True) if reply is None

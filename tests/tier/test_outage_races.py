@@ -339,6 +339,25 @@ async def test_error_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     await race.close()
 
 
+@pytest.mark.parametrize("mode", ["error", "stale"])
+async def test_an_mget_that_is_given_up_gets_one_error(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """It asks several things of Redis, and each of them is answered with the error."""
+    race = Race(monkeypatch, on_upstream_down=mode, breaker_failures=0)
+    race.redis.direct("SET", "k", "old")
+    client = await race.ready()
+    await warm(race, client)
+    client.feed(R("MGET", "k", "a", "b"))
+    await turn()
+    race.redis.failure = REFUSED
+    race.home(client).lose()
+    await turn()
+    assert client.take() == REFUSED.reply
+    race.redis.failure = None
+    await race.settle()
+    assert await race.ask(client, "GET", "k") == OLD
+    await race.close()
+
+
 class TestTheBreaker:
     async def test_refuses_new_links_at_once_and_says_why(self, monkeypatch: pytest.MonkeyPatch) -> None:
         race = Race(monkeypatch, breaker_failures=3)
