@@ -162,8 +162,7 @@ class Shelf:
             stale.end()
             return gate
         if self.waiting and stale.since is None and self.stale_time():
-            self._close_flights()
-            stale.begin(gate)
+            self._go_stale(gate)
         if stale.since is None:
             return min(gate, now)  # of a broken promise, the gate says nothing
         gate = stale.since + self.stale_time()
@@ -171,8 +170,16 @@ class Shelf:
             self.clear()
         return gate
 
+    def _go_stale(self, since: float) -> None:
+        """Let nobody vouch for what is kept, from `since` on; what may not be served so, drop here."""
+        self._close_flights()
+        self.stale.begin(since)
+
     def stale_time(self) -> float:
-        """Seconds for which entries may be served after their link broke or fell silent; 0: not at all."""
+        """Seconds for which entries may be served after their link broke or fell silent; 0: not at all.
+
+        The one place that says so. It bounds the whole shelf; an entry ends earlier by its own deadline.
+        """
         return self.tier.limits.stale_max
 
     # --- what the link tells (upstream.shared.Keeper)
@@ -199,8 +206,7 @@ class Shelf:
         if not serves:
             self.forget()
             return
-        self._close_flights()
-        self.stale.begin(min(now, self._heard + self.tier.limits.coherence_timeout))
+        self._go_stale(min(now, self._heard + self.tier.limits.coherence_timeout))
         self.stale.broken = True
 
     def bus_lost(self) -> None:

@@ -47,9 +47,10 @@ class Checked:
                 (R("INCR", one), [("incr", (one,))]),
                 (R("EVAL", b"INCR " + one, 0), [("incr", (one,))]),
                 (R("MULTI") + R("INCR", one) + R("GET", other) + R("EXEC"), [("skip", ()), ("skip", ()), ("skip", ()), ("mget", (one, other))]),
+                (R("MULTI") + R("EVAL", b"INCR " + one, 0) + R("EXEC"), [("skip", ()), ("skip", ()), ("mget", (one,))]),
                 (R("WATCH", one) + R("GET", one) + R("UNWATCH"), [("skip", ()), ("get", (one,)), ("skip", ())]),
             ],
-            [8, 4, 3, 4, 4, 1, 1, 1],
+            [8, 4, 3, 4, 4, 1, 1, 1, 1],
         )[0]
         floor = {key: max(self.acked[key], self.seen[key]) for key in KEYS}
         self.owed += [(kind, keys, floor) for kind, keys in expected]
