@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from proxy.resp.errors import UpstreamError, UpstreamRefused
 from proxy.upstream.breaker import Breaker
+from proxy.upstream.givingup import Classifier
 from proxy.upstream.link import Connector, Identity, LinkKey, open_link
 from proxy.upstream.pinned import Mode, PinnedLink
-from proxy.upstream.shared import Care, Classifier, LinkState, SharedLink
+from proxy.upstream.shared import Care, LinkState, SharedLink
 
 _IDLE_PINNED = 16
 """Clean pinned links kept for the next client, for each key."""

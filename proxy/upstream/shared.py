@@ -28,12 +28,13 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from proxy.resp.errors import UpstreamError, UpstreamRefused
 from proxy.resp.tracking import Mode
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.caller import PING, RUN, Caller, Collector, Keys, answer
+from proxy.upstream.givingup import Classifier, Entry, Run, doomed
 from proxy.upstream.link import Connector, LinkKey, open_link
 from proxy.upstream.pacing import Pacer
 from proxy.upstream.tracking import Keeper, Settle, Tracking
@@ -55,20 +56,6 @@ _STEADY = 1.0
 """Seconds a connection must last for the next back-off to start afresh."""
 
 
-class Run(bytes):
-    """The requests of a run whose turn it was when the connection was lost, sent for the second time.
-
-    They may be what Redis cannot bear: lost again in that place, they are given up.
-    """
-
-
-class Classifier(Protocol):
-    """What the link must know about requests, once, when a connection is lost."""
-
-    def repeatable(self, requests: bytes) -> list[tuple[bytes, bool]]:
-        """Split a run into its requests, each with whether repeating it changes nothing."""
-
-
 class LinkState(enum.Enum):
     """See the picture in the module's docstring."""
 
@@ -81,8 +68,6 @@ class LinkState(enum.Enum):
 
 
 Submit = Callable[..., None]
-Entry = tuple[Caller, int, bytes, Keys]
-"""An entry of the FIFO: whose requests, how many, their bytes, and the keys to settle at the reply."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -431,11 +416,11 @@ class SharedLink:
         """Keep the runs of callers who only wait for reads, to be sent again in their order; answer the
         others."""
         parts = [self._classifier.repeatable(requests)[-n:] for _, n, requests, _ in entries]
-        doomed = _doomed(entries, parts)
+        given_up = doomed(entries, parts)
         lost, unknown = self.error.reply, self.error.of_unknown_outcome().reply
         for place, (caller, n, sent, keys) in enumerate(entries):
             owners = caller.owners()
-            if again and owners and doomed.isdisjoint(owners):
+            if again and owners and given_up.isdisjoint(owners):
                 requests = b"".join([part for part, _ in parts[place]])
                 self.fifo.append((caller, n, Run(requests) if place == 0 else requests, keys))
                 continue
@@ -504,28 +489,6 @@ class _Proof(Collector):
 
     def cut(self) -> None:
         """Nothing: the next connection is proof itself."""
-
-
-def _doomed(entries: list[Entry], parts: list[list[tuple[bytes, bool]]]) -> set[object]:
-    """Who must be answered at once, because something of theirs cannot be sent again.
-
-    All that somebody waits for is then answered, or replies would change places; and so is, for the same
-    reason, all that those wait for who share a flight with them.
-    """
-    doomed: set[object] = set()
-    for place, (caller, _, requests, _) in enumerate(entries):
-        given_up = place == 0 and isinstance(requests, Run)
-        if given_up or not all(read for _, read in parts[place]):
-            doomed.update(caller.owners())
-    groups = [set(owners) for caller, *_ in entries if len(owners := caller.owners()) > 1]
-    grown = True
-    while grown:
-        before = len(doomed)
-        for group in groups:
-            if not doomed.isdisjoint(group):
-                doomed |= group
-        grown = len(doomed) > before
-    return doomed
 
 
 def _describe(key: LinkKey) -> str:
