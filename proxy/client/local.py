@@ -18,7 +18,7 @@ from proxy.resp.errors import UpstreamRefused
 from proxy.resp.keys import word
 from proxy.upstream.caller import Question
 from proxy.upstream.link import LINK_NAME, Identity, LinkKey
-from proxy.upstream.shared import LinkState, SharedLink
+from proxy.upstream.shared import SharedLink
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
@@ -181,7 +181,7 @@ async def _go_over(
             link.retry()  # its credentials have just proved right
         await link.settled()
         stale = link.serves_stale
-        if link.state in (LinkState.DOWN, LinkState.CLOSED) and not stale:
+        if link.refusing and not stale:
             if space.identity is not None and isinstance(link.error, UpstreamRefused):
                 raise UpstreamRefused(f"ERR pannier: Redis refuses the tenant's upstream user: {link.error}")
             raise link.refusal

@@ -107,8 +107,8 @@ class LinkPool:
         stale entries are served."""
         if self.breaker.open:
             return self.breaker.error
-        shared = self.shared.values()
-        return next((link.error for link in shared if link.silent or link.serves_stale), None)
+        refusing = [link for link in self.shared.values() if link.refusing]
+        return next((link.error for link in refusing if link.silent or link.serves_stale), None)
 
     async def _open(self, key: LinkKey, credentials: list[bytes] | None = None) -> PinnedLink:
         if (away := self.away) is not None:

@@ -17,8 +17,8 @@ import redis
 from tests.harness import Process, free_port, pannier, redis_server
 from tests.integration.wire import until
 
-LONG = 2.0
-"""Seconds that no request of these applications may take: Pannier's own time-outs are far longer."""
+LONG = 4.0
+"""Seconds that no request of these applications may take: Pannier's own time-outs are longer."""
 
 
 class Service:
