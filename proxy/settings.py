@@ -199,6 +199,21 @@ class Settings:
         duration(0.001, 3600), 2.0, REDIS,
         "Longest pause between attempts: how late a Redis that is back may be noticed.",
     )
+    breaker_failures: int = option(
+        count(0, 1_000_000, "failures"), 3, REDIS,
+        "Failures in a row (attempts to connect, replies not given within upstream_timeout) after which no "
+        "command waits for Redis any more, until a probe is answered. 0: never.",
+    )
+    on_upstream_down: str = option(
+        choice("error", "stale"), "error", TIER,
+        "What reads get while Redis is away. error: an error. stale: what memory holds of them, for "
+        "stale_max, and an error if it holds nothing; all other commands get an error at once.",
+    )
+    stale_max: float = option(
+        duration(0.1, 365 * 86400), 300.0, TIER,
+        "How long after Redis went away its replies are served by on_upstream_down = stale. The entries' own "
+        "TTL and l1_ttl count as well.",
+    )
     tracking: str = option(
         choice("auto", "default", "bcast", "off"), "auto", TIER,
         "How Redis tells of changes (CLIENT TRACKING). auto takes the best that the server grants: default, "

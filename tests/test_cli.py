@@ -60,6 +60,7 @@ class TestConfig:
             "listen": ["*:1", "[::1]:2"],
             "max_clients": 5,
             "max_entries": 1_000_000,
+            "breaker_failures": 3,
             "admit_after": 2,
             "refill_limit": 64,
             "verify_demote": 0,

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
-from proxy.client import explaining, homes, keyspace, leases
+from proxy.client import explaining, health, homes, keyspace, leases
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.tier.matching import drop_matching
@@ -40,6 +40,8 @@ UNLEASE <key> <token>
     Give a lease back; replies with 1, or 0 if it was not in force any more.
 STATS
     Show what the memory tier holds and does.
+HEALTH
+    Show whether commands can be answered, what of Redis, and why not.
 HELP
     Print this help.
 """
@@ -132,6 +134,10 @@ def _stats(session: Session, arguments: list[bytes]) -> bytes:
     return encode.value(session.clients.stats(session.space), session.protocol)
 
 
+def _health(session: Session, arguments: list[bytes]) -> bytes:
+    return encode.value(health.judge(session.clients).fields(), session.protocol)
+
+
 def _help(session: Session, arguments: list[bytes]) -> bytes:
     return encode.array(b"+%b\r\n" % line.encode() for line in _HELP.splitlines())
 
@@ -144,6 +150,7 @@ _SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], Answer]
     "delete": (2, 4, _delete),
     "explain": (1, 1, explaining.explain),
     "flush": (0, 0, _flush),
+    "health": (0, 0, _health),
     "help": (0, 0, _help),
     "invalidate": (1, _MANY, _invalidate),
     "rules": (0, 0, explaining.rules),
