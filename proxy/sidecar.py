@@ -40,6 +40,7 @@ from proxy.upstream.link import Connector, Identity, LinkKey
 from proxy.upstream.pool import LinkPool
 from proxy.upstream.shared import Care, LinkState, SharedLink
 from proxy.upstream.sockets import tls_context
+from proxy.warming import Warming
 
 if TYPE_CHECKING:
     from proxy.bus import Bus
@@ -105,6 +106,7 @@ class Sidecar:
         self.clients = Clients(
             settings, self.links, dispatcher, identity, upstream.db, self.info, self.tier, self.stats
         )
+        self.warming = Warming(settings, self.clients)
         self.bus: Bus | None = None
         """Made when it is known which namespaces there are."""
         self.addresses: list[str] = []
@@ -139,6 +141,7 @@ class Sidecar:
                 prefix = self.clients.spaces.start.prefix
                 self._canary = Canary(self.links, main, self.settings.canary_interval, timeout, prefix)
                 canary = loop.create_task(self._canary.run())
+            self.warming.start()
             yield
         finally:
             for server in servers:
@@ -150,6 +153,7 @@ class Sidecar:
                 # redis-py swallows a cancellation that comes while it connects.
                 listener.cancel()
                 await asyncio.wait([listener], timeout=0.05)
+            await self.warming.close()
             await self.clients.close()
             await self.links.close()
             for listen in self.settings.listen[: len(servers)]:
@@ -174,6 +178,8 @@ class Sidecar:
         lines = [f"pannier {__version__} serves {listening}", f"  upstream   {self._behind(link)}"]
         lines += [f"  {line}" for line in self._key_spaces()]
         lines.append(f"  memory     {self._memory(link)}")
+        if warming := self.warming.banner():
+            lines.append(f"  warming    {warming}")
         if self.bundled:
             lines.append(
                 "  note       the bundled redis-server keeps nothing: give --upstream for a real one"
@@ -256,6 +262,8 @@ class Sidecar:
             **_tier_fields(accounts),
             **_counted(space),
         }
+        if space.namespace is None or space is self.warming.space:
+            fields |= self.warming.fields()
         if self.bus is not None and space.namespace is None:
             fields |= _bus_fields(self.bus)
         if self._canary is not None:

@@ -33,18 +33,18 @@ _DRAWS = 8
 async def dbsize(session: Session, namespace: Namespace) -> bytes:
     """Count the namespace's keys in the session's database (Redis docs: DBSIZE)."""
     found = namespace.pattern + b"*"
-    return encode.integer(sum([len(keys) async for keys in _pages(session.home, found, b"0")]))
+    return encode.integer(sum([len(keys) async for keys in pages(session.home, found, b"0")]))
 
 
 async def randomkey(session: Session, namespace: Namespace) -> bytes:
     """One of the namespace's keys (Redis docs: RANDOMKEY)."""
-    drawn = await _ask(session.home, *[encode.request("RANDOMKEY")] * _DRAWS)
+    drawn = await ask(session.home, *[encode.request("RANDOMKEY")] * _DRAWS)
     own = [key for key in drawn if isinstance(key, bytes) and key.startswith(namespace.prefix)]
     if not own:
         # Any number is a cursor: Redis takes as many of its bits as its table has.
         start = b"%d" % random.getrandbits(48)
         for cursor in (start, b"0"):
-            async for keys in _pages(session.home, namespace.pattern + b"*", cursor):
+            async for keys in pages(session.home, namespace.pattern + b"*", cursor):
                 own += keys
                 if own:
                     break
@@ -74,7 +74,7 @@ async def _flush(session: Session, namespace: Namespace, everywhere: bool, now: 
     links, home = session.clients.links, session.home_key
     databases = {home.database}
     if everywhere:
-        (report,) = await _ask(session.home, encode.request("INFO", "keyspace"))
+        (report,) = await ask(session.home, encode.request("INFO", "keyspace"))
         lines = bytes(report).removeprefix(b"txt:").split(b"\r\n")
         databases.update(int(line[2 : line.index(b":")]) for line in lines if line.startswith(b"db"))
     for database in sorted(databases):
@@ -96,7 +96,7 @@ async def _sweep(
     session: Session, link: SharedLink, pattern: bytes, command: bytes, page: int = _PAGE
 ) -> int:
     count = 0
-    async for keys in _pages(link, pattern, b"0", page):
+    async for keys in pages(link, pattern, b"0", page):
         dropped = marks(map(key_frame, keys))
         if session.clients.tier is not None:
             session.clients.tier.drop(dropped, session.space.prefix)
@@ -109,20 +109,20 @@ async def _sweep(
     return count
 
 
-async def _pages(
+async def pages(
     link: SharedLink, pattern: bytes, cursor: bytes, page: int = _PAGE
 ) -> AsyncIterator[list[bytes]]:
     """The keys of a link's database that match, page by page, from a cursor on. Raises UpstreamError."""
     while True:
         scan = encode.request("SCAN", cursor, "MATCH", pattern, "COUNT", page)
-        ((cursor, keys),) = await _ask(link, scan)
+        ((cursor, keys),) = await ask(link, scan)
         if keys:
             yield keys
         if cursor == b"0":
             return
 
 
-async def _ask(link: SharedLink, *requests: bytes) -> list[Any]:
+async def ask(link: SharedLink, *requests: bytes) -> list[Any]:
     """Redis' answers. Raises UpstreamError if one is an error."""
     reader = hiredis.Reader()
     reader.feed(await Question(len(requests)).ask(link, b"".join(requests)))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
-from proxy.client import homes, keyspace
+from proxy.client import homes, keyspace, warm
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.tier.matching import drop_matching
@@ -31,6 +31,12 @@ DELETE MATCH <pattern> [COUNT <n>]
     replies with the number of keys deleted.
 STATS
     Show what the memory tier holds and does.
+WARM MATCH <pattern> [<pattern> ...] [LIMIT <n>]
+    Fetch the keys that match into memory; tells how many of how many are there now, and why others are not.
+WARM KEYS <key> [<key> ...]
+    The same for these keys.
+WARM LINES <line> [<line> ...]
+    The same for lines as in warm_file: "HGETALL user:*".
 HELP
     Print this help.
 """
@@ -123,6 +129,10 @@ def _stats(session: Session, arguments: list[bytes]) -> bytes:
     return encode.value(session.clients.stats(session.space), session.protocol)
 
 
+def _warm(session: Session, arguments: list[bytes]) -> Answer:
+    return warm.answer(session, arguments)
+
+
 def _help(session: Session, arguments: list[bytes]) -> bytes:
     return encode.array(b"+%b\r\n" % line.encode() for line in _HELP.splitlines())
 
@@ -137,5 +147,6 @@ _SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], Answer]
     "help": (0, 0, _help),
     "invalidate": (1, _MANY, _invalidate),
     "stats": (0, 0, _stats),
+    "warm": (2, _MANY, _warm),
 }
 """The least and the greatest number of arguments, and what answers."""

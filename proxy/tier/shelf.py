@@ -118,6 +118,9 @@ class Shelf:
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
         self._deadlines: dict[float, list[bytes]] = {}
+        self._renewed: dict[bytes, float] = {}
+        """The last deadlines of parts that were fetched again while they were kept: their earlier ones, still
+        among `_deadlines`, count no more."""
         self._due = 0
 
     def table(self, protocol: int) -> Table:
@@ -134,10 +137,20 @@ class Shelf:
         for deadline in [deadline for deadline in self._deadlines if deadline <= now]:
             parts = self._deadlines.pop(deadline)
             self._due -= len(parts)
+            if self._renewed:
+                parts = self._over(parts, deadline)
             self.account.expired += sum([self._forget(part) for part in parts])
         gate = self.heard + self.tier.limits.coherence_timeout
         self.until = min(gate, min(self._deadlines, default=gate))
         return now < self.until
+
+    def _over(self, parts: list[bytes], deadline: float) -> list[bytes]:
+        """Those of the parts due at a deadline that have not been fetched anew since."""
+        renewed = self._renewed
+        over = [part for part in parts if renewed.get(part, deadline) <= deadline]
+        for part in over:
+            renewed.pop(part, None)
+        return over
 
     # --- what the link tells (upstream.shared.Keeper)
 
@@ -209,6 +222,7 @@ class Shelf:
         self.index.clear()
         self._several.clear()
         self._deadlines.clear()
+        self._renewed.clear()
         self._due = 0
         self.budget.used -= self.bytes
         self.budget.entries -= count
@@ -308,7 +322,7 @@ class Shelf:
         if deadline <= self.tier.clock():
             self._give_up(flight.read)
             return
-        kept = 0
+        kept, entries = 0, self.entries
         for protocol, table in self.tables.items():
             if protocol == 3:
                 kept += self._keep(table, part, reply)
@@ -318,6 +332,8 @@ class Shelf:
             self._give_up(flight.read)
             return
         self.account.fills += 1
+        if self.entries < entries + kept or part in self._renewed:
+            self._renewed[part] = deadline
         self._deadlines.setdefault(deadline, []).append(part)
         self.until = min(self.until, deadline)
         self._due += 1
@@ -364,9 +380,11 @@ class Shelf:
     def _sweep(self) -> None:
         """Forget the deadlines of what is gone."""
         alive = {part for table in self.tables.values() for part in table.replies}
+        self._renewed = {part: due for part, due in self._renewed.items() if part in alive}
         self._due = 0
         for deadline in sorted(self._deadlines):
             parts = [part for part in dict.fromkeys(self._deadlines[deadline]) if part in alive]
+            parts = [part for part in parts if self._renewed.get(part, deadline) <= deadline]
             alive.difference_update(parts)
             if parts:
                 self._deadlines[deadline] = parts
