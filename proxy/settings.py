@@ -144,6 +144,8 @@ CHANNEL: Kind[str] = Kind(
 
 def _parse_wishes(text: str) -> tuple[str, ...]:
     found = tuple(filter(None, (part.strip() for part in text.split(","))))
+    if any(map(_IS_ADDRESS, found)):
+        raise ValueError(f"{shown(text)} is the address of a server; give keys or patterns such as org:*")
     if any(not part.isprintable() for part in found):
         raise ValueError(f"{shown(text)} has bytes that cannot be printed; put such names into warm_file")
     return found
@@ -153,7 +155,16 @@ WISHES: Kind[tuple[str, ...]] = Kind(
     _parse_wishes, ",".join, "PATTERN", "keys, patterns such as org:*, or reads such as HGETALL user:*",
     many=True,
 )  # fmt: skip
-FILE: Kind[str] = Kind(str.strip, str, "FILE", "the path of a file, or nothing")
+_IS_ADDRESS = re.compile("(rediss?|unix|tcp)://").match
+
+
+def _parse_file(text: str) -> str:
+    if _IS_ADDRESS(text.strip()) or not text.isprintable():
+        raise ValueError(f"{shown(text)} is no path; give that of a file")
+    return text.strip()
+
+
+FILE: Kind[str] = Kind(_parse_file, str, "FILE", "the path of a file, or nothing")
 LISTEN: Kind[tuple[Listen, ...]] = Kind(
     _parse_listen,
     lambda value: ",".join(map(str, value)),

@@ -14,6 +14,7 @@ from proxy.resp.errors import SettingsError
 from proxy.resp.hotlist import MOST_COMPLAINTS, Section, lines_of, load
 from proxy.settings import Settings
 from proxy.tier.rules import CACHEABLE, Rules
+from proxy.upstream.address import shown
 
 log = logging.getLogger("pannier.warming")
 
@@ -27,7 +28,7 @@ def patterns(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
         try:
             yield text, wish(text.encode(), rules)
         except ValueError as error:
-            raise SettingsError(f"warm: {text!r} {error}") from None
+            raise SettingsError(f"warm: {shown(text)} {error}") from None
 
 
 def listed(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
@@ -47,8 +48,8 @@ def listed(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
         try:
             yield f"warm_file {path}", wish(line, rules)
         except ValueError as error:
-            shown = line[:60].decode("utf-8", "backslashreplace")
-            raise SettingsError(f"warm_file: {path}:{number}: {shown!r} {error}") from None
+            text = shown(line.decode("utf-8", "backslashreplace"))
+            raise SettingsError(f"warm_file: {path}:{number}: {text} {error}") from None
 
 
 def remembered(settings: Settings) -> list[Section]:

@@ -324,13 +324,10 @@ class Warming:
         sections = [section async for section in self._sections()]
         if not any(section.requests for section in sections):
             return
-        data = dump(sections, self._settings.warm_state_size)
         try:
-            await asyncio.to_thread(replace_file, path, data)
+            await asyncio.to_thread(_write, path, sections, self._settings.warm_state_size)
         except OSError as error:
             log.warning("warm_state: %r cannot be written (%s)", path, error.strerror)
-        else:
-            log.debug("warm_state: %d reads, %d bytes", data.count(b"\n"), len(data))
 
     async def _sections(self) -> AsyncIterator[Section]:
         """The hottest reads of the spaces that can be warmed at the next start."""
@@ -357,6 +354,11 @@ def hottest(shelf: Shelf, n: int) -> list[bytes]:
         table.replay(_REPLAY)
     recent = zip_longest(*[reversed(table.replies) for table in tables])
     return list(islice(dict.fromkeys(part for part in chain.from_iterable(recent) if part is not None), n))
+
+
+def _write(path: str, sections: Sequence[Section], limit: int) -> None:
+    """Put reads into text, and that into a file. Raises OSError."""
+    replace_file(path, dump(sections, limit))
 
 
 def _touch(shelf: Shelf, parts: Sequence[bytes]) -> None:

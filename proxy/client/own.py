@@ -35,7 +35,7 @@ WARM MATCH <pattern> [<pattern> ...] [LIMIT <n>]
     Fetch the keys that match into memory; tells how many of how many are there now, and why others are not.
 WARM KEYS <key> [<key> ...]
     The same for these keys.
-WARM LINES <line> [<line> ...]
+WARM LINES <line> [<line> ...] [LIMIT <n>]
     The same for lines as in warm_file: "HGETALL user:*".
 HELP
     Print this help.

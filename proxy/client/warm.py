@@ -372,19 +372,19 @@ async def answer(session: Session, arguments: list[bytes]) -> bytes:
 def _wanted(arguments: list[bytes], rules: Rules, limit: int) -> tuple[list[Wish], int]:
     """What is to be warmed, and how much of it at most. Raises ValueError."""
     how, *names = arguments
-    match how.upper():
-        case b"MATCH":
-            if len(names) > 2 and names[-2].upper() == b"LIMIT":
-                if not names[-1].isdigit() or not 0 < int(names[-1][:20]) <= MOST_KEYS:
-                    raise ValueError(f"SIDECAR WARM takes LIMIT <n> of 1 to {MOST_KEYS}")
-                names, limit = names[:-2], int(names[-1])
-            if sum(map(len, names)) > LONGEST_PATTERNS:
-                raise ValueError(f"SIDECAR WARM MATCH takes patterns of {LONGEST_PATTERNS} bytes together")
-            return [Wish(name) for name in names], limit
-        case b"KEYS":
-            return [Wish(as_pattern(name)) for name in names], len(names)
-        case b"LINES":
-            return [_line(line, rules) for line in names], limit
+    how = how.upper()
+    if how in (b"MATCH", b"LINES") and len(names) > 2 and names[-2].upper() == b"LIMIT":
+        if not names[-1].isdigit() or not 0 < int(names[-1][:20]) <= MOST_KEYS:
+            raise ValueError(f"SIDECAR WARM takes LIMIT <n> of 1 to {MOST_KEYS}")
+        names, limit = names[:-2], int(names[-1])
+    if how == b"MATCH":
+        if sum(map(len, names)) > LONGEST_PATTERNS:
+            raise ValueError(f"SIDECAR WARM MATCH takes patterns of {LONGEST_PATTERNS} bytes together")
+        return [Wish(name) for name in names], limit
+    if how == b"KEYS":
+        return [Wish(as_pattern(name)) for name in names], len(names)
+    if how == b"LINES":
+        return [_line(line, rules) for line in names], limit
     raise ValueError("SIDECAR WARM takes MATCH <pattern> …, KEYS <key> … or LINES <line> …")
 
 
