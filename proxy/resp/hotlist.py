@@ -27,7 +27,7 @@ LONGEST = 4096
 """Bytes of a line at most: longer requests are not worth being asked again."""
 MOST_COMPLAINTS = 5
 """Wrong lines that are told one by one."""
-_BARE = re.compile(rb"[!\$-&(-Z^-~][!\$-&(-[\]-~]*").fullmatch
+_BARE = re.compile(rb"[!\$-&(-Z^-~][!#-&(-[\]-~]*").fullmatch
 """What needs no quotes: printable, no quotes or backslash, no # or [ at the beginning."""
 _SECTION = re.compile(rb'\[space ("[^"\n]*") protocols ([23](?: [23])?)\]').fullmatch
 _PLAIN = re.compile(rb"[ !#-&(-\[\]-~]*").fullmatch
