@@ -148,7 +148,7 @@ class Warmer:
             if self._flying >= _WINDOW or self._blocked or self._link.state is not LinkState.READY:
                 await self._until_flying(_WINDOW // 2)
                 await self._until_kept()
-            if not self._anew and self._is_full():
+            if not self._anew and self._is_full() and await self._stays_full():
                 self.tally.leave("memory is full", len(parts) - done)
                 return False
             self._begin(part)
@@ -294,9 +294,20 @@ class Warmer:
                 raise UpstreamRefused(f"ERR pannier: nothing is kept in memory: {why}")
             await asyncio.sleep(_LOOK)
 
+    async def _stays_full(self) -> bool:
+        """Whether memory is full once all that is under way has landed."""
+        await self._until_flying(0)
+        return self._is_full()
+
     def _is_full(self) -> bool:
+        """Whether memory would be full if all that is under way were as large as what is there."""
         budget = self.shelf.budget
-        return budget.used > _FULL * budget.max_memory or budget.entries > _FULL * budget.max_entries
+        coming = self._flying * len(self.shelf.tables)
+        growth = 1 + coming / max(1, budget.entries)
+        return (
+            budget.used * growth > _FULL * budget.max_memory
+            or budget.entries + coming > _FULL * budget.max_entries
+        )
 
 
 def _nothing_kept(link: SharedLink, shelf: Shelf) -> str:
