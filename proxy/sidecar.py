@@ -141,7 +141,7 @@ class Sidecar:
                 prefix = self.clients.spaces.start.prefix
                 self._canary = Canary(self.links, main, self.settings.canary_interval, timeout, prefix)
                 canary = loop.create_task(self._canary.run())
-            self.warming.start()
+            self.warming.start(self.bus)
             yield
         finally:
             for server in servers:

@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from itertools import chain, islice, zip_longest
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from proxy.client.clients import Clients
 from proxy.client.spaces import Space
@@ -36,8 +36,13 @@ from proxy.upstream.link import LinkKey
 from proxy.upstream.shared import SharedLink
 from proxy.warmfiles import listed, patterns, remembered, replace_file
 
+if TYPE_CHECKING:
+    from proxy.bus import Bus
+
 log = logging.getLogger("pannier.warming")
 
+_LOOK = 0.02
+"""Seconds between two looks whether the eviction bus is heard."""
 _TICK = 0.5
 """Seconds between two looks at what is due."""
 _SAVE_EVERY = 300.0
@@ -74,6 +79,7 @@ class Warming:
                 "warm, warm_file: wrong beside tenants, as the keys would be nobody's; leave them out "
                 "(warm_state covers the tenants' hot reads, and a tenant may say SIDECAR WARM)"
             )
+        self._bus: Bus | None = None
         self._began = 0.0
         self._seconds: float | None = None
         self._links: dict[LinkKey, SharedLink] = {}
@@ -134,8 +140,9 @@ class Warming:
 
     # --- life
 
-    def start(self) -> None:
-        """Begin; nothing waits for it."""
+    def start(self, bus: Bus | None) -> None:
+        """Begin; nothing waits for it. `bus`: where others tell what to forget."""
+        self._bus = bus
         self._began = time.monotonic()
         loop = asyncio.get_running_loop()
         if self._wanted:
@@ -191,11 +198,12 @@ class Warming:
             saved = await asyncio.to_thread(remembered, self._settings) if self._resumes else []
             for _ in range(_ROUNDS):
                 self.tallies = []
+                heard = await self._heard()
                 warmers = [warmer for section in saved if (warmer := await self._warm_saved(section))]
                 warmers += await self._warm_listed()
-                if not any(warmer.lost for warmer in warmers):
+                if not any(warmer.lost for warmer in warmers) and heard == await self._heard():
                     break
-                log.warning("warming begins anew: the connection to Redis was lost")
+                log.warning("warming begins anew: a connection to Redis was lost")
             self._end("done")
         except UpstreamError as error:
             self._end("failed")
@@ -222,7 +230,7 @@ class Warming:
             sources.setdefault(title, []).append(what)
         warmers = []
         for title, wishes in sources.items():
-            warmers.append(warmer := self._warmer(link, title))
+            warmers.append(warmer := await self._warmer(link, title))
             await warmer.warm(wishes, self._settings.warm_limit)
             self._tell(warmer.tally)
         return warmers
@@ -236,17 +244,27 @@ class Warming:
         link = self._link(space)
         self._prepare(link, set(section.protocols))
         parts = [encode.request(*words)[1:] for words in section.requests[: self._settings.warm_limit]]
-        warmer = self._warmer(link, f"{self._settings.warm_state}{_of(space)}")
+        warmer = await self._warmer(link, f"{self._settings.warm_state}{_of(space)}")
         await warmer.warm_parts(parts)
         _touch(_shelf(link), parts)
         self._tell(warmer.tally)
         return warmer
 
-    def _warmer(self, link: SharedLink, title: str) -> Warmer:
+    async def _warmer(self, link: SharedLink, title: str) -> Warmer:
+        """A warmer for one source, as soon as Redis is there."""
         tally = Tally(title)
         self.tallies.append(tally)
+        warmer = Warmer(link, _shelf(link), tally, patient=True)
+        await warmer.begin()
         self.status = "running"
-        return Warmer(link, _shelf(link), tally, patient=True)
+        return warmer
+
+    async def _heard(self) -> int:
+        """How often the eviction bus has begun to be heard, once it is: all that is kept is dropped then."""
+        bus = self._bus
+        while bus is not None and not (bus.subscriptions or bus.refusal):
+            await asyncio.sleep(_LOOK)
+        return bus.subscriptions if bus is not None else 0
 
     def _tell(self, tally: Tally) -> None:
         tally.end()

@@ -131,7 +131,7 @@ class Warmer:
 
     async def warm(self, wishes: Iterable[Wish], limit: int) -> None:
         """Fetch what wishes come to, `limit` requests at most. Raises UpstreamError."""
-        await self._begin_epoch()
+        await self.begin()
         async for parts in self._requests(wishes):
             if not await self.fetch(parts[: limit - self.tally.of]):
                 break
@@ -156,13 +156,15 @@ class Warmer:
 
     async def warm_parts(self, parts: Sequence[bytes]) -> None:
         """Fetch some requests, as the parts that are kept. Raises UpstreamError."""
-        await self._begin_epoch()
+        await self.begin()
         await self.fetch(parts)
         await self._until_flying(0)
 
-    async def _begin_epoch(self) -> None:
-        await self._until_kept()
-        self._epoch = self.shelf.epoch
+    async def begin(self) -> None:
+        """Wait until what is fetched may be kept. Raises UpstreamError."""
+        if self._epoch < 0:
+            await self._until_kept()
+            self._epoch = self.shelf.epoch
 
     async def _requests(self, wishes: Iterable[Wish]) -> AsyncIterator[list[bytes]]:
         """The requests that wishes come to, each once, page by page."""
