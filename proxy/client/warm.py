@@ -26,10 +26,10 @@ from proxy.upstream.shared import LinkState, SharedLink
 if TYPE_CHECKING:
     from proxy.client.session import Session
 
-_WINDOW = 256
-"""Fetches under way at a time."""
-_PAGE = 1000
-"""Keys whose types are asked for at once."""
+_WINDOW = 32
+"""Fetches under way at a time: what a client's command waits for, at 15 µs each."""
+_PAGE = 250
+"""Keys that are looked for, and whose types are asked for, at once."""
 _FULL = 0.95
 """Part of the memory above which nothing is fetched any more: it would put out what is hot."""
 _LOOK = 0.02
@@ -201,10 +201,10 @@ class Warmer:
         """The keys that match, as clients know them."""
         namespace = self.shelf.rules.namespace
         if namespace is None:
-            async for page in pages(self._link, pattern, b"0"):
+            async for page in pages(self._link, pattern, b"0", _PAGE):
                 yield page
             return
-        async for page in pages(self._link, namespace.pattern + pattern, b"0"):
+        async for page in pages(self._link, namespace.pattern + pattern, b"0", _PAGE):
             yield [key.removeprefix(namespace.prefix) for key in page]
 
     async def _by_type(self, keys: list[bytes]) -> list[bytes]:

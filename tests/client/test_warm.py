@@ -82,13 +82,13 @@ class TestHowMuchIsUnderWay:
         bench = Bench()
         task = asyncio.create_task(bench.warmer().warm_parts(gets(1000)))
         await turn()
-        assert len(bench.link.waiting) == 256
-        bench.link.reply(127)
+        assert len(bench.link.waiting) == 32
+        bench.link.reply(15)
         await turn()
-        assert len(bench.link.waiting) == 129, "not for each reply anew"
+        assert len(bench.link.waiting) == 17, "not for each reply anew"
         bench.link.reply(1)
         await turn()
-        assert len(bench.link.waiting) == 256
+        assert len(bench.link.waiting) == 32
         await finish(task, bench.link, bench.link.reply)
         assert (bench.tally.kept, bench.tally.of, bench.shelf.entries) == (1000, 1000, 1000)
         consistent(bench.shelf)
