@@ -340,7 +340,7 @@ class Warming:
         if not path:
             return
         sections = [section async for section in self._sections()]
-        if not any(section.requests for section in sections):
+        if not sections:
             return
         try:
             await asyncio.to_thread(_write, path, sections, self._settings.warm_state_size)
@@ -362,7 +362,8 @@ class Warming:
             for begin in range(0, len(parts), _SLICE):
                 requests += [words for part in parts[begin : begin + _SLICE] if (words := _words(part))]
                 await asyncio.sleep(0)
-            yield Section(space.name, tuple(sorted(shelf.tables)), requests)
+            if requests:
+                yield Section(space.name, tuple(sorted(shelf.tables)), requests)
 
 
 def hottest(shelf: Shelf, n: int) -> list[bytes]:
