@@ -18,7 +18,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from itertools import chain, islice, zip_longest
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, cast
 
 from proxy.client.clients import Clients
@@ -54,6 +54,7 @@ _SLICE = 1000
 _ROUNDS = 3
 """How often everything is fetched again because the link was lost meanwhile."""
 _REPLAY = 16
+"""One in so many hits is logged after a look at what is hot (see `tier.shelf.Table`)."""
 
 
 class Warming:
@@ -174,7 +175,8 @@ class Warming:
             await self._go_on()
         except Exception:
             log.exception("internal error while warming")
-            self.status = "failed" if not self.done else self.status
+            if not self.done:
+                self._end("failed")
 
     async def _watch(self) -> None:
         """Show how far it is; say so when readiness waits no more."""
@@ -182,7 +184,7 @@ class Warming:
         while not self.done:
             await asyncio.sleep(0.1)
             self._line.show(f"{bar(self.kept / max(1, self.of))}  warming: {self._so_far()}")
-            if not told and self.ready and not self.done:
+            if not told and self._settings.warm_timeout and self.ready and not self.done:
                 told = True
                 self._line.clear()
                 log.warning("ready before memory is warm: %s so far; it goes on", self._so_far())
@@ -246,7 +248,7 @@ class Warming:
         parts = [encode.request(*words)[1:] for words in section.requests[: self._settings.warm_limit]]
         warmer = await self._warmer(link, f"{self._settings.warm_state}{_of(space)}")
         await warmer.warm_parts(parts)
-        _touch(_shelf(link), parts)
+        await _touch(_shelf(link), parts)
         self._tell(warmer.tally)
         return warmer
 
@@ -281,9 +283,9 @@ class Warming:
         return link
 
     def _prepare(self, link: SharedLink, protocols: set[int]) -> None:
-        """Make the tables that are to be filled."""
+        """Make the tables that are to be filled, if none is known to be of use: that of RESP2."""
         shelf = _shelf(link)
-        for protocol in protocols or {2}:
+        for protocol in protocols or set(shelf.tables) or {2}:
             shelf.table(protocol)
         self._tables[link.key] = set(shelf.tables)
 
@@ -324,7 +326,7 @@ class Warming:
     async def _refresh(self) -> None:
         """Fetch the hottest reads of each shelf in use again, and those of last time."""
         for key, link in list(self._clients.links.shared.items()):
-            if link.tracking is None or not link.users or link.auth_required:
+            if link.tracking is None or not link.users or not _shelf(link).vouch(time.monotonic()):
                 continue
             shelf, n = _shelf(link), self._settings.refresh_hottest
             parts = list(dict.fromkeys([*hottest(shelf, n), *self._hot.get(key, ())]))[:n]
@@ -371,20 +373,26 @@ def hottest(shelf: Shelf, n: int) -> list[bytes]:
     tables = list(shelf.tables.values())
     for table in tables:
         table.replay(_REPLAY)
-    recent = zip_longest(*[reversed(table.replies) for table in tables])
-    return list(islice(dict.fromkeys(part for part in chain.from_iterable(recent) if part is not None), n))
+    found: dict[bytes, None] = {}
+    for part in chain.from_iterable(zip_longest(*[reversed(table.replies) for table in tables])):
+        if len(found) == n:
+            break
+        if part is not None:
+            found[part] = None
+    return list(found)
+
+
+async def _touch(shelf: Shelf, parts: Sequence[bytes]) -> None:
+    """Have the first of some parts count as the last used, as they did when they were written down."""
+    for begin in reversed(range(0, len(parts), _SLICE)):
+        for table in shelf.tables.values():
+            table.log(list(reversed(parts[begin : begin + _SLICE])))
+        await asyncio.sleep(0)
 
 
 def _write(path: str, sections: Sequence[Section], limit: int) -> None:
     """Put reads into text, and that into a file. Raises OSError."""
     replace_file(path, dump(sections, limit))
-
-
-def _touch(shelf: Shelf, parts: Sequence[bytes]) -> None:
-    """Have the first of some parts count as the last used, as they did when they were written down."""
-    for table in shelf.tables.values():
-        for begin in reversed(range(0, len(parts), _SLICE)):
-            table.log(list(reversed(parts[begin : begin + _SLICE])))
 
 
 def _lacks(shelf: Shelf, part: bytes) -> bool:
