@@ -183,7 +183,9 @@ class Warming:
         told = False
         while not self.done:
             await asyncio.sleep(0.1)
-            self._line.show(f"{bar(self.kept / max(1, self.of))}  warming: {self._so_far()}")
+            if self.tallies:
+                tally = self.tallies[-1]
+                self._line.show(f"{bar(tally.share)}  warming {tally.title}: {self._so_far()}")
             if not told and self._settings.warm_timeout and self.ready and not self.done:
                 told = True
                 self._line.clear()

@@ -33,7 +33,7 @@ _DRAWS = 8
 async def dbsize(session: Session, namespace: Namespace) -> bytes:
     """Count the namespace's keys in the session's database (Redis docs: DBSIZE)."""
     found = namespace.pattern + b"*"
-    return encode.integer(sum([len(keys) async for keys in pages(session.home, found, b"0")]))
+    return encode.integer(sum([len(keys) async for keys in _pages(session.home, found, b"0")]))
 
 
 async def randomkey(session: Session, namespace: Namespace) -> bytes:
@@ -44,7 +44,7 @@ async def randomkey(session: Session, namespace: Namespace) -> bytes:
         # Any number is a cursor: Redis takes as many of its bits as its table has.
         start = b"%d" % random.getrandbits(48)
         for cursor in (start, b"0"):
-            async for keys in pages(session.home, namespace.pattern + b"*", cursor):
+            async for keys in _pages(session.home, namespace.pattern + b"*", cursor):
                 own += keys
                 if own:
                     break
@@ -96,7 +96,7 @@ async def _sweep(
     session: Session, link: SharedLink, pattern: bytes, command: bytes, page: int = _PAGE
 ) -> int:
     count = 0
-    async for keys in pages(link, pattern, b"0", page):
+    async for keys in _pages(link, pattern, b"0", page):
         dropped = marks(map(key_frame, keys))
         if session.clients.tier is not None:
             session.clients.tier.drop(dropped, session.space.prefix)
@@ -109,7 +109,7 @@ async def _sweep(
     return count
 
 
-async def pages(
+async def _pages(
     link: SharedLink, pattern: bytes, cursor: bytes, page: int = _PAGE
 ) -> AsyncIterator[list[bytes]]:
     """The keys of a link's database that match, page by page, from a cursor on. Raises UpstreamError."""

@@ -9,12 +9,13 @@ as what they read. So many are under way at a time that a client's command waits
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
-from proxy.client.keyspace import ask, pages
+from proxy.client.keyspace import ask
 from proxy.client.wishes import BY_TYPE, Wish, as_pattern, wish
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError, UpstreamRefused
@@ -53,8 +54,16 @@ class Tally:
         """Why others are not kept, and how many each."""
         self.failed: Counter[str] = Counter()
         """Why others could not be fetched."""
+        self.scope = self.seen = 0
+        """Keys that have to be looked at for patterns, and those that have been."""
         self._began = monotonic()
         self._seconds: float | None = None
+
+    @property
+    def share(self) -> float:
+        """How far it is, from 0 to 1."""
+        done = self.seen / self.scope if self.scope else self.kept / max(1, self.of)
+        return min(1.0, done)
 
     @property
     def seconds(self) -> float:
@@ -129,9 +138,10 @@ class Warmer:
 
     # --- what to fetch
 
-    async def warm(self, wishes: Iterable[Wish], limit: int) -> None:
+    async def warm(self, wishes: Sequence[Wish], limit: int) -> None:
         """Fetch what wishes come to, `limit` requests at most. Raises UpstreamError."""
         await self.begin()
+        await self._measure(wishes)
         async for parts in self._requests(wishes):
             if not await self.fetch(parts[: limit - self.tally.of]):
                 break
@@ -200,12 +210,24 @@ class Warmer:
     async def _matching(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
         """The keys that match, as clients know them."""
         namespace = self.shelf.rules.namespace
-        if namespace is None:
-            async for page in pages(self._link, pattern, b"0", _PAGE):
-                yield page
-            return
-        async for page in pages(self._link, namespace.pattern + pattern, b"0", _PAGE):
-            yield [key.removeprefix(namespace.prefix) for key in page]
+        real = pattern if namespace is None else namespace.pattern + pattern
+        cursor = b"0"
+        while True:
+            scan = encode.request("SCAN", cursor, "MATCH", real, "COUNT", _PAGE)
+            ((cursor, page),) = await ask(self._link, scan)
+            self.tally.seen += _PAGE
+            if page:
+                yield [key.removeprefix(self.shelf.rules.prefix) for key in page]
+            if cursor == b"0":
+                return
+
+    async def _measure(self, wishes: Sequence[Wish]) -> None:
+        """Find out how many keys have to be looked at."""
+        patterns = sum([what.is_pattern for what in wishes])
+        if patterns:
+            with contextlib.suppress(UpstreamError):
+                (size,) = await ask(self._link, encode.request("DBSIZE"))
+                self.tally.scope = int(size) * patterns
 
     async def _by_type(self, keys: list[bytes]) -> list[bytes]:
         """The requests that fit the types of keys."""
