@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import pty
 import random
+import re
+import select
 import signal
 import stat
 import subprocess
@@ -128,6 +132,22 @@ class TestPatterns:
         )
         assert "cannot be read (No such file or directory)" in failing("--warm-file", str(directory / "nosuch"))
         assert "cannot be read (Is a directory)" in failing("--warm-file", str(directory))
+
+    def test_a_terminal_shows_how_far_it_is(self, redis: Process) -> None:
+        Redis(port=redis.port).mset({f"org:{n}": n for n in range(50_000)})
+        command = [sys.executable, "-m", "proxy", "run", "--upstream", url(redis), "--listen", "127.0.0.1:0", "--warm", "org:*"]
+        parent, child = pty.openpty()
+        said = b""
+        with subprocess.Popen(command, stdout=child, stderr=child, cwd=ROOT) as work:
+            try:
+                while b"warmed 50,000 of" not in said:
+                    assert select.select([parent], [], [], 30)[0], said
+                    said += os.read(parent, 1 << 16)
+            finally:
+                work.terminate()
+        os.close(parent)
+        os.close(child)
+        assert re.search(rb"\r\x1b\[K\[#* *\] +\d+%  warming org:\*: [\d,]+ of [\d,]+ keys in \d+\.\d seconds", said)
 
     def test_off_nothing_is_said_of_it(self, redis: Process, directory: Path) -> None:
         with pannier(url(redis), directory) as proxy:
