@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from proxy.client.wishes import Wish, wish
+from proxy.client.wanted import Wish, wish
 from proxy.resp.errors import SettingsError
 from proxy.resp.hotlist import MOST_COMPLAINTS, Section, lines_of, load
 from proxy.settings import Settings

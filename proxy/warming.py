@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, cast
 
 from proxy.client.clients import Clients
 from proxy.client.spaces import Space
+from proxy.client.wanted import Wish
 from proxy.client.warm import Tally, Warmer
-from proxy.client.wishes import Wish
 from proxy.resp import encode
 from proxy.resp.errors import SettingsError, UpstreamError
 from proxy.resp.hotlist import LONGEST, Section, dump

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from proxy.client.keyspace import ask
-from proxy.client.wishes import BY_TYPE, Wish, as_pattern, wish
+from proxy.client.wanted import BY_TYPE, Wish, as_pattern, wish
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError, UpstreamRefused
 from proxy.resp.globs import LONGEST_PATTERNS, literal

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
+from proxy.client.wanted import Wish, as_pattern, wish
 from proxy.client.warm import Tally, Warmer
-from proxy.client.wishes import Wish, as_pattern, wish
 from proxy.resp.errors import UpstreamError, UpstreamLost
 from proxy.resp.globs import compile_globs, literal
 from proxy.tier.flights import Flight
