@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import cpu, idle, memory, warming
+from bench import cpu, idle, memory, stalls, warming
 from bench.figures import Result
 from bench.load import Generator, find_generator
 from bench.progress import Progress
@@ -32,6 +32,7 @@ from bench.workloads import (
     IDLE_GROUP,
     MEMORY_GROUP,
     READY_STARTS,
+    STALL_GROUP,
     WORKLOADS,
     Workload,
 )
@@ -40,6 +41,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 ALL = "all"
 IDLE_STEPS = 3
 MEMORY_STEPS = 5
+STALL_STEPS = len(stalls.UPHEAVALS)
 BLENDS_NOTICE = " (built-in for blends and lists)"
 BUILTIN_NOTICE = (
     "bench: using the built-in load generator (redis-benchmark is not on PATH, or not wanted); compare "
@@ -116,7 +118,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         "--only",
         type=names_of(TESTS, "tests"),
         metavar="TESTS",
-        help=f"rows of these tests, of {', '.join(TESTS)}; leaves out the memory group unless named",
+        help=f"rows of these tests, of {', '.join(TESTS)}; leaves out what has no tests unless named",
     )
     add("--depth", type=depth_list, metavar="DEPTHS", help="rows of these depths, such as 1,64; likewise")
     add("--quick", action="store_true", help="2 rounds of 0.4 s: a glance, not a measurement")
@@ -148,7 +150,7 @@ def chosen_groups(chosen: dict[str, Any]) -> list[str]:
     if not named and chosen["proxy_command"]:
         groups = ["pass-through", IDLE_GROUP]
     if not named and (chosen["only"] or chosen["depth"]):
-        groups = [group for group in groups if group != MEMORY_GROUP]
+        groups = [group for group in groups if group not in (MEMORY_GROUP, STALL_GROUP)]
     return [group for group in groups if not (no_idle and group == IDLE_GROUP)]
 
 
@@ -173,12 +175,16 @@ def collect(options: Options, result: Result, stable: Stable, generator: Generat
     workloads = options.workloads()
     with_memory, with_idle = MEMORY_GROUP in options.groups, IDLE_GROUP in options.groups
     steps = len(workloads) * 2 * (options.rounds + 1)
+    steps += STALL_STEPS * (STALL_GROUP in options.groups)
     progress = Progress(steps + MEMORY_STEPS * with_memory + IDLE_STEPS * with_idle)
     deadline = time.monotonic() + options.time_limit
     runner = Runner(stable, generator, options.rounds, options.seconds, deadline, progress)
     try:
         if workloads:
             runner.run(workloads, result)
+        if STALL_GROUP in options.groups and time.monotonic() < deadline:
+            result.stalls, failures = stalls.measure(stable, options.rounds, deadline, progress)
+            result.failures += failures
         if with_memory and time.monotonic() < deadline:
             progress.begin("memory of the tier")
             for measure in (memory.measure, warming.measure):

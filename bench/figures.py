@@ -168,6 +168,8 @@ class Result:
     cells: list[Cell] = field(default_factory=list)
     memory: list[Figure] = field(default_factory=list)
     idle: list[Figure] = field(default_factory=list)
+    stalls: list[Any] = field(default_factory=list)
+    """Of `bench.stalls`: what hits took while much was dropped."""
     notes: dict[str, str] = field(default_factory=dict)
     """What a reader must know of a group, by its name."""
     failures: list[str] = field(default_factory=list)

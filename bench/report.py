@@ -11,7 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from bench.figures import Cell, Figure, Result, Spread
-from bench.workloads import DIRECT, GROUPS, Group, Side
+from bench.stalls import Stall
+from bench.workloads import (
+    DIRECT,
+    GROUPS,
+    STALL_ENTRIES,
+    STALL_GROUP,
+    STALL_HOT_KEYS,
+    STALL_MORE,
+    STALL_MOST,
+    STALL_OPTIONS,
+    STALL_RATE,
+    STALL_TIMES,
+    Group,
+    Side,
+)
 
 READING = (
     "CPU is per operation, median of the rounds; ratios are to Redis direct, or to what the head of the "
@@ -21,6 +35,29 @@ READING = (
 SATURATED = (
     "⚠ The load generator used more than 95 % of a core: this throughput is its limit, not the "
     "server's. A server that waits also batches less, so its CPU per operation is an upper bound."
+)
+
+
+STALLS = (
+    f"Hits on {STALL_HOT_KEYS} hot keys, {STALL_RATE:,} a second over four connections, sent by the clock "
+    f"and timed one by one, while a tier of {STALL_ENTRIES:,} other entries loses them, one of which is "
+    "read again when they are gone. In milliseconds, median of the rounds (least–greatest). Done: from the "
+    "command to its answer, or until INFO shows them gone where the answer does not tell. At rest is the "
+    "second before it; during it goes on until it is done, for 0.2 s at least, and has in it every read "
+    "that was on its way in that time (a hot key that was dropped as well is read from Redis once). Asked: "
+    f"p99 {STALL_TIMES:g} times that at rest or {STALL_MORE:g} ms more, the slowest under {STALL_MOST:g} "
+    f"ms. Options of the proxy: `{' '.join(STALL_OPTIONS)}`."
+)
+STALL_HEADS = (
+    "what drops them",
+    "done",
+    "p50 at rest",
+    "p50 during it",
+    "p99 at rest",
+    "p99 during it",
+    "slowest at rest",
+    "slowest during it",
+    "asked",
 )
 
 
@@ -151,6 +188,14 @@ def figure_table(title: str, figures: Sequence[Figure]) -> str:
     return table((title, "value", "target", ""), rows)
 
 
+def stall_row(stall: Stall) -> list[str]:
+    """One upheaval as a line of the table."""
+    times = [
+        stall.spread(when, what).show(2) for what in ("p50", "p99", "most") for when in ("rest", "during")
+    ]
+    return [stall.title, stall.took.show(0), *times, "met" if stall.holds else "**missed**"]
+
+
 def markdown(result: Result) -> str:
     """The whole report."""
     parts = ["# Benchmark"]
@@ -164,6 +209,8 @@ def markdown(result: Result) -> str:
     for group in GROUPS:
         if mine := [cell for cell in cells if cell.workload.group == group.name]:
             parts += group_part(group, mine, result.notes.get(group.name, ""))
+    if result.stalls:
+        parts += ["## Invalidation", STALLS, table(STALL_HEADS, map(stall_row, result.stalls))]
     for title, figures in (("Memory of the tier", result.memory), ("Idle proxy", result.idle)):
         if figures:
             parts += [f"## {title}", figure_table("figure", figures)]
@@ -228,6 +275,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "machine": result.machine,
         "settings": result.settings,
         "groups": {name: data for name, data in groups.items() if data["rows"]},
+        STALL_GROUP: [stall.to_json() for stall in result.stalls],
         "memory": {figure.what.key: figure.to_json() for figure in result.memory},
         "idle": {figure.what.key: figure.to_json() for figure in result.idle},
         "failures": result.failures,

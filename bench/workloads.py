@@ -155,7 +155,8 @@ GROUPS = (
 GROUP_OF = {group.name: group for group in GROUPS}
 MEMORY_GROUP = "memory"
 IDLE_GROUP = "idle"
-GROUP_NAMES = (*(group.name for group in GROUPS), MEMORY_GROUP, IDLE_GROUP)
+STALL_GROUP = "invalidation"
+GROUP_NAMES = (*(group.name for group in GROUPS), STALL_GROUP, MEMORY_GROUP, IDLE_GROUP)
 
 HITS_WANTED = 0.9
 PASS_THROUGH = {1: Target(1.1, 1.40), 16: Target(0.9, 1.9), 64: Target(0.9, 1.9)}
@@ -267,6 +268,14 @@ PER_CONNECTION = Quantity("per_connection", "memory per idle connection", "KB", 
 MEMORY_ENTRIES = 100_000
 MEMORY_VALUE = 100
 MEMORY_OPTIONS = ("--max-memory", "256mb")
+
+STALL_ENTRIES = 100_000
+STALL_HOT_KEYS = 100
+STALL_RATE = 2_000
+"""Hits a second while it is measured: a fiftieth of what a sidecar can do."""
+STALL_OPTIONS = ("--admit-after", "1", "--max-memory", "256mb")
+STALL_TIMES, STALL_MORE, STALL_MOST = 2.0, 2.0, 10.0
+"""What hits should keep to meanwhile: p99 twice that at rest or 2 ms more; the slowest, in milliseconds."""
 
 OVERHEAD = Quantity("tier_overhead", "overhead an entry: growth less key and value", "bytes", 300.0, "≤")
 GROWTH = Quantity("tier_growth", "growth of resident memory an entry", "bytes")

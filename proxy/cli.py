@@ -16,13 +16,15 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from proxy import __version__
+from proxy.kinds import MASKED, did_you_mean, toml_key
 from proxy.resp.errors import SettingsError, StartupError
+from proxy.rules_file import FIELDS, MATCH, rule_fields, show_rule
 from proxy.settings import CONFIG_VARIABLE, OPTIONS, Option, Settings, load
-from proxy.tenants import KEYS, LIMITS, MASKED, Tenant, did_you_mean, toml_key
+from proxy.tenants import KEYS, LIMITS, Tenant
 from proxy.upstream.address import shown
 
 COMMANDS = ("run", "config")
@@ -46,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "config":
             print(_as_json(settings, origins) if arguments.json else _as_toml(settings, origins))
             return 0
-        return _run(settings)
+        path = arguments.config if arguments.config is not None else os.environ.get(CONFIG_VARIABLE)
+        return _run(settings, lambda: load(_flags(arguments), os.environ, arguments.config)[0], path)
     except SettingsError as error:
         return _fail(error, 2)
     except StartupError as error:
@@ -55,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, again: Callable[[], Settings], config: str | None) -> int:
     import uvloop
 
     from proxy import sidecar
 
-    return uvloop.run(sidecar.run(settings))
+    return uvloop.run(sidecar.run(settings, again, config))
 
 
 def _fail(error: Exception, status: int) -> int:
@@ -152,6 +155,8 @@ def _as_toml(settings: Settings, origins: Mapping[str, str]) -> str:
         f"{line:<{width}}  # {origins[option.name]}" for line, option in zip(lines, OPTIONS, strict=True)
     ]
     # Last: every key after a table's head belongs to the table.
+    for rule in settings.rules:
+        lines += ["", "[[rules]]", *show_rule(rule)]
     for tenant in settings.tenants:
         key = toml_key(tenant.name)
         lines += ["", f"[tenants.{key}]  # {origins['tenants']}.{key}", *_tenant_lines(tenant)]
@@ -204,6 +209,7 @@ def _as_json(settings: Settings, origins: Mapping[str, str]) -> str:
             value = _items(option.kind.show(value)) if option.kind.many else option.kind.show(value)
         unit = option.kind.unit or None
         report[option.name] = {"value": value, "unit": unit, "origin": origins[option.name]}
+    report["rules"] = [rule_fields(rule) for rule in settings.rules]
     report["tenants"] = {tenant.name: _tenant_fields(tenant) for tenant in settings.tenants}
     return json.dumps(report, indent=2)
 
@@ -218,6 +224,10 @@ def markdown() -> str:
     keys = "\n".join(f"| `{key}` | {accepts} | {help} |" for key, (accepts, help) in KEYS.items())
     head, tail = textwrap.dedent(_TENANTS).strip().split("TABLE")
     parts.append(f"{head}| Key | Accepts | What it is for |\n|---|---|---|\n{keys}{tail}")
+    rows = [f"| `match` | {MATCH[0]} | {MATCH[1]} |"]
+    rows += [f"| `{key}` | {kind.accepts} | {help} |" for key, (kind, _, help) in FIELDS.items()]
+    head, tail = textwrap.dedent(_RULES).strip().split("TABLE")
+    parts.append(f"{head}| Key | Accepts | What it is for |\n|---|---|---|\n" + "\n".join(rows) + tail)
     parts.append(textwrap.dedent(_ADDRESSES).strip())
     return "\n\n".join(parts) + "\n"
 
@@ -229,7 +239,7 @@ def _row(option: Option) -> str:
 _PREFACE = f"""
     # Settings
 
-    <!-- Written by `pannier config --markdown`; a test compares. Edit settings.py, tenants.py or cli.py. -->
+    <!-- Written by `pannier config --markdown`; a test compares. Edit settings.py, cli.py and their like. -->
 
     Every option has three spellings: a flag (`--max-clients 500`), an environment variable
     (`PANNIER_MAX_CLIENTS=500`) and a key in a TOML file (`max_clients = 500`), which `--config FILE` or
@@ -294,6 +304,27 @@ _TENANTS = """
     - The tenants' `max_memory` is taken out of the option `max_memory`, of which at least 1mb must be left.
     - Tenants may share a namespace. But no namespace, of tenants, addresses or the option, may lie within
       another (`a:b` within `a`), as its keys could be seen from there. The empty one sees every key.
+"""
+
+_RULES = """
+    ## Cache rules
+
+    A rule is a table `[[rules]]` in the file of the settings, or in the file that `rules_file` names, which
+    holds nothing else. They are looked at in their order, those of the file of the settings first; the first
+    that matches a key holds. What they do, and when they are read again: [rules.md](rules.md).
+
+    TABLE
+
+    ```toml
+    [[rules]]
+    match = ["user:*:permissions", "permissions:*"]
+    l1_ttl = "30s"
+    negative = false
+
+    [[rules]]
+    match = "session:*"
+    cache = false
+    ```
 """
 
 _ADDRESSES = """

@@ -12,7 +12,6 @@ option as its author wrote it, the value, and what would be right.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -20,23 +19,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from proxy.resp.errors import SettingsError
-from proxy.tenants import (
+from proxy.kinds import (
     NAMESPACE,
     Kind,
-    Tenant,
-    check_nesting,
-    check_shares,
+    choice,
     count,
     did_you_mean,
-    named_variables,
-    ranged,
-    read_tenants,
+    duration,
+    share,
+    show_duration,
     size,
+    switch,
     toml_key,
     toml_text,
 )
-from proxy.tenants import show_size as show_size
+from proxy.resp.errors import SettingsError
+from proxy.rules_file import read_rules, read_rules_file
+from proxy.tenants import Tenant, check_nesting, check_shares, named_variables, read_tenants
+from proxy.tier.policy import CacheRule
 from proxy.upstream.address import Listen, Upstream, shown
 
 T = TypeVar("T")
@@ -46,63 +46,7 @@ BUNDLED = "bundled"
 """The word for `upstream = None` wherever it is written or shown."""
 
 
-# --- kinds of value: text in, value out, and back (the others are in proxy.tenants)
-
-
-SWITCH_WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
-DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def duration(low: float, high: float, zero: str = "") -> Kind[float]:
-    """Durations in seconds. `zero` says what 0 means where it is allowed below `low`."""
-
-    def parse(text: str) -> float:
-        match = re.fullmatch(r"(-?[0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d|)", text.lower())
-        if not match:
-            raise ValueError(f"{shown(text)} is not a duration; give one such as 500ms, 5s, 2m or seconds")
-        # Division keeps 50ms the same float as 0.05.
-        number, unit = float(match[1]), match[2] or "s"
-        value = number / 1000 if unit == "ms" else number * DURATION_UNITS[unit]
-        return value if zero and not value else ranged(text, value, low, high, show_duration)
-
-    accepts = f"a duration from {show_duration(low)} to {show_duration(high)}"
-    return Kind(parse, show_duration, "TIME", accepts + (f", or 0: {zero}" if zero else ""), "s")
-
-
-def choice(*words: str) -> Kind[str]:
-    """One of a few words."""
-
-    def parse(text: str) -> str:
-        if text.lower() not in words:
-            near = difflib.get_close_matches(text.lower(), words, 1)
-            hint = f"did you mean {near[0]}?" if near else "give one of these"
-            raise ValueError(f"{shown(text)} is not one of {', '.join(words)}; {hint}")
-        return text.lower()
-
-    return Kind(parse, str, "WORD", " or ".join([", ".join(words[:-1]), words[-1]]))
-
-
-def switch() -> Kind[bool]:
-    """Yes or no. TOML's own true and false come here as these words."""
-
-    def parse(text: str) -> bool:
-        if text.lower() not in SWITCH_WORDS:
-            words = ", ".join(SWITCH_WORDS)
-            raise ValueError(f"{shown(text)} is neither true nor false; give one of {words}")
-        return SWITCH_WORDS[text.lower()]
-
-    return Kind(parse, lambda value: str(value).lower(), "true|false", "true or false (yes, no, on, off)")
-
-
-def show_duration(seconds: float) -> str:
-    """The shortest text that reads back as the same duration."""
-    for unit in ("d", "h", "m", "s"):
-        if seconds and seconds % DURATION_UNITS[unit] == 0:
-            return f"{seconds / DURATION_UNITS[unit]:.0f}{unit}"
-    milliseconds = round(seconds * 1000)
-    if seconds < 1 and milliseconds / 1000 == seconds:
-        return f"{milliseconds}ms" if seconds else "0"
-    return f"{seconds:.9f}".rstrip("0") + "s"
+# --- kinds of value: text in, value out, and back (the others are in proxy.kinds)
 
 
 def _parse_upstream(text: str) -> Upstream | None:
@@ -136,6 +80,15 @@ def _parse_channel(text: str) -> str:
     return text
 
 
+def _parse_file(text: str) -> str:
+    if "\0" in text:
+        raise ValueError(f"{shown(text)} is no path of a file; give one without a zero byte")
+    if _IS_ADDRESS(text.strip()):
+        raise ValueError(f"{shown(text)} is the address of a server; give the path of a file")
+    return text
+
+
+FILE: Kind[str] = Kind(_parse_file, str, "FILE", "a path; empty: none")
 _LONGEST_CHANNEL = 128
 CHANNEL: Kind[str] = Kind(
     _parse_channel, str, "NAME", f"at most {_LONGEST_CHANNEL} bytes of text without white space"
@@ -156,15 +109,6 @@ WISHES: Kind[tuple[str, ...]] = Kind(
     many=True,
 )  # fmt: skip
 _IS_ADDRESS = re.compile("(rediss?|unix|tcp)://").match
-
-
-def _parse_file(text: str) -> str:
-    if _IS_ADDRESS(text.strip()) or not text.isprintable():
-        raise ValueError(f"{shown(text)} is no path; give that of a file")
-    return text.strip()
-
-
-FILE: Kind[str] = Kind(_parse_file, str, "FILE", "the path of a file, or nothing")
 LISTEN: Kind[tuple[Listen, ...]] = Kind(
     _parse_listen,
     lambda value: ",".join(map(str, value)),
@@ -280,6 +224,16 @@ class Settings:
         "else bcast. off: none. Where none is granted, other Panniers may tell (broadcast writes); otherwise "
         "nothing is served from memory, everything goes to Redis.",
     )
+    mode: str = option(
+        choice("cache", "observe", "off"), "cache", TIER,
+        "cache: reads are answered from memory. observe: all from Redis, and reported is what memory would "
+        "have done. off: all from Redis. A ceiling for the rules' own modes.",
+    )
+    rules_file: str = option(
+        FILE, "", TIER,
+        "TOML file of cache rules: what is kept, for how long, by key (docs/rules.md). Rules in the file of "
+        "--config come before these. Read again when it changes.",
+    )
     max_memory: int = option(
         size(1 * MB, 1 << 40), 64 * MB, TIER,
         "What the entries in memory may take, the overhead of their containers included.",
@@ -310,6 +264,20 @@ class Settings:
         count(1, 2, "reads"), 2, TIER,
         "Which read of a key within a while is kept: the first, or the second, so that what is read only "
         "once takes no room.",
+    )
+    refill_limit: int = option(
+        count(0, 1_000_000, "fetches"), 64, TIER,
+        "Fetches of one class under way at once in the half minute after a thousand entries and more were "
+        "dropped together; what else misses waits for its turn. 0: any number.",
+    )
+    verify: float = option(
+        share(), 0.0, TIER,
+        "Share of the reads answered from memory that Redis is asked as well, to compare: 0.001 is one in a "
+        "thousand.",
+    )
+    verify_demote: int = option(
+        count(0, 1_000_000, "stale entries"), 0, TIER,
+        "Stale entries found by verify after which their rule is only observed. 0: they are logged.",
     )
     canary_interval: float = option(
         duration(0.1, 3600, "never"), 5.0, TIER,
@@ -385,6 +353,8 @@ class Settings:
         "Least serious message to print. debug prints every connection.",
     )
     # fmt: on
+    rules: tuple[CacheRule, ...] = ()
+    """From the files' [[rules]] tables, those of the file of the settings first."""
     tenants: tuple[Tenant, ...] = ()
     """From the file's [tenants.*] tables only. No option: a password in a flag can be read by others."""
 
@@ -419,7 +389,7 @@ def load(
     flags: Mapping[str, str], env: Mapping[str, str], config: str | None = None
 ) -> tuple[Settings, dict[str, str]]:
     """Read all sources; the second result says for each option where its value came from, and for `tenants`
-    if there are any.
+    and `rules` of the file if there are any.
 
     `flags` maps names of options to their texts (several joined by commas), only those given. `config` is
     the value of `--config`; None: PANNIER_CONFIG in `env`, if set. Raises SettingsError.
@@ -438,8 +408,14 @@ def load(
             origins[option.name] = origin
             break
     tenants = read_tenants(table.get("tenants", {}), f"{path}:tenants", env)
-    settings = Settings(**values, tenants=tenants)
+    rules = read_rules(table.get("rules", []), f"{path}:rules")
+    settings = Settings(**values, rules=rules, tenants=tenants)
     origins = {option.name: origins.get(option.name, "default") for option in OPTIONS}
+    if rules:
+        origins["rules"] = f"file {path}:rules"
+    if settings.rules_file:
+        written = origins["rules_file"].partition(" ")[2]
+        settings = dataclasses.replace(settings, rules=rules + read_rules_file(settings.rules_file, written))
     if tenants:
         origins["tenants"] = f"file {path}:tenants"
     _check_together(settings, origins)
@@ -484,8 +460,8 @@ def _read_toml(flag: str, path: str) -> dict[str, Any]:
     except ValueError as error:
         raise SettingsError(f"{flag}: {path!r} is not valid TOML ({error}); mend the file") from None
     for key in table:
-        if key not in BY_NAME and key != "tenants":
-            advice = did_you_mean(key, [*BY_NAME, "tenants"])
+        if key not in BY_NAME and key not in ("rules", "tenants"):
+            advice = did_you_mean(key, [*BY_NAME, "rules", "tenants"])
             raise SettingsError(f"{path}:{key}: no such option; {advice}")
     return table
 

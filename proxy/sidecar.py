@@ -22,15 +22,19 @@ import hiredis
 from proxy import __version__
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
+from proxy.client.explaining import rule_fields
 from proxy.client.spaces import Space
+from proxy.kinds import show_size
+from proxy.reload import Load, Reloader
 from proxy.resp import encode
 from proxy.resp.commands import CommandTable
 from proxy.resp.downgrade import Shape
 from proxy.resp.errors import StartupError, UpstreamError, UpstreamRefused
 from proxy.resp.tracking import LADDERS, Mode
-from proxy.settings import Settings, show_size
+from proxy.settings import Settings
+from proxy.tier.policy import Defaults, Policy, Serve
 from proxy.tier.rules import Rules
-from proxy.tier.shelf import Shelf
+from proxy.tier.shelf import STRIDE, Shelf
 from proxy.tier.tier import Account, Limits, Tier
 from proxy.upstream.address import Listen, Upstream, cannot_listen
 from proxy.upstream.caller import Question
@@ -54,8 +58,11 @@ _FILES_BESIDE_CLIENTS = 128
 """File descriptors needed beside two for each client."""
 
 
-async def run(settings: Settings) -> int:
-    """Serve until SIGINT or SIGTERM; the exit status. Raises StartupError."""
+async def run(settings: Settings, again: Load | None = None, config: str | None = None) -> int:
+    """Serve until SIGINT or SIGTERM; the exit status. Raises StartupError.
+
+    `again` reads the settings once more, at SIGHUP or when their file, `config`, changes.
+    """
     _configure_logging(settings.log_level)
     _raise_file_limit(settings.max_clients)
     stop = asyncio.Event()
@@ -71,6 +78,12 @@ async def run(settings: Settings) -> int:
             upstream, bundled = embedded.upstream, embedded.version
             endings.append(asyncio.ensure_future(embedded.ended()))
         sidecar = Sidecar(settings, upstream, bundled)
+        if again is not None:
+            reloader = Reloader(settings, again, config, sidecar.obey)
+            sidecar.reloader = reloader
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload, "SIGHUP")
+            watch = asyncio.create_task(reloader.run())
+            stack.callback(watch.cancel)
         await stack.enter_async_context(sidecar.serving())
         await sidecar.first_contact()
         print(sidecar.banner(), flush=True)
@@ -106,7 +119,10 @@ class Sidecar:
         self.clients = Clients(
             settings, self.links, dispatcher, identity, upstream.db, self.info, self.tier, self.stats
         )
+        self.obey(settings)
         self.warming = Warming(settings, self.clients)
+        self.reloader: Reloader | None = None
+        """What reads the rules again."""
         self.bus: Bus | None = None
         """Made when it is known which namespaces there are."""
         self.addresses: list[str] = []
@@ -160,6 +176,11 @@ class Sidecar:
                 if listen.path is not None:
                     with contextlib.suppress(OSError):
                         os.unlink(listen.path)
+
+    def obey(self, settings: Settings) -> None:
+        """Put the cache rules and the mode of some settings in force."""
+        limits = Defaults(settings.l1_ttl, settings.max_value_size, Serve[settings.mode.upper()])
+        self.clients.obey(Policy(settings.rules, limits))
 
     async def first_contact(self) -> None:
         """Wait until it is known whether Redis can be reached."""
@@ -244,13 +265,14 @@ class Sidecar:
     def stats(self, space: Space) -> dict[str, object]:
         """What the memory tier holds and does, by name: all of it, or for a namespace."""
         tier, links = self.tier, self.links.shared
+        leases = self.clients.leases.figures(space)
         link = links.get(self._main)
         if space.namespace is not None:
             link = next(
                 (link for key, link in links.items() if key.space == space.name and link.tracking), None
             )
         if tier is None or link is None or link.tracking is None:
-            return {"tracking": "off", "tracking_reason": "switched off"} | _counted(space)
+            return {"tracking": "off", "tracking_reason": "switched off", **leases} | _counted(space)
         shelf = tier.shelves.get(link.key)
         trouble = shelf.trouble if shelf is not None else ""
         accounts = (
@@ -260,6 +282,8 @@ class Sidecar:
             "tracking": "off" if trouble else link.tracking.mode.label,
             "tracking_reason": trouble or link.tracking.reason,
             **_tier_fields(accounts),
+            **rule_fields(tier, accounts, self.clients.verifier),
+            **leases,
             **_counted(space),
         }
         if space.namespace is None or space is self.warming.space:
@@ -409,8 +433,12 @@ def _tier(settings: Settings, table: CommandTable) -> Tier | None:
         l1_ttl_untracked=settings.l1_ttl_untracked,
         coherence_timeout=settings.coherence_timeout,
         admit_after=settings.admit_after,
+        refill_limit=settings.refill_limit,
     )
-    return Tier(limits, Rules(table))
+    tier = Tier(limits, Rules(table))
+    if settings.verify:
+        tier.stride = max(0, min(STRIDE, round(1 / settings.verify) - 1))
+    return tier
 
 
 def _named(stats: dict[str, object]) -> dict[str, object]:

@@ -25,11 +25,12 @@ from proxy.client.clients import Clients
 from proxy.client.spaces import Space
 from proxy.client.wanted import Wish
 from proxy.client.warm import Tally, Warmer
+from proxy.kinds import show_duration
 from proxy.resp import encode
 from proxy.resp.errors import SettingsError, UpstreamError
 from proxy.resp.hotlist import LONGEST, Section, dump
 from proxy.resp.requests import RequestParser
-from proxy.settings import Settings, show_duration
+from proxy.settings import Settings
 from proxy.terminal import Line, bar
 from proxy.tier.shelf import Shelf
 from proxy.upstream.link import LinkKey
@@ -53,8 +54,6 @@ _SLICE = 1000
 """Requests put into text without a pause."""
 _ROUNDS = 3
 """How often everything is fetched again because the link was lost meanwhile."""
-_REPLAY = 16
-"""One in so many hits is logged after a look at what is hot (see `tier.shelf.Table`)."""
 
 
 class Warming:
@@ -371,11 +370,10 @@ class Warming:
 
 
 def hottest(shelf: Shelf, n: int) -> list[bytes]:
-    """The parts of a shelf that were asked for last, the last one first; `n` at most."""
+    """The parts of a shelf that are read most, then those that were kept or asked for last; `n` at most."""
+    shelf.replay()
     tables = list(shelf.tables.values())
-    for table in tables:
-        table.replay(_REPLAY)
-    found: dict[bytes, None] = {}
+    found = {part: None for part, _ in shelf.hot.hottest(n) if any(part in table.replies for table in tables)}
     for part in chain.from_iterable(zip_longest(*[reversed(table.replies) for table in tables])):
         if len(found) == n:
             break
@@ -387,8 +385,10 @@ def hottest(shelf: Shelf, n: int) -> list[bytes]:
 async def _touch(shelf: Shelf, parts: Sequence[bytes]) -> None:
     """Have the first of some parts count as the last used, as they did when they were written down."""
     for begin in reversed(range(0, len(parts), _SLICE)):
-        for table in shelf.tables.values():
-            table.log(list(reversed(parts[begin : begin + _SLICE])))
+        for replies in [table.replies for table in shelf.tables.values()]:
+            for part in reversed(parts[begin : begin + _SLICE]):
+                if part in replies:
+                    replies[part] = replies.pop(part)
         await asyncio.sleep(0)
 
 

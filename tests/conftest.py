@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Process, pannier, redis_server, servers
+from tests.harness import Process, pannier, redis_server, servers, wait_until
 
 
 @pytest.fixture(scope="session", params=["bundled", "system"])
@@ -27,7 +27,15 @@ def shared_redis(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def shared_proxy(shared_redis: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    with pannier(f"redis://127.0.0.1:{shared_redis.port}", tmp_path_factory.mktemp("pannier")) as process:
+    directory = tmp_path_factory.mktemp("pannier")
+    with pannier(f"redis://127.0.0.1:{shared_redis.port}", directory, bus=True) as process:
+        with process.connect() as sock, sock.makefile("rb") as replies:
+
+            def hears_the_bus() -> bool:
+                sock.sendall(b"INFO sidecar\r\n")
+                return b"bus_status:up" in replies.read(int(replies.readline()[1:]) + 2)
+
+            wait_until(hears_the_bus)  # it forgets everything when it begins to
         yield process
 
 

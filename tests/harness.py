@@ -148,9 +148,17 @@ def redis_server(binary: str, directory: Path, *options: str, port: int | None =
 
 
 @contextlib.contextmanager
-def pannier(upstream: str, directory: Path, *options: str, port: int | None = None) -> Iterator[Process]:
-    """A pannier in front of `upstream` (a URL); `options` as on its command line."""
+def pannier(
+    upstream: str, directory: Path, *options: str, port: int | None = None, bus: bool = False
+) -> Iterator[Process]:
+    """A pannier in front of `upstream` (a URL); `options` as on its command line.
+
+    Without the eviction bus, unless they or `bus` ask for it: when that begins to be heard, a moment after
+    the start, memory is emptied, and a test that counts would have to wait for it.
+    """
     port = port or free_port()
+    if not bus and "--broadcast" not in options:
+        options = (*options, "--broadcast", "off")
     command = [
         sys.executable,
         "-m",

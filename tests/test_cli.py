@@ -61,6 +61,8 @@ class TestConfig:
             "max_clients": 5,
             "max_entries": 1_000_000,
             "admit_after": 2,
+            "refill_limit": 64,
+            "verify_demote": 0,
             "reconnect_max": "3s",
             "namespace_channels": False,
             "warm": [],
@@ -78,7 +80,7 @@ class TestConfig:
         path.write_text(pannier("config").stdout)
         again = pannier("config", "--config", str(path), "--json")
         report = json.loads(again.stdout)
-        assert report.pop("tenants") == {}
+        assert (report.pop("rules"), report.pop("tenants")) == ([], {})
         assert {entry["origin"].partition(":")[0] for entry in report.values()} == {f"file {path}"}
 
     def test_tenants_are_tables_after_the_options(self, tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ class TestConfig:
     def test_json(self) -> None:
         run = pannier("config", "--json", "--upstream", "redis://:pw@h", PANNIER_CLIENT_TIMEOUT="2m")
         report = json.loads(run.stdout)
-        assert list(report) == [*(option.name for option in OPTIONS), "tenants"]
+        assert list(report) == [*(option.name for option in OPTIONS), "rules", "tenants"]
         assert report["namespace_channels"] == {"value": False, "unit": None, "origin": "default"}
         assert report["upstream"] == {
             "value": "redis://:***@h:6379/0",
@@ -247,7 +249,8 @@ class TestRun:
         def install(outcome: BaseException | int) -> list[Settings]:
             seen: list[Settings] = []
 
-            async def run(settings: Settings) -> int:
+            async def run(settings: Settings, again: Callable[[], Settings], config: str | None) -> int:
+                assert again() == settings and config is None
                 seen.append(settings)
                 assert type(asyncio.get_running_loop()).__module__ == "uvloop"
                 if isinstance(outcome, BaseException):

@@ -10,20 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.kinds import Kind, count, duration, show_duration, show_size, size, switch
 from proxy.resp.errors import SettingsError
-from proxy.settings import (
-    BY_NAME,
-    OPTIONS,
-    Kind,
-    Settings,
-    count,
-    duration,
-    load,
-    show_duration,
-    show_size,
-    size,
-    switch,
-)
+from proxy.settings import BY_NAME, OPTIONS, Settings, load
 from proxy.tenants import Tenant
 from proxy.upstream.address import Listen, Upstream
 
@@ -90,6 +79,12 @@ class TestDefaults:
             "namespace_scripts": "warn",
             "auth": "auto",
             "log_level": "info",
+            "mode": "cache",
+            "rules_file": "",
+            "refill_limit": 64,
+            "verify": 0.0,
+            "verify_demote": 0,
+            "rules": (),
             "tenants": (),
         }
         assert Settings().listen == (Listen("127.0.0.1", 6380),)

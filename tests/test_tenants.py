@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.kinds import toml_key
 from proxy.resp.errors import SettingsError
 from proxy.tenants import (
     KEYS,
@@ -20,7 +21,6 @@ from proxy.tenants import (
     check_shares,
     named_variables,
     read_tenants,
-    toml_key,
 )
 
 WRITTEN = "pannier.toml:tenants"

@@ -15,11 +15,12 @@ from tests.tier.shelves import fill, make, part
 
 
 class TestTheHottest:
-    def test_are_those_asked_for_last(self) -> None:
+    def test_are_those_read_most_then_those_kept_last(self) -> None:
         _, shelf, _ = make()
         for key in range(5):
             fill(shelf, "GET", key)
         shelf.tables[2].log([part("GET", 1), part("GET", 0)])
+        shelf.tables[2].log([part("GET", 0)])
         assert hottest(shelf, 3) == [part("GET", 0), part("GET", 1), part("GET", 4)]
         assert len(hottest(shelf, 100)) == 5 and hottest(shelf, 0) == []
 
@@ -28,7 +29,7 @@ class TestTheHottest:
         for key in range(3):
             fill(shelf, "GET", key)
         shelf.tables[3].log([part("GET", 0)])
-        assert hottest(shelf, 9) == [part("GET", 2), part("GET", 0), part("GET", 1)]
+        assert hottest(shelf, 9) == [part("GET", 0), part("GET", 2), part("GET", 1)]
 
     def test_of_nothing(self) -> None:
         _, shelf, _ = make(protocols=())

@@ -9,25 +9,33 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from proxy.client import refilling
 from proxy.client.dispatch import Dispatcher
+from proxy.client.leases import Leases
 from proxy.client.local import FIRST_ID
 from proxy.client.session import Session
 from proxy.client.spaces import Space, Spaces
 from proxy.client.states import State
+from proxy.client.verifying import Verifier
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace
 from proxy.settings import Settings
+from proxy.tier.policy import Policy
 from proxy.tier.rules import marks
 from proxy.tier.tier import Tier
 from proxy.upstream.link import Identity
 from proxy.upstream.pool import LinkPool
-from proxy.upstream.shared import SharedLink
+from proxy.upstream.shared import LinkState, SharedLink
 
 log = logging.getLogger("pannier.client")
 
 TICK = 0.25
 """Seconds between two rounds of `Clients.tick`."""
 _IDLE_TICKS = 4
+_FADE_TICKS = 240
+"""What was read a minute ago counts for half."""
+_GIVE_BACK = 0.001
+"""Seconds between two slices of memory that are freed: 100,000 entries take a third of a second."""
 
 
 class Bus(Protocol):
@@ -75,11 +83,19 @@ class Clients:
         """What the memory tier holds and does for a space, by name."""
         self.tier = tier
         """What answers reads from memory; None: everything goes to Redis."""
+        self.verifier: Verifier | None = None
+        """What compares answers from memory with Redis'; None: nothing does."""
+        if tier is not None and settings.verify:
+            lag = settings.coherence_timeout
+            self.verifier = Verifier(tier, settings.verify, settings.verify_demote, lag)
         self.bus: Bus | None = None
         """Over which other sidecars are told what to forget; None: they are not."""
         self.tells_writes = False
         """Whether they are told of every write."""
+        self.expires = False
+        """Whether rules give SETs a time to live."""
         self.spaces = Spaces(settings, dispatcher, tier)
+        self.leases = Leases(self)
         # Who is here.
         self.sessions: dict[int, Session] = {}
         self.arriving = 0
@@ -97,6 +113,7 @@ class Clients:
         self._next_id = FIRST_ID
         if tier is not None:
             tier.on_loose = self._refresh_all
+            tier.waste.on_more = self._give_back
         self._ticks = 0
 
     def session(self, space: Space | None = None) -> Session:
@@ -126,6 +143,11 @@ class Clients:
         if self.bus is not None:
             self.bus.tell(session.space.namespace, session.link, why, keys, patterns, everything)
 
+    def _give_back(self) -> None:
+        """Free what the tier has dropped all at once, a slice now and then: nobody waits for it."""
+        if self.tier is not None and self.tier.waste.give_back():
+            asyncio.get_running_loop().call_later(_GIVE_BACK, self._give_back)
+
     def settle_run(self, requests: bytes, prefix: bytes = b"") -> None:
         """Have no shelf show what was before a run whose replies have come.
 
@@ -133,6 +155,18 @@ class Clients:
         """
         if self.tier is not None and len(self.tier.views(prefix)) > 1:
             self.tier.drop(marks(self.dispatcher.written(requests)), prefix)
+
+    def obey(self, policy: Policy) -> None:
+        """Put cache rules in force: what is in memory by other rules is dropped."""
+        if self.tier is not None:
+            self.tier.obey(policy)
+        if policy.expires != self.expires:
+            self.expires = policy.expires
+            self.dispatcher.look_at_sets(policy.expires)
+            for session in self.sessions.values():
+                session.use_patterns()
+        for space in self.spaces:
+            space.policy = policy if policy.expires else None
 
     def admit(self, session: Session) -> bytes:
         """Register a session; the error to refuse it with if there are too many, else nothing."""
@@ -164,16 +198,29 @@ class Clients:
         if self.sessions.pop(session.id, None) is not None:
             session.space.leave(session)
         self.stalled.pop(session, None)
+        self.leases.leave(session)
 
     def tick(self) -> None:
         """Enforce the limits that need a clock."""
         now = time.monotonic()
         self.links.tick(now)
+        self._refresh()
         for session, since in list(self.stalled.items()):
             self._check_output(session, now - since)
         self._ticks += 1
         if self._ticks % _IDLE_TICKS == 0:
             self._find_idle(now)
+
+    def _refresh(self) -> None:
+        """Fetch anew what rules want fresh, and let counts of hits fade."""
+        fades = self._ticks % _FADE_TICKS == 0
+        for key, shelf in self.tier.shelves.items() if self.tier is not None else ():
+            if fades:
+                shelf.replay()
+                shelf.hot.age()
+            link = self.links.shared.get(key)  # type: ignore[call-overload]
+            if link is not None and link.state is LinkState.READY and shelf.tending.known:
+                refilling.refresh(shelf, link)
 
     def _check_output(self, session: Session, stalled: float) -> None:
         settings = self.settings
@@ -211,15 +258,17 @@ class Clients:
         for session in list(self.sessions.values()):
             session.depart()
         deadline = time.monotonic() + 1
-        while self.sessions and time.monotonic() < deadline:
+        while (self.sessions or self.leases.returns) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         for session in list(self.sessions.values()):
             session.abort("pannier stops")
 
 
 def _may_be_idle(session: Session) -> bool:
-    """Whether a silent client is idle: not if it blocks, listens or is served by a link of its own."""
+    """Whether a silent client is idle: not if it blocks, listens, computes or has a link of its own."""
     pin = session.pin
+    if session in session.clients.leases.held:
+        return False
     if session.state is State.PINNED and pin is not None:
         return pin.transaction and pin.link.idle
     return session.state in (State.RELAY, State.BROKEN)

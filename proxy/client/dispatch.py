@@ -53,7 +53,7 @@ LOCAL = {
     "info": "passed on, with a section `# Sidecar` added",
     "quit": "answered after all earlier replies",
     "reset": "sets the session back",
-    "sidecar": "Pannier's own command: BYPASS, STATS, FLUSH, INVALIDATE, DELETE, WARM, HELP",
+    "sidecar": "Pannier's own command: BYPASS, STATS, FLUSH, INVALIDATE, DELETE, LEASE, UNLEASE, WARM, HELP",
     "select": "checked by Redis; the session then uses links to that database",
 }
 """Commands in which the sidecar has a hand, and what it does."""
@@ -110,6 +110,7 @@ class Dispatcher:
     def __init__(self, table: CommandTable) -> None:
         self.table = table
         plain = {count: self._plain(count) for count in _COUNTS}
+        self._every = plain
         self.patterns = RequestPatterns(plain)
         """What travels as it came, whatever its arguments: see `_plain`."""
         self.reads = RequestPatterns(_reads(plain, table), _READ_SIZES)
@@ -121,6 +122,17 @@ class Dispatcher:
         self.first_keyed = RequestPatterns(self._first)
         """What of `patterns` travels so in a namespace, once it has the prefix."""
         self._parser = RequestParser(2**31)
+
+    def look_at_sets(self, wanted: bool) -> None:
+        """Have SETs looked at one by one, or no longer: whether they travel as they came."""
+        without = {"set"} if wanted else set()
+        plain = {
+            count: [name for name in names if name not in without] for count, names in self._every.items()
+        }
+        self.patterns = RequestPatterns(plain)
+        self._keyed = {count: plain[count] for count in _KEYED_COUNTS}
+        self._first = first_names(self.table, self._keyed)
+        self.first_keyed = RequestPatterns(self._first)
 
     def learn(self) -> bool:
         """Take in that the table has changed; whether `first_keyed` and `reads` are others now.

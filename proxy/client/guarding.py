@@ -41,7 +41,8 @@ def translated(pin: Pin, arguments: list[bytes], data: bytes) -> tuple[list[byte
         leading = session.space.leading(command, arguments, large.count)
         if leading is None:
             raise RefusedHere("which arguments of so large a command are keys is not known")
-        head = b"*%d\r\n%b" % (large.count, b"".join(map(encode.bulk, leading[0])))
+        count = large.count - len(arguments) + len(leading[0])
+        head = b"*%d\r\n%b" % (count, b"".join(map(encode.bulk, leading[0])))
         return leading[0], head + data[large.body :], leading[1]
     except RefusedHere as refusal:
         reply = refusal.reply

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
-from proxy.client import homes, keyspace, warm
+from proxy.client import explaining, homes, keyspace, leases, warm
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.tier.matching import drop_matching
@@ -29,6 +29,15 @@ INVALIDATE MATCH <pattern> [<pattern> ...]
 DELETE MATCH <pattern> [COUNT <n>]
     Delete the keys of this database that match, found with SCAN, n of them looked at a time (1000);
     replies with the number of keys deleted.
+RULES
+    Show the cache rules in force, in their order, and what was counted under each.
+EXPLAIN <key>
+    Show which rule holds for a key, what memory has of it and for how long, and its time to live in Redis.
+LEASE <key> <ttl-ms> [WAIT <ms>] [STALE]
+    Read a key; of all clients that miss it one is told to compute it, the others wait for the value.
+    Replies with HIT and the value, LEASE and a token, STALE and an old value, or WAIT and nil.
+UNLEASE <key> <token>
+    Give a lease back; replies with 1, or 0 if it was not in force any more.
 STATS
     Show what the memory tier holds and does.
 WARM MATCH <pattern> [<pattern> ...] [LIMIT <n>]
@@ -143,10 +152,14 @@ _MOST_LOOKED_AT = 10_000
 _SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], Answer]]] = {
     "bypass": (1, 1, _bypass),
     "delete": (2, 4, _delete),
+    "explain": (1, 1, explaining.explain),
     "flush": (0, 0, _flush),
     "help": (0, 0, _help),
     "invalidate": (1, _MANY, _invalidate),
+    "rules": (0, 0, explaining.rules),
+    "lease": (2, 5, leases.lease),
     "stats": (0, 0, _stats),
+    "unlease": (2, 2, leases.unlease),
     "warm": (2, _MANY, _warm),
 }
 """The least and the greatest number of arguments, and what answers."""

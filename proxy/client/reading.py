@@ -12,6 +12,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from proxy.client import refilling
 from proxy.client.whole import ForClient, Whole
 from proxy.resp.commands import Command
 from proxy.resp.downgrade import Shape, downgrade, lower_nulls
@@ -44,6 +45,8 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
 
     `parts` is the chunk split at its stars.
     """
+    if session.shelf.tending.aside:
+        _revive(session, parts)
     if len(parts) == 1:
         return _one(session, data, parts[0])
     if session.find(parts[0]) is None and not _is_read(session, parts[0]):
@@ -108,17 +111,15 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
     if not _vouched(session):
         return False
     if quiet:
-        reply = session.find(part)
-        if reply is not None:
-            answer(session, [part], [reply])
-            return True
-        if _join(session, part):
+        if session.shelf.tending.aside:
+            _revive(session, [part])
+        if _found(session, part) or _join(session, part):
             return True
     if session.clients.tier is None or session.link is not session.home:
         return False
     shelf = session.shelf
     shelf.account.misses += 1
-    wanted = shelf.rules.read(part) if shelf.budget.door.admits(part) else None
+    wanted = shelf.rules.read(part) if shelf.admits(part) else None
     if wanted is None or (wanted.shape is None and session.protocol == 2):
         return False
     return _fetch(session, wanted)
@@ -147,6 +148,8 @@ def count(session: Session, parts: list[bytes], hits: int) -> None:
     session.hits += hits
     if session.hits > session.log_at:
         session.log_at = session.hits + session.table.log(parts)
+        if session.clients.verifier is not None:
+            session.clients.verifier.sample(session, parts)
 
 
 def _is_read(session: Session, part: bytes) -> bool:
@@ -165,10 +168,12 @@ def _one(session: Session, data: bytes, part: bytes) -> int:
         return 0
     if part[7:9] in _MG:
         return _mget(session, data, part)
-    if part in shelf.flights and _join(session, part):
+    if part in shelf.flights and (_found(session, part) or _join(session, part)):
+        return len(data)
+    if shelf.tier.governor.until and refilling.take_turn(session, data, part):
         return len(data)
     shelf.account.misses += 1
-    if shelf.budget.door.admits(part):
+    if shelf.admits(part):
         wanted = shelf.rules.read(part)
         if wanted is not None and _fetch(session, wanted):
             return len(data)
@@ -176,6 +181,20 @@ def _one(session: Session, data: bytes, part: bytes) -> int:
     session.pending += 1
     session.home.submit(session, 1, session.real(1, data))
     return len(data)
+
+
+def _found(session: Session, part: bytes) -> bool:
+    """Answer a read that is in the table after all: it has been brought back while it is fetched anew."""
+    reply = session.find(part)
+    if reply is None:
+        return False
+    answer(session, [part], [reply])
+    return True
+
+
+def _revive(session: Session, parts: list[bytes]) -> None:
+    """Bring back what may be served while it is fetched anew, and fetch it."""
+    _fill(session, session.shelf.tending.revive(parts, monotonic()))
 
 
 def _join(session: Session, part: bytes) -> bool:
@@ -203,13 +222,8 @@ def _fetch(session: Session, wanted: Read) -> bool:
     flight.waiters.append(session)
     session.commands += 1
     session.expect(1)
-    _launch(session, flight)
+    refilling.launch(flight, session.home)
     return True
-
-
-def _launch(session: Session, flight: Flight) -> None:
-    flight.skipped = session.home.skipped
-    session.home.submit(flight, flight.replies, flight.request)
 
 
 def _fill(session: Session, parts: list[bytes]) -> None:
@@ -219,9 +233,17 @@ def _fill(session: Session, parts: list[bytes]) -> None:
         if part in shelf.flights:
             continue
         wanted = shelf.rules.read(part)
-        flight = shelf.open(wanted) if wanted is not None else None
+        if wanted is None:
+            continue
+        place = refilling.admit(shelf, wanted) if shelf.tier.governor.until else ""
+        if place is None:
+            continue
+        flight = shelf.open(wanted)
         if flight is not None:
-            _launch(session, flight)
+            flight.place = place
+            refilling.launch(flight, session.home)
+        elif place:
+            shelf.tier.governor.leave(place)
 
 
 # --- pipelines
@@ -237,7 +259,7 @@ def _several(
     """Deal with a pipeline of reads and nothing else."""
     account = session.shelf.account
     n, hits = len(parts), len(parts) - len(missing)
-    admitted = account.budget.door.admitted(missing)
+    admitted = session.shelf.admitted(missing)
     account.misses += len(missing)
     if hits * 2 >= n:
         count(session, parts, hits)
@@ -376,7 +398,7 @@ class PartialMget(ForClient):
         self._drops = shelf.drops
         for key in missing:
             member = GET + key
-            if member not in shelf.flights and shelf.budget.door.admits(member):
+            if member not in shelf.flights and shelf.admits(member):
                 flight = shelf.open(shelf.rules.member(key))
                 if flight is not None:
                     flight.joinable = False  # to a key that is no string, GET answers otherwise than MGET

@@ -212,8 +212,9 @@ class Session(asyncio.Protocol):
                         if not self.relaying:
                             self._receive(data)
                             return
-            elif not self.pending:
-                self._ask_again(len(data))
+            elif not self.pending and self._ask_again(len(data)):
+                self.data_received(data)
+                return
             n = self._depth if self._whole(data) is not None else self._recount(data)
             if n:
                 self.run(n, data)
@@ -235,14 +236,15 @@ class Session(asyncio.Protocol):
             reading.count(self, parts, 0)
         return len(data)
 
-    def _ask_again(self, size: int) -> None:
-        """Find out whether the shelf may be asked again from the next chunk on."""
+    def _ask_again(self, size: int) -> bool:
+        """Find out whether the shelf may be asked again, if not now then from the next chunk on."""
         if self.skip_chunks and size > _PIPELINED:
             self.skip_chunks -= 1
         elif self.shelf is NO_SHELF and self.home.tracking is not None and not self.bypass:
             homes.settle_in(self, self.home)
         else:
-            self.shelf.vouch(monotonic())
+            return self.shelf.vouch(monotonic())
+        return False
 
     def skip(self, chunks: int) -> None:
         """Look up none of the next pipelined chunks: they would only cost."""
@@ -266,6 +268,7 @@ class Session(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Take the end of the client's bytes: what it has asked is still answered, unless it blocks."""
         self.eof = True
+        self.clients.leases.hurry(self)
         if self.pin is not None:
             self.pin.leave()
         if self.state is State.CLOSED or not self._owes():
@@ -459,6 +462,7 @@ class Session(asyncio.Protocol):
         """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
         self.move(Event.WAIT)
         self.task = asyncio.get_running_loop().create_task(self._answer(work))
+        self.task.add_done_callback(lambda task: work.close())  # should the client leave before it begins
 
     def finish(self) -> None:
         """Close once everything written has been sent."""
@@ -477,6 +481,7 @@ class Session(asyncio.Protocol):
     def depart(self) -> None:
         """Close as soon as what the client has asked is answered; at once if it blocks or listens."""
         self.eof = self.draining = True
+        self.clients.leases.hurry(self)
         self.end_if_done()
 
     @property
@@ -665,7 +670,7 @@ class Session(asyncio.Protocol):
         if known is None:
             return pos
         arguments, frame, end = known
-        if self.space.namespace is not None or admission.spent(self):
+        if self.space.translates or admission.spent(self):
             refusal = admission.judge_large(self, arguments, frame)
             if refusal is None:
                 return admission.wait_for_all(self, frame, buf, pos, end)

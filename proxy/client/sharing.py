@@ -25,7 +25,7 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
     tier, space = session.clients.tier, session.space
     command = session.clients.dispatcher.find(arguments)
     real, strip = arguments, None
-    if space.namespace is not None:
+    if space.translates:
         try:
             real, strip = space.translate(command, arguments)
         except RefusedHere as refusal:

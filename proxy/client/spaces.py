@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from proxy.client.expiry import expiring, expiring_large
 from proxy.resp import encode
 from proxy.resp.commands import Command
 from proxy.resp.errors import UpstreamRefused
@@ -20,6 +21,7 @@ from proxy.resp.patterns import RequestPatterns
 from proxy.resp.prefixes import Prefixer
 from proxy.settings import Settings
 from proxy.tenants import Tenant
+from proxy.tier.policy import Policy
 from proxy.tier.rules import Rules, bulk_at, key_name, marks
 from proxy.tier.tier import Account, Tier
 from proxy.upstream.address import Listen
@@ -104,6 +106,8 @@ class Space:
         """Whether AUTH is not for Redis to judge."""
         self.scripts = "allow"
         """The setting `namespace_scripts`, where there is a namespace."""
+        self.policy: Policy | None = None
+        """The cache rules, if they want SETs to be given a time to live."""
         self.probe: bytes = b""
         """A key that a restricted user must not read."""
         # Who is here and what has been counted.
@@ -120,7 +124,12 @@ class Space:
     @property
     def guarded(self) -> bool:
         """Whether requests have to be looked at even on a link of the client's own."""
-        return self.namespace is not None or self.refuses_auth
+        return self.translates or self.refuses_auth
+
+    @property
+    def translates(self) -> bool:
+        """Whether Redis may get other requests than the client sends."""
+        return self.namespace is not None or self.policy is not None
 
     @property
     def commands(self) -> int:
@@ -197,6 +206,8 @@ class Space:
 
         Raises RefusedHere.
         """
+        if self.policy is not None and command is not None and command.name == "set":
+            arguments = expiring(self.policy, arguments)
         if self.namespace is None:
             return arguments, None
         self._judge_script(command)
@@ -205,9 +216,15 @@ class Space:
     def leading(
         self, command: Command | None, arguments: list[bytes], count: int
     ) -> tuple[list[bytes], Strip | None] | None:
-        """The same for the first arguments of a large request (see `Namespace.leading`)."""
+        """The same for the first arguments of a large request (see `Namespace.leading`); they may have
+        become more."""
         if self.refuses_auth and command is not None and command.name in ("auth", "hello"):
             return None  # whether it authenticates may be said at its end
+        if self.policy is not None and command is not None and command.name == "set":
+            known = expiring_large(self.policy, arguments, count)
+            if known is None:
+                return None
+            arguments = known
         if self.namespace is None:
             return arguments, None
         self._judge_script(command)

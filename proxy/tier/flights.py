@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Protocol
 
 from proxy.resp.downgrade import Shape, downgrade
+from proxy.tier.policy import Ruling
 from proxy.tier.rules import Read, lifetimes
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _LINE = 256
 """Bytes allowed for each of the lines in front of a reply before it counts as long."""
 MISSING = -2
 """PTTL's answer for a key that is not there."""
+_ABSENT = b":%d\r\n" % MISSING
 FOREVER = -1
 """PTTL's answer for a key that does not expire."""
 
@@ -56,17 +58,20 @@ class Flight:
     """One fetch: PTTL for each key, then the read itself."""
 
     __slots__ = (
-        "_parts", "_size", "_spilling", "began", "draining", "epoch", "joinable", "pending", "read", "relay",
-        "replies", "request", "shelf", "skipped", "tainted", "waiters",
+        "_parts", "_size", "_spilling", "began", "draining", "epoch", "joinable", "pending", "place", "read",
+        "relay", "replies", "request", "ruling", "shelf", "skipped", "tainted", "waiters",
     )  # fmt: skip
 
-    def __init__(self, shelf: Shelf, read: Read, epoch: int, began: float) -> None:
+    def __init__(self, shelf: Shelf, read: Read, epoch: int, began: float, ruling: Ruling) -> None:
         self.shelf = shelf
         self.read = read
         self.epoch = epoch
         self.began = began
         """Monotonic seconds before sending: lifetimes count from here."""
+        self.ruling = ruling
         self.tainted = False
+        self.place = ""
+        """Which class it takes a place of while the refill governor governs."""
         self.joinable = True
         """Whether identical reads may wait for it."""
         self.waiters: list[Waiter] = []
@@ -87,7 +92,7 @@ class Flight:
     def _collect(self, data: bytes) -> None:
         self._parts.append(data)
         self._size += len(data)
-        if self._size > self.shelf.tier.limits.max_value_size + _SPARE + _LINE * self.replies:
+        if self._size > self.ruling.max_value_size + _SPARE + _LINE * self.replies:
             self._spill()
 
     def _spill(self) -> None:
@@ -112,6 +117,11 @@ class Flight:
 
     def drained(self) -> None:
         """Take the end of the reply: keep it, and answer all who wait."""
+        self._land()
+        if self.place:
+            self.shelf.tier.governor.leave(self.place)
+
+    def _land(self) -> None:
         if self._spilling:
             for waiter in self.waiters:
                 waiter.take_end()
@@ -121,18 +131,31 @@ class Flight:
         if milliseconds is None and not self.tainted and not reply.startswith(b"-"):
             refusal = next(line for line in data.split(b"\r\n") if line.startswith(b"-"))
             self.shelf.give_in(refusal[1:])
-        self.shelf.land(self, reply, lifetime(milliseconds))
+        absent = data.count(_ABSENT, 0, len(data) - len(reply)) == len(self.read.keys)
+        self.shelf.land(self, reply, lifetime(milliseconds), absent)
         self.answer(reply)
 
     def answer(self, reply: bytes) -> None:
         """Give those who wait their reply."""
         lowered = b""
+        if reply.startswith(b"-") and self.shelf.tending.known and self._stand_in(reply):
+            return
         for waiter in self.waiters:
             if waiter.protocol == 3:
                 waiter.take(reply)
             else:
                 lowered = lowered or downgrade(reply, self.read.shape or Shape.TYPED)
                 waiter.take(lowered)
+
+    def _stand_in(self, error: bytes) -> bool:
+        """Answer with what was kept before, if a rule prefers that to an error."""
+        instead = self.shelf.tending.instead
+        found = [instead(self.read.part, error, waiter.protocol) for waiter in self.waiters]
+        if None in found:
+            return False
+        for waiter, reply in zip(self.waiters, found, strict=True):
+            waiter.take(reply or b"")
+        return bool(found)
 
     def cut(self) -> None:
         """Take the loss of the connection in the middle of the reply."""
@@ -142,6 +165,8 @@ class Flight:
                 waiter.cut()
         else:
             self.answer(b"-ERR pannier: upstream connection broke in the middle of a reply\r\n")
+        if self.place:
+            self.shelf.tier.governor.leave(self.place)
 
     def owners(self) -> Collection[object]:
         """Who waits."""

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
     from proxy.tier.tier import Tier
 
-SLICE = 256
-"""Entries looked at without a pause: less than a millisecond."""
+SLICE = 128
+"""Entries looked at without a pause: a quarter of a millisecond."""
 
 
 def drop_matching(tier: Tier, pattern: re.Pattern[bytes], prefix: bytes) -> Iterator[int]:
@@ -25,13 +25,24 @@ def drop_matching(tier: Tier, pattern: re.Pattern[bytes], prefix: bytes) -> Iter
     for shelf in list(tier.views(prefix)):
         _taint(shelf, pattern)
         for parts in _slices(shelf):
-            yield _drop(shelf, pattern, parts)
+            count = _drop(shelf, pattern, parts)
+            tier.governor.dropped(count, tier.clock())
+            yield count
 
 
 def _slices(shelf: Shelf) -> Iterator[list[bytes]]:
-    parts = list(dict.fromkeys([part for table in shelf.tables.values() for part in table.replies]))
-    for start in range(0, len(parts), SLICE):
-        yield parts[start : start + SLICE]
+    """What every table keeps, by and by; what an earlier table keeps as well has been looked at, or is newer.
+
+    Parts are let go as they are handed out: all at the end would take long to free.
+    """
+    earlier: list[dict[bytes, bytes]] = []
+    for table in list(shelf.tables.values()):
+        parts = list(table.replies)
+        while parts:
+            some = parts[-SLICE:]
+            del parts[-SLICE:]
+            yield [part for part in some if not any(part in replies for replies in earlier)]
+        earlier.append(table.replies)
 
 
 def _taint(shelf: Shelf, pattern: re.Pattern[bytes]) -> None:
@@ -40,7 +51,7 @@ def _taint(shelf: Shelf, pattern: re.Pattern[bytes]) -> None:
 
 
 def _drop(shelf: Shelf, pattern: re.Pattern[bytes], parts: list[bytes]) -> int:
-    before, read, match = shelf.drops, shelf.rules.read, pattern.fullmatch
-    found = [wanted.keys for part in parts if (wanted := read(part)) is not None]
-    shelf.drop(marks([key for keys in found for key in keys if match(key_name(key))]))
+    before, keys_of, match = shelf.drops, shelf.rules.part_keys, pattern.fullmatch
+    found = [key for part in parts for key in keys_of(part)]
+    shelf.drop(marks([key for key in found if match(key_name(key))]))
     return shelf.drops - before

@@ -148,13 +148,7 @@ class Rules:
 
     def read(self, part: bytes) -> Read | None:
         """What it takes to keep the reply of a complete, canonical request; None: it is not kept."""
-        at = part.index(b"\r\n", part.index(b"\r\n") + 2) + 2
-        begin = part.index(b"\r\n", at) + 2
-        head = part[:begin]
-        try:
-            kind = self._kinds[head]
-        except KeyError:
-            kind = self._judge(head, part)
+        kind = self._kind(part)
         if kind is None:
             return None
         if kind.key_at and kind.shape_known:
@@ -187,6 +181,15 @@ class Rules:
             return None
         return Read(part, keys, shape_of(command, arguments), frame)
 
+    def _kind(self, part: bytes) -> _Kind | None:
+        """What the head of a part tells."""
+        at = part.index(b"\r\n", part.index(b"\r\n") + 2) + 2
+        head = part[: part.index(b"\r\n", at) + 2]
+        try:
+            return self._kinds[head]
+        except KeyError:
+            return self._judge(head, part)
+
     def _judge(self, head: bytes, part: bytes) -> _Kind | None:
         request = self._parser.parse(b"*" + part, 0)
         kind = None
@@ -211,10 +214,20 @@ class Rules:
             return None
         return tuple(dict.fromkeys([key_frame(arguments[use.index]) for use in uses]))
 
+    def part_keys(self, part: bytes) -> tuple[bytes, ...]:
+        """The key frames, as Redis knows them, of a part that is kept: those of `read`, for less."""
+        kind = self._kind(part)
+        if kind is None:
+            return ()
+        if kind.key_at and kind.shape_known:
+            key = bulk_at(part, kind.key_at)
+            return (key,) if self.namespace is None else (self.namespace.bulk(key),)
+        read = self._read_arguments(kind.command, part)
+        return read.keys if read is not None else ()
+
     def part_marks(self, part: bytes) -> list[int]:
         """The marks of the keys of a part that is kept."""
-        read = self.read(part)
-        return marks(read.keys) if read is not None else []
+        return marks(self.part_keys(part))
 
     def touch(self, command: Command | None, arguments: Sequence[bytes]) -> tuple[Touch, Sequence[int]]:
         """What a command does, and to which keys (their marks; only for READS and WRITES)."""

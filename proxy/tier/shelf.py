@@ -13,14 +13,18 @@ of the time for which the link's last sign of life vouches (the coherence gate).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from math import frexp, ldexp
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from proxy.resp.downgrade import downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
+from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
-from proxy.tier.rules import Read, marks
+from proxy.tier.ghost import Ghost
+from proxy.tier.hot import Hot
+from proxy.tier.policy import Ruling, Serve
+from proxy.tier.rules import Read, key_name, marks
+from proxy.tier.tending import Tending
 
 if TYPE_CHECKING:
     from proxy.tier.tier import Account, Tier
@@ -35,28 +39,36 @@ _MOST_PARTS = 4096
 """Parts kept for one key: an invalidation drops them all at once."""
 _LOGGED = 2048
 """Parts in a log at most; it is then replayed."""
-_STRIDE = 16
+STRIDE = 16
 """One in so many hits is logged while nothing has to be evicted."""
-_SPARE = 16384
-"""Deadlines of entries that are gone, beside as many as there are entries, before they are swept out."""
 _STAR = 0x2A
-_FRACTION = 16
-"""A deadline is rounded down by less than this fraction of the lifetime, so that entries share deadlines."""
+_HOT = 5000
+"""Parts whose hits are counted for long."""
 
 
 class Table:
-    """The replies of one shelf for one protocol, the least recently used first."""
+    """The replies of one shelf for one protocol, the least recently used first.
 
-    __slots__ = ("_log", "_logged", "_stride", "find", "replies")
+    `stride`: how many hits at most may go unlogged behind one that is logged.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_log", "_logged", "_longest", "_stride", "find", "hot", "replies")
+
+    def __init__(self, stride: int = STRIDE) -> None:
         self.replies: dict[bytes, bytes] = {}
         self.find = self.replies.get
         """Bound once: the hot path's look-up."""
+        self.hot: Hot | None = None
+        """Who counts the hits by part, if anybody; hears of them at each replay."""
         self._log: list[list[bytes]] = []
         """Parts that were answered, of a sample of chunks since the last replay."""
         self._logged = 0
-        self._stride = _STRIDE
+        self._longest = self._stride = stride
+
+    @property
+    def stands_for(self) -> int:
+        """For how many hits one stands that is logged."""
+        return 1 + self._stride
 
     def log(self, parts: list[bytes]) -> int:
         """Take note of parts that were answered (there may be others among them).
@@ -66,24 +78,32 @@ class Table:
         self._log.append(parts)
         self._logged += len(parts)
         if self._logged > _LOGGED:
-            self.replay(_STRIDE)
+            self.replay(self._longest)
         return len(parts) * self._stride
 
-    def replay(self, stride: int) -> None:
-        """Bring the order of eviction up to date with the log; log one in `stride` hits from now on."""
-        log, self._log, self._logged = self._log, [], 0
-        self._stride = stride
+    def replay(self, stride: int | None = None) -> None:
+        """Bring the order of eviction up to date with the log; let `stride` hits go unlogged for each from
+        now on (None: as many as before)."""
+        logged = [part for parts in self._log for part in parts]
+        self._log, self._logged = [], 0
         replies = self.replies
-        for part in dict.fromkeys([part for parts in log for part in parts]):
+        if self.hot is not None:
+            # A chunk stands for itself, and for those of its client that were not logged after it.
+            self.hot.add([part for part in logged if part in replies], self.stands_for)
+        if stride is not None:
+            self._stride = min(stride, self._longest)
+        for part in dict.fromkeys(logged):
             reply = replies.pop(part, None)
             if reply is not None:
                 replies[part] = reply
 
-    def clear(self) -> None:
-        """Forget everything."""
+    def clear(self) -> dict[bytes, bytes]:
+        """Forget everything. Returns it: freeing is slow, and whoever has it may take his time."""
+        gone = self.replies.copy()
         self.replies.clear()
         self._log.clear()
         self._logged = 0
+        return gone
 
 
 class Shelf:
@@ -115,42 +135,57 @@ class Shelf:
         self.drops = 0
         """Entries dropped so far for whatever reason: while it stands still, every entry has kept its
         value."""
+        self.tending = Tending(self)
+        self.hot = Hot(_HOT)
+        """Which parts are read most."""
+        self.ghost: Ghost | None = Ghost() if tier.policy.observes else None
+        """What memory would have done, where reads are only observed."""
+        self.watched: dict[int, Callable[[bool], object]] = {}
+        """By the marks of keys: what is to hear that they may have changed, whatever is kept of them.
+
+        True: Redis names the key. False: everything was dropped, or the link is lost.
+        """
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
-        self._deadlines: dict[float, list[bytes]] = {}
-        self._renewed: dict[bytes, float] = {}
-        """The last deadlines of parts that were fetched again while they were kept: their earlier ones, still
-        among `_deadlines`, count no more."""
-        self._due = 0
+        self.deadlines = Deadlines(self._keeps, tier.waste)
+        self.renewed: dict[bytes, float] = {}
+        """The deadlines of parts that were fetched again while they were kept: earlier notes do not count."""
+
+    def imagine(self, wanted: bool) -> None:
+        """Work out what memory would do, or no longer; nothing is kept when this is called."""
+        if not wanted:
+            self.ghost = None
+        elif self.ghost is None:
+            self.ghost = Ghost()
 
     def table(self, protocol: int) -> Table:
         """The table for clients of a protocol; made when the first one comes."""
         found = self.tables.get(protocol)
         if found is None:
-            found = self.tables[protocol] = Table()
+            found = self.tables[protocol] = Table(self.tier.stride)
+            found.hot = self.hot
         return found
 
     def vouch(self, now: float) -> bool:
         """Whether entries may be served now; drops those whose time is over."""
-        if self.mode is Mode.OFF:
+        if self.mode is Mode.OFF or self.tier.policy.limits.ceiling is Serve.OFF:
             return False
-        for deadline in [deadline for deadline in self._deadlines if deadline <= now]:
-            parts = self._deadlines.pop(deadline)
-            self._due -= len(parts)
-            if self._renewed:
-                parts = self._over(parts, deadline)
-            self.account.expired += sum([self._forget(part) for part in parts])
+        due = self.deadlines.over(now)
+        if self.tending.known:
+            due = [part for part in due if not self.tending.outlives(part, now)]
+        if self.renewed:
+            due = [part for part in due if not self._outlives(part, now)]
+        self.account.expired += sum([self._forget(part) for part in due])
         gate = self.heard + self.tier.limits.coherence_timeout
-        self.until = min(gate, min(self._deadlines, default=gate))
+        self.until = min(gate, self.deadlines.first(gate))
         return now < self.until
 
-    def _over(self, parts: list[bytes], deadline: float) -> list[bytes]:
-        """Those of the parts due at a deadline that have not been fetched anew since."""
-        renewed = self._renewed
-        over = [part for part in parts if renewed.get(part, deadline) <= deadline]
-        for part in over:
-            renewed.pop(part, None)
-        return over
+    def _outlives(self, part: bytes, now: float) -> bool:
+        """Whether a part of which a deadline is over is to stay, as it has been fetched again since."""
+        until = self.renewed.get(part, now)
+        if until > now:
+            self.schedule(part, until)  # its note may have been swept out for the earlier one
+        return until > now
 
     # --- what the link tells (upstream.shared.Keeper)
 
@@ -190,8 +225,11 @@ class Shelf:
         """Take an invalidation of some keys (key frames) from Redis."""
         self.account.pushes += 1
         before = self.drops
-        self.drop(marks(keys))
+        found = marks(keys)
+        self.drop(found)
         self.account.invalidated += self.drops - before
+        for key in self.watched.keys() & found if self.watched else ():
+            self.watched[key](True)
 
     def give_in(self, refusal: bytes) -> None:
         """Keep nothing over this connection: Redis does not tell how long keys live."""
@@ -213,21 +251,26 @@ class Shelf:
 
     def clear(self) -> int:
         """Drop everything; how many entries that were."""
-        count = self.entries
+        count, waste = self.entries, self.tier.waste
         for table in self.tables.values():
-            table.clear()
+            waste.take(table.clear())
         for flight in self.flights.values():
             flight.tainted = True
         self.flights.clear()
-        self.index.clear()
-        self._several.clear()
-        self._deadlines.clear()
-        self._renewed.clear()
-        self._due = 0
+        waste.take(self.index, self._several, self.renewed)
+        self.index, self._several, self.renewed = {}, {}, {}
+        self.deadlines.clear()
+        self.tending.clear()
+        if self.ghost is not None:
+            self.ghost.clear()
         self.budget.used -= self.bytes
         self.budget.entries -= count
         self.bytes = self.entries = 0
         self.drops += count
+        if count:
+            self.tier.governor.dropped(count, self.tier.clock())
+        for told in self.watched.values():
+            told(False)
         return count
 
     def _drop(self, key: int, found: bytes | set[bytes]) -> None:
@@ -235,30 +278,61 @@ class Shelf:
             flight = self.flights.pop(part, None)
             if flight is not None:
                 flight.tainted = True
-            self._remove(part)
+            if not self.tending.known or not self.tending.lapses(part, self.tier.clock()):
+                self._remove(part)
+            if self.ghost is not None:
+                self.ghost.forget(part)
             for other in self._several.pop(part, ()):
                 if other != key:
                     self._unlist(other, part)
 
     def _remove(self, part: bytes) -> int:
         """Take a part's replies out of the tables; how many there were."""
-        count = 0
+        if self.renewed:
+            self.renewed.pop(part, None)
+        if self.tending.known:
+            aside = self.tending.aside.get(part, ())
+            count = len(self.take_out(part))
+            self.tending.forget(part)
+            return count + len(aside)
+        count = size = 0
         for table in self.tables.values():
             reply = table.replies.pop(part, None)
             if reply is not None:
-                size = _size(part, reply)
-                self.bytes -= size
-                self.budget.used -= size
+                size += _size(part, reply)
                 count += 1
+        self._count_out(count, size)
+        return count
+
+    def _count_out(self, count: int, size: int) -> None:
+        self.bytes -= size
+        self.budget.used -= size
         self.drops += count
         self.entries -= count
         self.budget.entries -= count
-        return count
+
+    def take_out(self, part: bytes) -> dict[int, bytes]:
+        """Take a part's replies out of the tables, and return them by protocol."""
+        self.renewed.pop(part, None)
+        found = {}
+        for protocol, table in self.tables.items():
+            reply = table.replies.pop(part, None)
+            if reply is not None:
+                found[protocol] = reply
+        self._count_out(len(found), sum([_size(part, reply) for reply in found.values()]))
+        return found
+
+    def put_back(self, part: bytes, replies: dict[int, bytes], until: float) -> None:
+        """Put replies that were taken out back into the tables."""
+        for protocol, reply in replies.items():
+            self._keep(self.table(protocol), part, reply)
+        self.schedule(part, until)
 
     def _forget(self, part: bytes) -> int:
         """Drop one part; how many replies that were."""
         count = self._remove(part)
-        if count and part not in self.flights:
+        imagined = self.ghost is not None and self.ghost.forget(part)
+        if (count or imagined) and part not in self.flights:
             self._delist(part, self._several.get(part) or self.rules.part_marks(part))
         return count
 
@@ -280,10 +354,21 @@ class Shelf:
 
     # --- keeping
 
+    def last(self, part: bytes) -> bytes | None:
+        """The last value kept of this read although its time is over, if a rule wants it kept.
+
+        As a RESP3 client gets it. No rule does yet.
+        """
+        return None
+
     def open(self, read: Read) -> Flight | None:
         """Begin to fetch a read; None if it cannot be kept, or is being fetched already."""
         index = self.index
         if read.part in self.flights:
+            return None
+        policy = self.tier.policy
+        ruling = self.judge(read) if policy.rulings else policy.default
+        if ruling.serve is Serve.OFF:
             return None
         keys = marks(read.keys)
         for key in keys:
@@ -300,47 +385,117 @@ class Shelf:
                 found.add(read.part)
             elif found != read.part:
                 index[key] = {found, read.part}
-        flight = self.flights[read.part] = Flight(self, read, self.epoch, self.tier.clock())
+        flight = self.flights[read.part] = Flight(self, read, self.epoch, self.tier.clock(), ruling)
         return flight
 
-    def land(self, flight: Flight, reply: bytes, lifetime: float) -> None:
-        """Keep what a flight has fetched, unless it was tainted; `lifetime` in seconds from its opening."""
+    def judge(self, read: Read) -> Ruling:
+        """What the rules say of a read."""
+        size = len(self.rules.prefix)
+        return self.tier.policy.judge([key_name(key)[size:] for key in read.keys])
+
+    def admits(self, part: bytes) -> bool:
+        """Note that a part has been asked for and is not there; whether it may come in."""
+        if self.ghost is not None and (wanted := self._observe(self.ghost, part)) is not None:
+            return wanted
+        return part in self.tending.aside or self.budget.door.admits(part)
+
+    def admitted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
+        """The same for several; those that may come in."""
+        if self.ghost is not None or self.tending.aside:
+            return [part for part in parts if self.admits(part)]
+        return self.budget.door.admitted(parts)
+
+    def _observe(self, ghost: Ghost, part: bytes) -> bool | None:
+        """Whether a read that is only observed has to be fetched to be known; None: it is no such read."""
+        if self.tier.policy.limits.ceiling < Serve.OBSERVE:
+            read = self.rules.read(part)
+            if read is None or self.judge(read).serve is not Serve.OBSERVE:
+                return None
+        if not ghost.wants(part):
+            ghost.passed(1)
+            return False
+        return not ghost.read(part) and self.budget.door.admits(part)
+
+    def _imagine(self, flight: Flight, reply: bytes, until: float) -> None:
+        """Take note of what would have been kept."""
+        part = flight.read.part
+        if self.ghost is None or until <= self.tier.clock():
+            self._give_up(flight.read)
+            return
+        for gone in self.ghost.keep(part, _size(part, reply) * len(self.tables)):
+            self._delist(gone, self._several.get(gone) or self.rules.part_marks(gone))
+        self.schedule(part, until)
+
+    def land(self, flight: Flight, reply: bytes, lifetime: float, absent: bool = False) -> None:
+        """Keep what a flight has fetched, unless it was tainted; `lifetime` in seconds from its opening.
+
+        `absent`: none of its keys is there.
+        """
         if flight.tainted or flight.epoch != self.epoch:
             if self.mode.late:
                 self.drop(marks(flight.read.keys))
             return
         del self.flights[flight.read.part]
-        part, limits = flight.read.part, self.tier.limits
+        again = self._keeps(flight.read.part)
         if self.mode.late:
             # The push for a change that this very reply shows may be still to come.
             self._drop_others(flight.read)
-        if lifetime <= 0 or len(reply) > limits.max_value_size or reply.startswith(b"-"):
-            self._give_up(flight.read)
+        until = self._until(flight, reply, lifetime, absent)
+        if flight.ruling.serve is not Serve.CACHE:
+            self._imagine(flight, reply, until)
             return
-        longest = limits.l1_ttl_untracked if self.mode is Mode.BUS else limits.l1_ttl
-        deadline = _deadline(flight.began, min(lifetime, longest * self.tier.jitter()))
-        if deadline <= self.tier.clock():
-            self._give_up(flight.read)
-            return
-        kept, entries = 0, self.entries
-        for protocol, table in self.tables.items():
-            if protocol == 3:
-                kept += self._keep(table, part, reply)
-            elif flight.read.shape is not None:
-                kept += self._keep(table, part, downgrade(reply, flight.read.shape))
+        kept = self._store(flight.read, reply) if until > self.tier.clock() else 0
         if not kept:
+            if not reply.startswith(b"-"):
+                self._remove(flight.read.part)  # what a rule kept of it
             self._give_up(flight.read)
             return
         self.account.fills += 1
-        if self.entries < entries + kept or part in self._renewed:
-            self._renewed[part] = deadline
-        self._deadlines.setdefault(deadline, []).append(part)
-        self.until = min(self.until, deadline)
-        self._due += 1
-        if self._due > 2 * self.entries + _SPARE:
-            self._sweep()
+        flight.ruling.fills += 1
+        if flight.ruling.tended:
+            self.tending.landed(flight.read.part, flight.ruling, flight.began + lifetime, until)
+        elif again:
+            self.renewed[flight.read.part] = until
+        self.schedule(flight.read.part, until)
         if self.budget.full:
             self.budget.make_room()
+
+    def _until(self, flight: Flight, reply: bytes, lifetime: float, absent: bool) -> float:
+        """Until when a reply may be kept; 0: not at all."""
+        ruling, limits = flight.ruling, self.tier.limits
+        if lifetime <= 0 or ruling.refuses(reply, absent):
+            return 0.0
+        longest = min(ruling.l1_ttl, limits.l1_ttl_untracked) if self.mode is Mode.BUS else ruling.l1_ttl
+        return deadline(flight.began, min(lifetime, self.tier.shortened(longest, ruling.jitter)))
+
+    def _store(self, read: Read, reply: bytes) -> int:
+        """Put a RESP3 reply into the tables; into how many."""
+        kept = 0
+        for protocol, table in self.tables.items():
+            if protocol == 3:
+                kept += self._keep(table, read.part, reply)
+            elif read.shape is not None:
+                kept += self._keep(table, read.part, downgrade(reply, read.shape))
+        return kept
+
+    def replay(self) -> None:
+        """Bring the order of eviction and the counts of hits up to date."""
+        for table in self.tables.values():
+            table.replay()
+
+    def ends(self, part: bytes) -> float | None:
+        """When a part's time is over (monotonic seconds); None: it is not kept. Looks at all there is."""
+        if not any(part in table.replies for table in self.tables.values()):
+            return None
+        tended = self.tending.known.get(part)
+        if tended is not None:
+            return tended.until
+        return self.deadlines.of(part)
+
+    def schedule(self, part: bytes, until: float) -> None:
+        """Have a part dropped when its time is over."""
+        self.deadlines.add(until, part, self.entries)
+        self.until = min(self.until, until)
 
     def _keep(self, table: Table, part: bytes, reply: bytes) -> int:
         old = table.replies.pop(part, None)
@@ -351,6 +506,7 @@ class Shelf:
             self.budget.entries += 1
         else:
             size -= _size(part, old)
+            self.drops += old != reply
         self.bytes += size
         self.budget.used += size
         return 1
@@ -366,8 +522,14 @@ class Shelf:
 
     def _give_up(self, read: Read) -> None:
         """Take out of the index what is not kept after all."""
-        if not any(read.part in table.replies for table in self.tables.values()):
+        if not self._keeps(read.part):
             self._delist(read.part, marks(read.keys))
+
+    def _keeps(self, part: bytes) -> bool:
+        """Whether some table has a part, or it is aside, or imagined."""
+        if any(part in table.replies for table in self.tables.values()) or part in self.tending.aside:
+            return True
+        return self.ghost is not None and part in self.ghost
 
     def _drop_others(self, read: Read) -> None:
         keys = marks(read.keys)
@@ -377,23 +539,11 @@ class Shelf:
         if len(keys) > 1:
             self._several[read.part] = keys
 
-    def _sweep(self) -> None:
-        """Forget the deadlines of what is gone."""
-        alive = {part for table in self.tables.values() for part in table.replies}
-        self._renewed = {part: due for part, due in self._renewed.items() if part in alive}
-        self._due = 0
-        for deadline in sorted(self._deadlines):
-            parts = [part for part in dict.fromkeys(self._deadlines[deadline]) if part in alive]
-            parts = [part for part in parts if self._renewed.get(part, deadline) <= deadline]
-            alive.difference_update(parts)
-            if parts:
-                self._deadlines[deadline] = parts
-            else:
-                del self._deadlines[deadline]
-            self._due += len(parts)
-
     def evict(self, count: int) -> int:
         """Drop the `count` least recently used replies of the fullest table."""
+        aside = [part for part, _ in zip(self.tending.aside, range(count), strict=False)]
+        if aside:
+            return sum([self._forget(part) for part in aside])
         table = max(self.tables.values(), key=lambda table: len(table.replies), default=None)
         if table is None or not table.replies:
             return 0
@@ -422,9 +572,3 @@ class EmptyShelf:
 
 def _size(part: bytes, reply: bytes) -> int:
     return ENTRY_COST + 2 * len(part) + len(reply)
-
-
-def _deadline(began: float, lifetime: float) -> float:
-    """When an entry's time is over, rounded down so that entries of like lifetime share deadlines."""
-    step = ldexp(0.001, max(0, frexp(lifetime / (0.001 * _FRACTION))[1] - 1))
-    return (began + lifetime) // step * step

@@ -8,8 +8,11 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 from proxy.tier.door import Door
+from proxy.tier.governor import Governor
+from proxy.tier.policy import Defaults, Policy, Ruling
 from proxy.tier.rules import Rules
-from proxy.tier.shelf import Shelf
+from proxy.tier.shelf import STRIDE, Shelf
+from proxy.tier.waste import Waste
 
 _BATCH = 256
 """Replies evicted at once: finding the least recently used one means stepping over what was dropped
@@ -27,6 +30,8 @@ class Limits:
     l1_ttl_untracked: float
     coherence_timeout: float
     admit_after: int
+    refill_limit: int = 0
+    """Fetches of a class under way at once after much has been dropped; 0: any number."""
 
 
 class Budget:
@@ -119,7 +124,14 @@ class Tier:
     ) -> None:
         self.limits = limits
         self.clock = clock
+        self.policy = Policy((), Defaults(limits.l1_ttl, limits.max_value_size))
+        """The cache rules in force."""
+        self.governor = Governor(limits.refill_limit)
+        self.stride = STRIDE
+        """How many hits at most go unlogged behind one that is logged."""
         self.shelves: dict[Hashable, Shelf] = {}
+        self.waste = Waste()
+        """What shelves have dropped all at once."""
         self.common = Budget(limits.max_memory, limits.max_entries, limits.admit_after)
         """For all accounts that have no memory of their own."""
         self.accounts: list[Account] = []
@@ -164,9 +176,21 @@ class Tier:
         shelves = self.views(prefix)
         return bool(shelves[0].index) if len(shelves) == 1 else bool(shelves)
 
-    def jitter(self) -> float:
-        """A factor for lifetimes, so that what was filled at once does not expire at once."""
-        return 0.9 + 0.1 * self._rng()
+    def shortened(self, lifetime: float, jitter: float) -> float:
+        """A lifetime less some of it, so that what was filled at once does not expire at once."""
+        return lifetime * (1.0 - jitter * (1.0 - self._rng()))
+
+    def obey(self, policy: Policy) -> None:
+        """Put cache rules in force; what is kept by other rules is dropped."""
+        self.policy = policy
+        self.clear()
+        for shelf in self.shelves.values():
+            shelf.imagine(policy.observes)
+
+    def demote(self, ruling: Ruling) -> None:
+        """Only observe from now on what a rule is about."""
+        self.policy.demote(ruling)
+        self.obey(self.policy)
 
     def account(self, rules: Rules, max_memory: int | None = None) -> Account:
         """A new account; with `max_memory` (bytes), so much of the whole is its own."""

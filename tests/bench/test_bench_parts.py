@@ -162,7 +162,7 @@ def test_options() -> None:
     [
         ("", list(GROUP_NAMES)),
         ("--group all --only get", list(GROUP_NAMES)),
-        ("--no-idle", ["pass-through", "hits", "misses", *SPACES, "memory"]),
+        ("--no-idle", ["pass-through", "hits", "misses", *SPACES, "invalidation", "memory"]),
         ("--idle-only", ["idle"]),
         ("--group misses,hits", ["misses", "hits"]),
         ("--only get", ["pass-through", "hits", "misses", *SPACES, "idle"]),

@@ -43,7 +43,7 @@ def upstream(redis_binary: str, tmp_path: Path) -> Iterator[Process]:
 @contextlib.contextmanager
 def sidecars(upstream: Process, count: int, directory: Path) -> Iterator[list[Process]]:
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(pannier(f"redis://127.0.0.1:{upstream.port}", directory)) for _ in range(count)]
+        yield [stack.enter_context(pannier(f"redis://127.0.0.1:{upstream.port}", directory, bus=True)) for _ in range(count)]
 
 
 def judge(run: Run, processes: list[Process]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -16,11 +17,14 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from tests.harness import Process, free_port, pannier, redis_server, wait_until
+from tests import harness
+from tests.harness import Process, free_port, redis_server, wait_until
 from tests.integration.test_tier_reads import Command, arguments, ask_all, encoded, reply
 from tests.integration.wire import Wire, request, text
 
 both_protocols = pytest.mark.parametrize("protocol", [2, 3], ids=["RESP2", "RESP3"])
+
+pannier = functools.partial(harness.pannier, bus=True)
 
 OK = b"+OK\r\n"
 BARE = "pannier:evict:"

@@ -214,7 +214,7 @@ def timeless(value: object) -> object:
         return [timeless(item) for item in value]
     if isinstance(value, int):
         return "time" if value > 10**12 else value
-    return re.sub(rb"\d{13}", b"time", value) if isinstance(value, bytes) else value
+    return re.sub(rb"\d{13}(-\d+)?", b"time", value) if isinstance(value, bytes) else value
 
 
 def part(whole: State, space: str) -> State:
@@ -230,7 +230,7 @@ def blanked(name: str, reply: bytes) -> object:
     mark = NORMALISED[name][0] if name in NORMALISED else ""
     if mark == "&":
         return sorted(reply.split(b"\r\n"))
-    pattern = {":": rb"(?<=:)\d+(?=\r\n)", "T": rb"\d{10,}"}.get(mark)
+    pattern = {":": rb"(?<=:)\d+(?=\r\n)", "T": rb"\d{10,}(-\d+)?"}.get(mark)
     return re.sub(pattern, b"#", reply) if pattern else reply
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from redis import Redis
 
 from tests.harness import ROOT, Process, pannier
-from tests.integration.test_warming import from_memory, stats, url, warm
+from tests.integration.test_warming import from_memory, settled, stats, url, warm
 from tests.integration.wire import until
 
 
@@ -99,7 +99,7 @@ class TestD3DatabaseReliefCache:
         state = ["--warm-state", str(directory / "hot")]
         with pannier(url(redis), directory, *state) as proxy:
             service = Redis(port=proxy.port, protocol=2)
-            until(lambda: stats(proxy)["bus_status"] == "up", "it has settled")
+            settled(proxy)
             for n in [*range(10)] * 3:
                 service.get(f"reznet:agents:@{n}")
             proxy.signal(signal.SIGTERM)

@@ -60,7 +60,7 @@ class TestRoom:
                 assert number(proxy, "tier_bytes") <= 1 << 20
 
     def test_entries_and_values(self, upstream: Process, directory: Path) -> None:
-        with pannier(url(upstream), directory, "--max-entries", "100", "--max-value-size", "1kb", "--admit-after", "1", "--broadcast", "off") as proxy, Wire(proxy.port) as wire:
+        with pannier(url(upstream), directory, "--max-entries", "100", "--max-value-size", "1kb", "--admit-after", "1") as proxy, Wire(proxy.port) as wire:
             keys = [f"key:{n}" for n in range(1000)]
             set_up(proxy, [("MSET", *(part for key in keys for part in (key, key)))])
             for key in keys:

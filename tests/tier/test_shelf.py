@@ -195,9 +195,10 @@ class TestTime:
     def test_jitter_only_shortens(self) -> None:
         tier, _, _ = make()
         tier._rng = lambda: 0.0
-        assert tier.jitter() == pytest.approx(0.9)
+        assert tier.shortened(300.0, 0.1) == pytest.approx(270.0)
+        assert tier.shortened(300.0, 0.0) == 300.0
         tier._rng = lambda: 1.0
-        assert tier.jitter() <= 1.0
+        assert tier.shortened(300.0, 0.1) <= 300.0
 
     def test_one_key_refilled_for_ever_takes_no_room(self) -> None:
         tier, shelf, clock = make()
@@ -209,7 +210,7 @@ class TestTime:
             shelf.land(flight, b"$1\r\nv\r\n", 100.0 + n % 7)
             shelf.drop(keys)
             clock.now += 0.0001
-        assert sum(map(len, shelf._deadlines.values())) <= 2 * 16384 + 2
+        assert shelf.deadlines.notes <= 2 * 16384 + 2
         assert (tier.used, shelf.index, shelf._several) == (0, {}, {})
 
     def test_a_refilled_entry_outlives_no_deadline(self) -> None:
@@ -217,7 +218,7 @@ class TestTime:
         fill(shelf, "GET", "k", lifetime=10.0)
         shelf.pushed(push(b"k"))
         fill(shelf, "GET", "k", lifetime=5.0)
-        shelf._sweep()
+        list(shelf.deadlines.sweep())
         clock.now += 5.0
         shelf.vouch(clock.now)
         assert tier.entries == 0
@@ -361,7 +362,7 @@ class AgainstAModel(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.shelf._sweep()
+        list(self.shelf.deadlines.sweep())
 
     @rule(request=st.sampled_from(REQUESTS))
     def look(self, request: tuple[str, ...]) -> None:

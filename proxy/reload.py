@@ -1,0 +1,92 @@
+"""Settings read again while Pannier runs: on SIGHUP, and when their files change.
+
+Cache rules and the setting mode take effect at once; nobody is disconnected. What is broken leaves the old
+ones in force and says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterable
+
+from proxy.resp.errors import SettingsError
+from proxy.settings import Settings
+
+log = logging.getLogger("pannier.rules")
+
+_EVERY = 1.0
+"""Seconds between two looks at the files."""
+_LIVE = ("rules", "rules_file", "mode")
+"""Settings that take effect without a restart."""
+
+Load = Callable[[], Settings]
+
+
+class Reloader:
+    """Reads the settings again when it is time, and hands them on if they are good."""
+
+    def __init__(
+        self, settings: Settings, load: Load, config: str | None, apply: Callable[[Settings], None]
+    ) -> None:
+        self.trouble = ""
+        """Why the files are not followed at present; empty if they are."""
+        self.reloads = 0
+        """How often new settings have come into force."""
+        self._settings = settings
+        self._load = load
+        self._config = config
+        self._apply = apply
+        self._seen = self._look()
+
+    async def run(self) -> None:
+        """Watch the files for ever."""
+        while True:
+            await asyncio.sleep(_EVERY)
+            if self._look() != self._seen:
+                self.reload("a file has changed")
+
+    def reload(self, why: str) -> None:
+        """Read everything again."""
+        self._seen = self._look()
+        try:
+            settings = self._load()
+        except SettingsError as error:
+            self.trouble = str(error)
+            log.error("%s, but the old rules stay in force: %s", why, error)
+            return
+        self.trouble = ""
+        self._complain(name for name in _changed(settings, self._settings) if name not in _LIVE)
+        old = self._settings
+        changed = set(_changed(settings, old)).intersection(_LIVE)
+        self._settings = dataclasses.replace(old, **{name: getattr(settings, name) for name in _LIVE})
+        self._seen = self._look()  # there may be another file of rules now
+        if not changed - {"rules_file"}:
+            log.info("%s: rules and mode are as they were", why)
+            return
+        self.reloads += 1
+        self._apply(self._settings)
+        log.info("%s: %d rules in force, mode %s; memory is empty", why, len(settings.rules), settings.mode)
+
+    def _complain(self, names: Iterable[str]) -> None:
+        if late := ", ".join(names):
+            log.warning("changed settings that take effect at the next start only: %s", late)
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        """What tells whether a file is another than before."""
+        return [_stamp(path) for path in (self._config, self._settings.rules_file) if path]
+
+
+def _changed(one: Settings, other: Settings) -> list[str]:
+    names = [field.name for field in dataclasses.fields(Settings)]
+    return [name for name in names if getattr(one, name) != getattr(other, name)]
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
