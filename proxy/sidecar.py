@@ -45,6 +45,7 @@ from proxy.upstream.link import Connector, Identity, LinkKey
 from proxy.upstream.pool import LinkPool
 from proxy.upstream.shared import Care, LinkState, SharedLink
 from proxy.upstream.sockets import tls_context
+from proxy.warming import Warming
 
 if TYPE_CHECKING:
     from proxy.bus import Bus
@@ -126,6 +127,7 @@ class Sidecar:
             settings, self.links, dispatcher, identity, upstream.db, self.info, self.tier, self.stats
         )
         self.obey(settings)
+        self.warming = Warming(settings, self.clients)
         self.reloader: Reloader | None = None
         """What reads the rules again."""
         self.bus: Bus | None = None
@@ -162,6 +164,7 @@ class Sidecar:
                 prefix = self.clients.spaces.start.prefix
                 self._canary = Canary(self.links, main, self.settings.canary_interval, timeout, prefix)
                 canary = loop.create_task(self._canary.run())
+            self.warming.start(self.bus)
             yield
         finally:
             for server in servers:
@@ -173,6 +176,7 @@ class Sidecar:
                 # redis-py swallows a cancellation that comes while it connects.
                 listener.cancel()
                 await asyncio.wait([listener], timeout=0.05)
+            await self.warming.close()
             await self.clients.close()
             await self.links.close()
             for listen in self.settings.listen[: len(servers)]:
@@ -204,6 +208,8 @@ class Sidecar:
         lines = [f"pannier {__version__} serves {listening}", f"  upstream   {self._behind(link)}"]
         lines += [f"  {line}" for line in self._key_spaces()]
         lines.append(f"  memory     {self._memory(link)}")
+        if warming := self.warming.banner():
+            lines.append(f"  warming    {warming}")
         if self.bundled:
             lines.append(
                 "  note       the bundled redis-server keeps nothing: give --upstream for a real one"
@@ -291,6 +297,8 @@ class Sidecar:
             **leases,
             **_counted(space),
         }
+        if space.namespace is None or space is self.warming.space:
+            fields |= self.warming.fields()
         if self.bus is not None and space.namespace is None:
             fields |= _bus_fields(self.bus)
         if self._canary is not None:

@@ -66,6 +66,9 @@ class TestConfig:
             "verify_demote": 0,
             "reconnect_max": "3s",
             "namespace_channels": False,
+            "warm": [],
+            "warm_limit": 100_000,
+            "refresh_hottest": 0,
         }
         origins = {line.split()[0]: line.partition("  # ")[2].strip() for line in run.stdout.splitlines()}
         assert origins["upstream"] == "environment REDIS_URL"

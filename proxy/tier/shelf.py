@@ -152,6 +152,8 @@ class Shelf:
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
         self.deadlines = Deadlines(self.keeps, tier.waste)
+        self.renewed: dict[bytes, float] = {}
+        """The deadlines of parts that were fetched again while they were kept: earlier notes do not count."""
 
     def imagine(self, wanted: bool) -> None:
         """Work out what memory would do, or no longer; nothing is kept when this is called."""
@@ -188,6 +190,8 @@ class Shelf:
         due = self.deadlines.over(now)
         if self.tending.known:
             due = [part for part in due if not self.tending.outlives(part, now)]
+        if self.renewed:
+            due = [part for part in due if not self._outlives(part, now)]
         self.account.expired += sum([self._forget(part) for part in due])
         gate = self._gate(now)
         self.until = min(gate, self.deadlines.first(gate))
@@ -234,7 +238,15 @@ class Shelf:
                 self._forget(part)
             elif seconds < self.stale_time():
                 self.tending.shorten(part, since + seconds)
+                self.renewed.pop(part, None)
                 self.schedule(part, since + seconds)
+
+    def _outlives(self, part: bytes, now: float) -> bool:
+        """Whether a part of which a deadline is over is to stay, as it has been fetched again since."""
+        until = self.renewed.get(part, now)
+        if until > now:
+            self.schedule(part, until)  # its note may have been swept out for the earlier one
+        return until > now
 
     # --- what the link tells (upstream.shared.Keeper)
 
@@ -336,8 +348,8 @@ class Shelf:
         for flight in self.flights.values():
             flight.tainted = True
         self.flights.clear()
-        waste.take(self.index, self._several)
-        self.index, self._several = {}, {}
+        waste.take(self.index, self._several, self.renewed)
+        self.index, self._several, self.renewed = {}, {}, {}
         self.deadlines.clear()
         self.tending.clear()
         if self.ghost is not None:
@@ -374,6 +386,8 @@ class Shelf:
 
     def _remove(self, part: bytes) -> int:
         """Take a part's replies out of the tables, and what is aside of it; how many there were."""
+        if self.renewed:
+            self.renewed.pop(part, None)
         if self.tending.known:
             aside = len(self.tending.aside.get(part, ()))
             count = len(self.take_out(part))
@@ -398,6 +412,7 @@ class Shelf:
 
     def take_out(self, part: bytes) -> dict[int, bytes]:
         """Take a part's replies out of the tables, and return them by protocol."""
+        self.renewed.pop(part, None)
         found = {}
         for protocol, table in self.tables.items():
             reply = table.replies.pop(part, None)
@@ -520,6 +535,7 @@ class Shelf:
             return
         del self.flights[flight.read.part]
         failed = reply.startswith(UNAVAILABLE)
+        again = self.keeps(flight.read.part)
         if self.mode.late and not failed:
             # The push for a change that this very reply shows may be still to come.
             self._drop_others(flight.read)
@@ -539,6 +555,8 @@ class Shelf:
         flight.ruling.fills += 1
         if flight.ruling.tended:
             self.tending.landed(flight.read.part, flight.ruling, flight.began + lifetime, until)
+        elif again:
+            self.renewed[flight.read.part] = until
         self.schedule(flight.read.part, until)
         if self.budget.full:
             self.budget.make_room()
