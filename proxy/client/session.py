@@ -416,6 +416,9 @@ class Session(asyncio.Protocol):
 
     def run(self, n: int, data: bytes) -> None:
         """Send a run of plain commands (`Dispatcher.patterns`) over the shared link."""
+        if self.link.refusing:
+            self._receive(data)  # one by one: some may be answered all the same
+            return
         tier, space = self.clients.tier, self.space
         keys: Keys = None
         if space.namespace is not None:
@@ -582,6 +585,8 @@ class Session(asyncio.Protocol):
     def _take_relay(self, buf: bytes, pos: int) -> int:
         if not self.pending:
             homes.leave_side(self)
+            if self.skip_chunks and self.link.refusing:
+                homes.settle_in(self, self.home)
         if (
             not self.barred
             and self.discarding is None
@@ -590,7 +595,8 @@ class Session(asyncio.Protocol):
         ):
             if taken := reading.ask_buffer(self, buf, pos):
                 return pos + taken
-            end, n = self._patterns.prefix(buf, pos) if not self._loose else (pos, 0)
+            slow = self._loose or self.link.refusing
+            end, n = self._patterns.prefix(buf, pos) if not slow else (pos, 0)
             if n:
                 self.run(n, buf[pos:end])
                 return end

@@ -126,6 +126,11 @@ class Policy:
         """Whether some entries need to be known one by one."""
         self.expires = any(ruling.rule.expire is not None for ruling in self.rulings)
         """Whether some SETs are given a time to live."""
+        times = {ruling.stale_if_error for ruling in (self.default, *self.rulings)}
+        self.stale = max(times)
+        """Seconds for which some entries may serve while Redis cannot be reached."""
+        self.stale_differs = len(times) > 1
+        """Whether others may not, or for less."""
         self.observes = any(ruling.serve is Serve.OBSERVE for ruling in (self.default, *self.rulings))
         self._by_group = [ruling for ruling in self.rulings for _ in ruling.rule.patterns]
         """The ruling of each group of the regular expression."""

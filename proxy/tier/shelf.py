@@ -7,7 +7,8 @@ of eviction; hits are logged chunk by chunk, only a sample of them while nothing
 replayed into that order when room is needed: counting is exact, recency is not.
 
 Nothing in a shelf outlives `until` unasked: that is the earlier of the next deadline of an entry and the end
-of the time for which the link's last sign of life vouches (the coherence gate).
+of the time for which the link's last sign of life vouches (the coherence gate); or of the time for which
+entries may be served stale (see `tier.stale`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from proxy.tier.ghost import Ghost
 from proxy.tier.hot import Hot
 from proxy.tier.policy import NOTHING, Ruling, Serve
 from proxy.tier.rules import Read, key_name, marks
+from proxy.tier.stale import Staleness
 from proxy.tier.tending import UNAVAILABLE, Tending
 
 if TYPE_CHECKING:
@@ -125,8 +127,10 @@ class Shelf:
         """Why nothing is kept although Redis tells of changes; empty if something is."""
         self.until = 0.0
         """Monotonic seconds up to which every entry may be served without asking `vouch`."""
-        self.heard = 0.0
-        """When Redis was last asked what it has answered since (monotonic seconds)."""
+        self.waiting = False
+        """Whether Redis owes the answer to a heartbeat; set by the link."""
+        self.stale = Staleness(account)
+        self._heard = 0.0
         self.epoch = 0
         """Counts the connections; what was fetched over one is kept only while that one lasts."""
         self.bytes = 0
@@ -148,6 +152,8 @@ class Shelf:
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
         self.deadlines = Deadlines(self.keeps, tier.waste)
+        self.renewed: dict[bytes, float] = {}
+        """The deadlines of parts that were fetched again while they were kept: earlier notes do not count."""
 
     def imagine(self, wanted: bool) -> None:
         """Work out what memory would do, or no longer; nothing is kept when this is called."""
@@ -164,22 +170,90 @@ class Shelf:
             found.hot = self.hot
         return found
 
+    @property
+    def heard(self) -> float:
+        """When Redis was last asked what it has answered since (monotonic seconds); set by the link."""
+        return self._heard
+
+    @heard.setter
+    def heard(self, asked: float) -> None:
+        self._heard = asked
+        if self.stale.since is not None:
+            self.vouch(self.tier.clock())
+
     def vouch(self, now: float) -> bool:
         """Whether entries may be served now; drops those whose time is over."""
-        if self.mode is Mode.OFF or self.tier.policy.limits.ceiling is Serve.OFF:
+        if self.mode is Mode.OFF and not self.stale.broken:
+            return False
+        if self.tier.policy.limits.ceiling is Serve.OFF:
             return False
         due = self.deadlines.over(now)
         if self.tending.known:
             due = [part for part in due if not self.tending.outlives(part, now)]
+        if self.renewed:
+            due = [part for part in due if not self._outlives(part, now)]
         self.account.expired += sum([self._forget(part) for part in due])
-        gate = self.heard + self.tier.limits.coherence_timeout
+        gate = self._gate(now)
         self.until = min(gate, self.deadlines.first(gate))
         return now < self.until
+
+    def _gate(self, now: float) -> float:
+        """Up to when entries may be served as far as their link goes."""
+        gate = self._heard + self.tier.limits.coherence_timeout
+        stale = self.stale
+        if now < gate and not stale.broken:
+            stale.end()
+            return gate
+        if self.waiting and stale.since is None and self.stale_time():
+            self._go_stale(gate)
+        if stale.since is None:
+            return min(gate, now)  # of a broken promise, the gate says nothing
+        gate = stale.since + self.stale_time()
+        if now >= gate and stale.broken:
+            self.clear()
+        return gate
+
+    def _go_stale(self, since: float) -> None:
+        """Let nobody vouch for what is kept, from `since` on; what may not be served so, drop here."""
+        self._close_flights()
+        self.stale.begin(since)
+        if self.tier.policy.stale_differs:
+            self._limit_stale(since)
+        for told in self.watched.values():
+            told(False)
+
+    def stale_time(self) -> float:
+        """Seconds for which entries may be served after their link broke or fell silent; 0: not at all.
+
+        The one place that says so. It bounds the whole shelf; an entry ends earlier by its own deadline.
+        """
+        return self.tier.policy.stale
+
+    def _limit_stale(self, since: float) -> None:
+        """Have entries end as early as their rules want while Redis cannot be reached."""
+        for part in {part for table in self.tables.values() for part in table.replies}:
+            read = self.rules.read(part)
+            seconds = self.judge(read).stale_if_error if read is not None else 0.0
+            if not seconds:
+                self._forget(part)
+            elif seconds < self.stale_time():
+                self.tending.shorten(part, since + seconds)
+                self.renewed.pop(part, None)
+                self.schedule(part, since + seconds)
+
+    def _outlives(self, part: bytes, now: float) -> bool:
+        """Whether a part of which a deadline is over is to stay, as it has been fetched again since."""
+        until = self.renewed.get(part, now)
+        if until > now:
+            self.schedule(part, until)  # its note may have been swept out for the earlier one
+        return until > now
 
     # --- what the link tells (upstream.shared.Keeper)
 
     def link_up(self, mode: Mode) -> None:
         """Begin an epoch: Redis tracks from now on what the link reads."""
+        if self.stale.since is not None:
+            self.forget()
         self.mode = mode
         self.trouble = ""
         self.tier.loose = any(shelf.mode.late for shelf in self.tier.shelves.values())
@@ -189,9 +263,36 @@ class Shelf:
         self.until = 0.0
 
     def link_lost(self) -> None:
-        """Empty the shelf: nobody vouches for it any more."""
+        """Empty the shelf, or let it be stale: nobody vouches for it any more."""
+        now = self.tier.clock()
+        serves = self.mode is not Mode.OFF and self.stale_time() > 0
         self.mode = Mode.OFF
         self.epoch += 1
+        self.until = 0.0
+        if not serves:
+            self.forget()
+            return
+        self._go_stale(min(now, self._heard + self.tier.limits.coherence_timeout))
+        self.stale.broken = True
+
+    def bus_lost(self) -> None:
+        """Hear that the bus, which alone keeps the shelf true, tells of nothing any more.
+
+        Redis itself may well be there, so nothing is served, but what there is stays, to be served stale
+        should the link be lost or fall silent as well. When the bus is heard again, the shelf is emptied.
+        """
+        self.until = 0.0
+        if not self.stale_time():
+            self._heard = 0.0
+            self.clear()
+            return
+        self._heard = min(self._heard, self.tier.clock() - self.tier.limits.coherence_timeout)
+        self._close_flights()
+        self.stale.broken = True
+
+    def forget(self) -> None:
+        """Drop everything that an earlier connection has told of: there is another, or none to come."""
+        self.stale.end()
         self.until = 0.0
         self.clear()
 
@@ -241,13 +342,14 @@ class Shelf:
     def clear(self) -> int:
         """Drop everything; how many entries that were."""
         count, waste = self.entries, self.tier.waste
+        self.stale.broken = False
         for table in self.tables.values():
             waste.take(table.clear())
         for flight in self.flights.values():
             flight.tainted = True
         self.flights.clear()
-        waste.take(self.index, self._several)
-        self.index, self._several = {}, {}
+        waste.take(self.index, self._several, self.renewed)
+        self.index, self._several, self.renewed = {}, {}, {}
         self.deadlines.clear()
         self.tending.clear()
         if self.ghost is not None:
@@ -261,6 +363,13 @@ class Shelf:
         for told in self.watched.values():
             told(False)
         return count
+
+    def _close_flights(self) -> None:
+        """Keep nothing of what is being fetched, and let nobody wait for it who does not yet."""
+        flights, self.flights = self.flights, {}
+        for flight in flights.values():
+            flight.tainted = True
+            self._give_up(flight.read)
 
     def _drop(self, key: int, found: bytes | set[bytes]) -> None:
         for part in (found,) if isinstance(found, bytes) else found:
@@ -277,6 +386,8 @@ class Shelf:
 
     def _remove(self, part: bytes) -> int:
         """Take a part's replies out of the tables, and what is aside of it; how many there were."""
+        if self.renewed:
+            self.renewed.pop(part, None)
         if self.tending.known:
             aside = len(self.tending.aside.get(part, ()))
             count = len(self.take_out(part))
@@ -301,6 +412,7 @@ class Shelf:
 
     def take_out(self, part: bytes) -> dict[int, bytes]:
         """Take a part's replies out of the tables, and return them by protocol."""
+        self.renewed.pop(part, None)
         found = {}
         for protocol, table in self.tables.items():
             reply = table.replies.pop(part, None)
@@ -350,7 +462,7 @@ class Shelf:
     def open(self, read: Read) -> Flight | None:
         """Begin to fetch a read; None if it cannot be kept, or is being fetched already."""
         index = self.index
-        if read.part in self.flights:
+        if read.part in self.flights or self.stale.since is not None:
             return None
         policy = self.tier.policy
         ruling = self.judge(read) if policy.rulings else policy.default
@@ -423,6 +535,7 @@ class Shelf:
             return
         del self.flights[flight.read.part]
         failed = reply.startswith(UNAVAILABLE)
+        again = self.keeps(flight.read.part)
         if self.mode.late and not failed:
             # The push for a change that this very reply shows may be still to come.
             self._drop_others(flight.read)
@@ -442,6 +555,8 @@ class Shelf:
         flight.ruling.fills += 1
         if flight.ruling.tended:
             self.tending.landed(flight.read.part, flight.ruling, flight.began + lifetime, until)
+        elif again:
+            self.renewed[flight.read.part] = until
         self.schedule(flight.read.part, until)
         if self.budget.full:
             self.budget.make_room()

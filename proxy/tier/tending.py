@@ -146,7 +146,7 @@ class Tending:
         for part in dict.fromkeys(parts):
             if part in self.aside:
                 tended = self.known[part]
-                until = min(tended.ends, tended.fresh + tended.ruling.stale_while_revalidate, now + _MOMENT)
+                until = min(tended.ends, tended.fresh + self._longest(tended), now + _MOMENT)
                 step = _step(until - now)
                 until = until // step * step
                 if now < until:
@@ -158,6 +158,18 @@ class Tending:
         if found and self._shelf.budget.full:
             self._shelf.budget.make_room()
         return found
+
+    def _longest(self, tended: Tended) -> float:
+        """How long beyond its time an entry may come back, as things are."""
+        if self._shelf.stale.since is not None:
+            return tended.ruling.stale_if_error
+        return tended.ruling.stale_while_revalidate
+
+    def shorten(self, part: bytes, until: float) -> None:
+        """Have an entry end earlier."""
+        tended = self.known.get(part)
+        if tended is not None and part not in self.aside:
+            self.known[part] = tended._replace(until=min(tended.until, until), fresh=min(tended.fresh, until))
 
     def instead(self, part: bytes, error: bytes, protocol: int) -> bytes | None:
         """What to answer in place of an error of Redis' or of the link's; None: the error."""

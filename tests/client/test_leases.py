@@ -621,8 +621,11 @@ class TestStale:
         await asks(race, first, second, request=R("SIDECAR", "LEASE", "k", 60000, "STALE", "WAIT", 50000))
         assert not second.take()
 
-    def test_a_shelf_keeps_none_yet(self) -> None:
-        _, shelf, _ = shelves.make()
+    def test_a_shelf_keeps_none_unless_a_rule_wants_it(self) -> None:
+        _, shelf, clock = shelves.make()
+        shelves.fill(shelf, "GET", "k", lifetime=5.0)
+        clock.now += 5.0
+        shelf.vouch(clock.now)
         assert shelf.last(b"2\r\n$3\r\nGET\r\n$1\r\nk\r\n") is None
 
 
