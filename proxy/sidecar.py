@@ -244,6 +244,9 @@ class Sidecar:
             "pannier_pinned_links": len(links.pinned),
             "pannier_commands_in_flight": sum(len(shared.fifo) for shared in links.shared.values()),
         }
+        if self.reloader is not None:
+            fields["pannier_rules_status"] = self.reloader.trouble or "in force"
+            fields["pannier_rules_reloads"] = self.reloader.reloads
         fields |= _named(self.stats(space))
         for other in clients.spaces:
             if other.namespace is not None or other.tenant is not None:

@@ -62,14 +62,14 @@ def one(any_redis_binary: str, directory: Path) -> Iterator[Redis]:
 @contextlib.contextmanager
 def sidecar(upstream: str, directory: Path, *options: str) -> Iterator[Process]:
     """A pannier that has come to rest."""
-    with pannier(upstream, directory, *options) as proxy:
+    with pannier(upstream, directory, *options, bus=True) as proxy:
         settled(proxy)
         yield proxy
 
 
 def settled(proxy: Process) -> None:
     """Wait until the bus is heard: what was kept before is dropped then."""
-    until(lambda: info(proxy)["pannier_bus_status"] == "up", "the bus is heard", 10.0)
+    until(lambda: info(proxy).get("pannier_bus_status", "up") == "up", "the bus is heard", 10.0)
 
 
 def health(proxy: Process, protocol: int = 2) -> dict[str, str]:

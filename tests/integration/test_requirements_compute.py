@@ -33,7 +33,7 @@ get_or_compute: Callable[..., bytes | None] = DOCUMENTED["get_or_compute"]
 @pytest.fixture(scope="module")
 def shared_pods(shared_redis: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Process]]:
     url, directory = f"redis://127.0.0.1:{shared_redis.port}", tmp_path_factory.mktemp("pods")
-    with pannier(url, directory, "--admit-after", "1") as one, pannier(url, directory, "--admit-after", "1") as other:
+    with pannier(url, directory, "--admit-after", "1", bus=True) as one, pannier(url, directory, "--admit-after", "1", bus=True) as other:
         yield one, other
 
 

@@ -609,10 +609,13 @@ class TestReadAgain:
                 house.proxy.signal(signal.SIGHUP)
             until(lambda: "the old rules stay in force" in house.proxy.output, "it is said")
             assert "rules #1.l1_ttl: 'soon' is not a duration; give one such as 500ms" in house.proxy.output
+            assert b"pannier_rules_status:" in (said := wire.ask("INFO", "sidecar")) and b"'soon' is not a duration" in said
             assert house.shown() == [b"first", b"*"]
             assert wire.ask("PING") == b"+PONG\r\n"
             house.replace('[[rules]]\nmatch = "mended"\n')
             house.until(b"mended")
+            said = wire.ask("INFO", "sidecar")
+            assert b"pannier_rules_status:in force\r\n" in said and b"pannier_rules_reloads:1\r\n" in said
 
     def test_a_config_map_is_followed(self, any_redis_binary: str, directory: Path) -> None:
         """Kubernetes swaps the link `..data`; the file itself stays the link it is."""
