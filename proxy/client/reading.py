@@ -115,6 +115,8 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
             _revive(session, [part])
         if _found(session, part) or _join(session, part):
             return True
+        if session.shelf.tier.governor.until and refilling.take_turn(session, frame, part):
+            return True
     if session.clients.tier is None or session.link is not session.home:
         return False
     shelf = session.shelf

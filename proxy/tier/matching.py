@@ -31,18 +31,25 @@ def drop_matching(tier: Tier, pattern: re.Pattern[bytes], prefix: bytes) -> Iter
 
 
 def _slices(shelf: Shelf) -> Iterator[list[bytes]]:
-    """What every table keeps, by and by; what an earlier table keeps as well has been looked at, or is newer.
+    """What every table keeps, or the ghost tracks, by and by; what an earlier table keeps as well has been
+    looked at, or is newer.
 
     Parts are let go as they are handed out: all at the end would take long to free.
     """
     earlier: list[dict[bytes, bytes]] = []
     for table in list(shelf.tables.values()):
-        parts = list(table.replies)
-        while parts:
-            some = parts[-SLICE:]
-            del parts[-SLICE:]
+        for some in _piecemeal(list(table.replies)):
             yield [part for part in some if not any(part in replies for replies in earlier)]
         earlier.append(table.replies)
+    if shelf.ghost is not None:
+        yield from _piecemeal(list(shelf.ghost))
+
+
+def _piecemeal(parts: list[bytes]) -> Iterator[list[bytes]]:
+    while parts:
+        some = parts[-SLICE:]
+        del parts[-SLICE:]
+        yield some
 
 
 def _taint(shelf: Shelf, pattern: re.Pattern[bytes]) -> None:

@@ -431,7 +431,8 @@ class Shelf:
             if protocol == 3:
                 kept += self._keep(table, read.part, reply)
             elif read.shape is not None:
-                kept += self._keep(table, read.part, downgrade(reply, read.shape))
+                # An object of its own, even for a null: it tells this fill from one before or after it.
+                kept += self._keep(table, read.part, b"%b" % downgrade(reply, read.shape))
         return kept
 
     def replay(self) -> None:
