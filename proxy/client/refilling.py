@@ -57,7 +57,7 @@ def admit(shelf: Shelf, wanted: Read) -> str | None:
     return place if governor.enter(place, shelf.judge(wanted).rule.max_fetches) else None
 
 
-def take_turn(session: Session, data: bytes, part: bytes) -> bool:
+def take_turn(session: Session, part: bytes) -> bool:
     """Deal with a single read that is not in memory, while the governor governs; False: it does not."""
     shelf = session.shelf
     wanted = shelf.rules.read(part)
@@ -69,7 +69,7 @@ def take_turn(session: Session, data: bytes, part: bytes) -> bool:
     shelf.account.misses += 1
     session.commands += 1
     session.expect(1)
-    turn = _Turn(session, wanted, label(shelf, wanted), shelf.admits(part), data)
+    turn = _Turn(session, wanted, label(shelf, wanted), shelf.admits(part))
     governor = shelf.tier.governor
     if place is None:
         governor.wait(turn.place, turn)
@@ -82,14 +82,13 @@ def take_turn(session: Session, data: bytes, part: bytes) -> bool:
 class _Turn:
     """A read that may have to wait for its turn."""
 
-    __slots__ = ("_admitted", "_data", "_session", "_wanted", "place")
+    __slots__ = ("_admitted", "_session", "_wanted", "place")
 
-    def __init__(self, session: Session, wanted: Read, place: str, admitted: bool, data: bytes) -> None:
+    def __init__(self, session: Session, wanted: Read, place: str, admitted: bool) -> None:
         self.place = place
         self._session = session
         self._wanted = wanted
         self._admitted = admitted
-        self._data = data
 
     def __call__(self) -> bool:
         """Go on, having waited; whether a place is taken."""
@@ -124,7 +123,7 @@ class _Turn:
             launch(flight, session.home)
         else:
             passed = _Passed(session, self._wanted.shape, shelf.tier.governor, self.place)
-            session.home.submit(passed, 1, session.real(1, self._data))
+            session.home.submit(passed, 1, self._wanted.request)
 
 
 class _Passed(Whole):

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 import hiredis
 import pytest
 
+from proxy.client.refilling import refresh
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError
 from proxy.tier.governor import MANY
+from proxy.tier.policy import CacheRule, Defaults, Policy
 from tests.client.linked import Client, Connection, turn
 from tests.tier.racing import Race, push
 
@@ -105,6 +107,26 @@ class TestAClass:
             client.feed(R("GET", name))
         await turn()
         assert asked(race.home(clients[0])) == [b"ns:a:1", b"ns:a:2", b"ns:b:1"]
+
+    @pytest.mark.parametrize("tracking", ["default", "bcast"])
+    async def test_in_a_namespace_asks_for_the_real_keys(self, monkeypatch: pytest.MonkeyPatch, tracking: str) -> None:
+        """Not kept at their first read, and not all of them such as are recognised unparsed."""
+        race = await made(monkeypatch, limit=1, admit_after=2, tracking=tracking)
+        clients = [await race.ready(namespace="ns", protocol=2 + n % 2) for n in range(4)]
+        race.redis.direct("SET", "ns:k:1", "own")
+        race.redis.direct("HSET", "ns:k:2", "f", "v")
+        govern(race)
+        for client, words in zip(clients, (("GET", "k:1"), ("HGET", "k:2", "f"), ("EXISTS", "k:1", "k:2", "k:3"), ("HGETALL", "k:2")), strict=True):
+            client.feed(R(*words))
+        await race.settle()
+        assert [client.take() for client in clients] == [bulk("own"), bulk("v"), b":2\r\n", b"%1\r\n" + bulk("f") + bulk("v")]
+        idle(race)
+        await race.close()
+
+    async def test_by_its_rules_limit(self, race: Race) -> None:
+        race.tier.obey(Policy((CacheRule((b"k:*",), max_fetches=1),), Defaults(300.0, 1 << 20)))
+        clients = await all_at_once(race, 3)
+        assert asked(race.home(clients[0])) == [b"k:0"]
 
     async def test_is_free_again_when_the_time_is_over(self, race: Race) -> None:
         clients = await all_at_once(race, 4)
@@ -379,9 +401,6 @@ class TestALostLink:
 
 class TestAheadOfTime:
     async def test_an_invalidation_in_between_wins(self, race: Race) -> None:
-        from proxy.client.refilling import refresh
-        from proxy.tier.policy import CacheRule, Defaults, Policy
-
         race.tier.obey(Policy((CacheRule((b"k:*",), refresh_ahead=2.0, l1_ttl=10.0, jitter=0.0),), Defaults(300.0, 1 << 20)))
         client = await race.ready()
         await race.ask(client, "GET", "k:1")

@@ -77,3 +77,16 @@ def test_an_invalidation_wins_over_what_is_fetched(redis: Process, directory: Pa
             return number(proxy, "tier_fills") > fills + 500
 
         until(again, "it has been fetched many times", 30.0)
+
+
+def test_explain_shows_about_how_often_a_key_was_hit_lately(redis: Process, directory: Path) -> None:
+    options = begin(redis, directory, "300s", "1s")
+    with pannier(f"redis://127.0.0.1:{redis.port}", directory, *options) as proxy, Wire(proxy.port, 3) as wire:
+        for name, reads in (("cold:1", 1), ("hot:1", 401)):
+            for _ in range(reads):
+                wire.ask("GET", name)
+        shown = {name: wire.line(f"SIDECAR EXPLAIN {name}") for name in ("cold:1", "hot:1", "never:1")}
+        assert b"$11\r\nhits_lately\r\n:" not in shown["never:1"]
+        counts = {name: int(shown[name].partition(b"hits_lately\r\n:")[2].partition(b"\r\n")[0]) for name in ("cold:1", "hot:1")}
+        # One in 17 hits is logged and stands for the others.
+        assert counts["cold:1"] == 0 and 400 - 17 <= counts["hot:1"] <= 400 + 17
