@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _STEP = 0.125
 """To this many seconds the time is rounded down at which an entry is fetched anew."""
+_ROUNDING = 1 / 8
+"""A deadline may come sooner by somewhat less than this part of the time there is."""
 _SPARE = 4096
 """Notes of entries that are gone, beside twice as many as there are entries, before they are swept out."""
 COST = 400
@@ -69,11 +71,10 @@ class Tending:
     def landed(self, part: bytes, ruling: Ruling, ends: float, until: float) -> None:
         """Take note of what has been fetched."""
         self.forget(part)
-        # What ends with its key cannot be kept for longer by asking again. Where more is to be ahead than is
-        # left, half of it is: or it would be fetched all the time.
-        again = float("inf")
-        if ruling.refresh_ahead and until < ends:
-            left = until - self._shelf.tier.clock()
+        # What ends with its key, but for rounding, cannot be kept for longer by asking again. Where more is to
+        # be ahead than is left, half of it is: or it would be fetched all the time.
+        again, left = float("inf"), until - self._shelf.tier.clock()
+        if ruling.refresh_ahead and ends - until > left * _ROUNDING:
             again = (until - min(ruling.refresh_ahead, left / 2)) // _STEP * _STEP
         self.known[part] = Tended(ruling, ends, until, again, until)
         self._charge(COST)

@@ -12,7 +12,7 @@ from proxy.client.refilling import refresh
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError
 from proxy.tier.governor import MANY
-from proxy.tier.policy import CacheRule, Defaults, Policy
+from proxy.tier.policy import CacheRule, Defaults, Policy, Serve
 from tests.client.linked import Client, Connection, turn
 from tests.tier.racing import Race, push
 
@@ -329,6 +329,17 @@ class TestPipelinesAndMget:
         assert len(race.shelf(other).flights) == LIMIT
         await race.settle()
         assert race.tier.entries == LIMIT and clients[0].take() == bulk("v0")
+        idle(race)
+
+
+    async def test_take_no_place_for_what_is_not_kept_at_all(self, race: Race) -> None:
+        race.tier.obey(Policy((CacheRule((b"k:*",), Serve.OFF),), Defaults(300.0, 1 << 20)))
+        client = await race.ready()
+        govern(race)
+        for _ in range(3):
+            client.feed(b"".join(R("GET", f"k:{n}") for n in range(10, 20)))
+            await race.settle()
+        assert client.take() == b"".join(bulk(f"v{n}") for n in range(10, 20)) * 3
         idle(race)
 
 
