@@ -71,8 +71,8 @@ class Tending:
     def landed(self, part: bytes, ruling: Ruling, ends: float, until: float) -> None:
         """Take note of what has been fetched."""
         self.forget(part)
-        # What ends with its key, but for rounding, cannot be kept for longer by asking again. Where more is to
-        # be ahead than is left, half of it is: or it would be fetched all the time.
+        # What ends with its key, but for rounding, cannot be kept for longer by asking again. Where more is
+        # to be ahead than is left, half of it is: or it would be fetched all the time.
         again, left = float("inf"), until - self._shelf.tier.clock()
         if ruling.refresh_ahead and ends - until > left * _ROUNDING:
             again = (until - min(ruling.refresh_ahead, left / 2)) // _STEP * _STEP
