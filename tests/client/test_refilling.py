@@ -198,6 +198,27 @@ class TestWhoWaits:
         idle(race)
         await race.close()
 
+    async def test_is_not_answered_by_what_nobody_vouches_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Redis has been silent for too long when its turn comes."""
+        race = await made(monkeypatch, limit=1)
+        clients = [await race.ready() for _ in range(4)]
+        home = race.home(clients[0])
+        govern(race)
+        for client, words in zip(clients, (("GET", "k:1"), ("GET", "k:5"), ("GET", "k:2"), ("MGET", "k:2")), strict=True):
+            client.feed(R(*words))
+        await race.run(home)
+        await race.deliver(home)
+        assert race.shelf(clients[0]).table(2).find(R("GET", "k:2")[1:]) == bulk("v2")
+        await race.run(home)
+        race.clock.now += 10.0
+        race.redis.data[0][b"k:2"] = b"new"
+        await race.deliver(home)
+        assert not clients[2].take()
+        await race.settle()
+        assert clients[2].take() == bulk("new")
+        idle(race)
+        await race.close()
+
     async def test_and_leaves_is_passed_by(self, race: Race) -> None:
         clients = await all_at_once(race, 6)
         for gone in clients[2:5]:
