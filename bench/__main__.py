@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import cpu, idle, memory, stalls
+from bench import cpu, idle, memory, stalls, warming
 from bench.figures import Result
 from bench.load import Generator, find_generator
 from bench.progress import Progress
@@ -187,8 +187,10 @@ def collect(options: Options, result: Result, stable: Stable, generator: Generat
             result.failures += failures
         if with_memory and time.monotonic() < deadline:
             progress.begin("memory of the tier")
-            result.memory, failures = memory.measure(stable)
-            result.failures += failures
+            for measure in (memory.measure, warming.measure):
+                figures, failures = measure(stable)
+                result.memory += figures
+                result.failures += failures
             progress.step(MEMORY_STEPS)
         if with_idle and time.monotonic() < deadline:
             progress.begin("idle figures")

@@ -280,3 +280,6 @@ STALL_TIMES, STALL_MORE, STALL_MOST = 2.0, 2.0, 10.0
 OVERHEAD = Quantity("tier_overhead", "overhead an entry: growth less key and value", "bytes", 300.0, "≤")
 GROWTH = Quantity("tier_growth", "growth of resident memory an entry", "bytes")
 COUNTED = Quantity("tier_counted", "what the proxy itself counts an entry", "bytes")
+WARM_SECONDS = Quantity("warm_seconds", "warming the tier at the start", "s", 10.0)
+WARM_CPU = Quantity("warm_cpu", "the proxy's CPU for a key that is warmed", "µs")
+WARM_REDIS_CPU = Quantity("warm_redis_cpu", "Redis' CPU for a key that is warmed", "µs")

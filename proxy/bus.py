@@ -235,8 +235,7 @@ class Bus:
         """Nothing more is heard: what the bus alone keeps true is true no longer."""
         for shelf in self._tier.shelves.values():
             if shelf.mode is Mode.BUS:
-                shelf.heard = shelf.until = 0.0
-                shelf.clear()
+                shelf.bus_lost()
 
     def _begin(self) -> None:
         """A subscription begins: what was said before it has been missed."""

@@ -1,7 +1,7 @@
 """The `pannier` command: flags in, exit status out.
 
 `pannier` runs the sidecar; `pannier config` shows the effective settings and where each came from; `pannier
-invalidate`, `delete` and `sweep` are those of `proxy.control`. The flags
+invalidate`, `delete`, `sweep` and `warm` are those of `proxy.control`. The flags
 are derived from `proxy.settings.OPTIONS`. Nothing heavier than argparse is imported before the sidecar is
 really to run, so that `config` and `--help` answer at once.
 
@@ -28,7 +28,7 @@ from proxy.tenants import KEYS, LIMITS, Tenant
 from proxy.upstream.address import shown
 
 COMMANDS = ("run", "config")
-CONTROL = ("invalidate", "delete", "sweep")
+CONTROL = ("invalidate", "delete", "sweep", "warm")
 """Commands of `proxy.control`, which talk to a running Pannier."""
 
 
@@ -102,10 +102,10 @@ def _parser() -> argparse.ArgumentParser:
         usage="pannier [run | config] [options]",
         description="A sidecar cache proxy in front of Redis. Without any option it serves 127.0.0.1:6380 "
         "from a bundled redis-server.",
-        epilog="Beside these: pannier invalidate, delete and sweep talk to a running Pannier; see pannier "
-        f"delete --help. Every option can also be set by a variable (--max-clients: PANNIER_MAX_CLIENTS) or "
-        f"in the TOML file of --config or {CONFIG_VARIABLE} (max_clients). A flag outranks a variable, a "
-        f"variable the file.",
+        epilog="Beside these: pannier invalidate, delete, sweep and warm talk to a running Pannier; see "
+        "pannier delete --help. Every option can also be set by a variable (--max-clients: "
+        f"PANNIER_MAX_CLIENTS) or in the TOML file of --config or {CONFIG_VARIABLE} (max_clients). A flag "
+        "outranks a variable, a variable the file.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
         allow_abbrev=False,
         add_help=False,
@@ -156,7 +156,10 @@ def _as_toml(settings: Settings, origins: Mapping[str, str]) -> str:
     ]
     # Last: every key after a table's head belongs to the table.
     for rule in settings.rules:
-        lines += ["", "[[rules]]", *show_rule(rule)]
+        # What another file says is shown, but not said twice if this is read as a file.
+        mark = "# " if rule.written.startswith(f"{settings.rules_file}:rules #") else ""
+        shown_rule = [f"[[rules]]  # file {rule.written}", *show_rule(rule)]
+        lines += ["", *[mark + line for line in shown_rule]]
     for tenant in settings.tenants:
         key = toml_key(tenant.name)
         lines += ["", f"[tenants.{key}]  # {origins['tenants']}.{key}", *_tenant_lines(tenant)]
@@ -186,9 +189,14 @@ def _tenant_fields(tenant: Tenant) -> dict[str, Any]:
 def _toml_value(option: Option, value: Any) -> str:
     text = option.kind.show(value)
     if option.kind.many:
-        return json.dumps(text.split(","), ensure_ascii=False)
+        return json.dumps(_items(text), ensure_ascii=False)
     bare = isinstance(value, bool) or (isinstance(value, int) and text.isdigit())
     return text if bare else json.dumps(text, ensure_ascii=False)
+
+
+def _items(text: str) -> list[str]:
+    """What a value of several consists of."""
+    return text.split(",") if text else []
 
 
 def _default(option: Option) -> str:
@@ -201,7 +209,7 @@ def _as_json(settings: Settings, origins: Mapping[str, str]) -> str:
     for option in OPTIONS:
         value = getattr(settings, option.name)
         if not isinstance(value, int | float):
-            value = option.kind.show(value).split(",") if option.kind.many else option.kind.show(value)
+            value = _items(option.kind.show(value)) if option.kind.many else option.kind.show(value)
         unit = option.kind.unit or None
         report[option.name] = {"value": value, "unit": unit, "origin": origins[option.name]}
     report["rules"] = [rule_fields(rule) for rule in settings.rules]

@@ -1,4 +1,4 @@
-"""Commands for people and scheduled jobs: `pannier invalidate`, `delete`, `sweep`.
+"""Commands for people and scheduled jobs: `pannier invalidate`, `delete`, `sweep`, `warm`.
 
 They talk to a running Pannier like any Redis client (redis-py's), so they work from any machine, in the
 namespace that the listener or the user has. Long work shows how far it is on a terminal; Ctrl-C ends it at
@@ -12,23 +12,27 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import redis
 from redis.exceptions import RedisError, ResponseError
 
 from proxy.resp.errors import SettingsError
+from proxy.resp.globs import literal
+from proxy.resp.hotlist import lines_of, words_of
+from proxy.terminal import Line, bar
 from proxy.upstream.address import mask
 
 COMMANDS = {
     "invalidate": "drop from the memory of all Panniers what is kept of keys that match",
     "delete": "delete keys that match from Redis, a page at a time, and from the memory of all Panniers",
     "sweep": "delete keys that match and have no time to live",
+    "warm": "fetch keys that match into the memory of a Pannier",
 }
 DEFAULT = "redis://127.0.0.1:6380/0"
-_EVERY = 0.1
-"""Seconds between two looks of the progress line."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,10 +48,10 @@ def main(argv: Sequence[str]) -> int:
         client = redis.Redis.from_url(arguments.to, socket_connect_timeout=5)
     except ValueError as error:
         raise SettingsError(f"--to: {mask(arguments.to)!r} is no address of a Pannier ({error})") from None
-    work = _Work(client, arguments)
+    work = _WORKS.get(command, _Work)(client, arguments)
     try:
         work.greet()
-        print(work.invalidate() if command == "invalidate" else work.remove())
+        print(work.do())
     except (RedisError, OSError) as error:
         work.line.clear()
         print(f"pannier: {mask(arguments.to)}: {error}", file=sys.stderr)
@@ -58,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         return 130
     finally:
         client.close()
-    return 0
+    return work.status
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -68,7 +72,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "patterns",
         metavar="PATTERN",
-        nargs="+",
+        nargs="*" if command == "warm" else "+",
         help="glob pattern of keys, as for KEYS: 'user:42:*' (quote it)",
     )
     parser.add_argument(
@@ -80,14 +84,23 @@ def _parser(command: str) -> argparse.ArgumentParser:
             "--without-ttl", action="store_true", required=True,
             help="required, so that nobody is surprised: what has a time to live stays",
         )  # fmt: skip
-    if command != "invalidate":
+    if command == "warm":
+        parser.add_argument(
+            "--file",
+            metavar="FILE",
+            help="more of them, one a line: keys, patterns, reads such as HGETALL user:*",
+        )
+        parser.add_argument(
+            "--limit", type=_limit, default=100_000, metavar="N", help="keys at most (default: 100000)"
+        )
+    if command in ("delete", "sweep"):
         parser.add_argument(
             "--dry-run", action="store_true", help="count what would be deleted, delete nothing"
         )
         parser.add_argument(
             "--page", type=_page, default=1000, metavar="N", help="keys looked at in one go (default: 1000)"
         )
-    parser.set_defaults(without_ttl=False)
+    parser.set_defaults(without_ttl=False, page=1000)
     return parser
 
 
@@ -97,29 +110,18 @@ def _page(text: str) -> int:
     return int(text)
 
 
-class _Line:
-    """A line on a terminal that is written over; nothing elsewhere."""
-
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._next = 0.0
-
-    def show(self, text: str) -> None:
-        """Show how far it is."""
-        now = time.monotonic()
-        if self._shown and now >= self._next:
-            self._next = now + _EVERY
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+def _limit(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text[:20]) <= 10_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 10000000")
+    return int(text)
 
 
 class _Work:
+    status = 0
+    """The exit status."""
+
     def __init__(self, client: redis.Redis, arguments: argparse.Namespace) -> None:
-        self.line = _Line()
+        self.line = Line()
         self._client: Any = client
         self._arguments = arguments
         self._looked_at = self._found = 0
@@ -134,13 +136,8 @@ class _Work:
                 raise RedisError("this is no Pannier: it does not know SIDECAR") from None
             raise
 
-    def invalidate(self) -> str:
-        """Drop from memory what matches."""
-        dropped = self._client.execute_command("SIDECAR", "INVALIDATE", "MATCH", *self._arguments.patterns)
-        return f"{dropped} entries dropped here, and what others keep of them"
-
-    def remove(self) -> str:
-        """Delete what matches."""
+    def do(self) -> str:
+        """Delete what matches; what has been done."""
         total = self._client.dbsize()
         for pattern in self._arguments.patterns:
             for page in self._pages(pattern):
@@ -148,9 +145,8 @@ class _Work:
                 if keys and not self._arguments.dry_run:
                     self._client.unlink(*keys)
                 self._found += len(keys)
-                share = min(1.0, self._looked_at / max(1, total * len(self._arguments.patterns)))
-                bar = "#" * round(30 * share)
-                self.line.show(f"[{bar:<30}] {share:4.0%}  {self._found:,} {self._done()}")
+                share = self._looked_at / max(1, total * len(self._arguments.patterns))
+                self.line.show(f"{bar(share)}  {self._found:,} {self._done()}")
             if not self._arguments.dry_run:
                 self._client.execute_command("SIDECAR", "INVALIDATE", "MATCH", pattern)
         self.line.clear()
@@ -163,7 +159,7 @@ class _Work:
     def _done(self) -> str:
         return "would be deleted" if self._arguments.dry_run else "deleted"
 
-    def _pages(self, pattern: str) -> Iterator[list[bytes]]:
+    def _pages(self, pattern: str | bytes) -> Iterator[list[bytes]]:
         cursor = 0
         while True:
             cursor, keys = self._client.scan(cursor, match=pattern, count=self._arguments.page)
@@ -180,3 +176,94 @@ class _Work:
         for key in keys:
             pipeline.ttl(key)
         return [key for key, left in zip(keys, pipeline.execute(), strict=True) if left == -1]
+
+
+class _Invalidation(_Work):
+    def do(self) -> str:
+        """Drop from memory what matches."""
+        dropped = self._client.execute_command("SIDECAR", "INVALIDATE", "MATCH", *self._arguments.patterns)
+        return f"{dropped} entries dropped here, and what others keep of them"
+
+
+class _Warming(_Work):
+    """Keys are found here, page by page, and given to Pannier in batches: so it is known how far it is."""
+
+    def __init__(self, client: redis.Redis, arguments: argparse.Namespace) -> None:
+        super().__init__(client, arguments)
+        self._patterns, self._lines = _wishes(arguments)
+        self._kept = self._of = 0
+        self._failed = 0
+        self._reasons: Counter[str] = Counter()
+
+    def do(self) -> str:
+        """Fetch what matches, and what the file names."""
+        total = max(1, self._client.dbsize()) * len(self._patterns) + len(self._lines)
+        for begin in range(0, len(self._lines), _BATCH):
+            self._warm("LINES", self._lines[begin : begin + _BATCH])
+            self._looked_at += _BATCH
+            self._show(total)
+        for pattern in self._patterns:
+            for page in self._pages(pattern):
+                self._warm("KEYS", page)
+                self._show(total)
+                if self._of >= self._arguments.limit:
+                    break
+        self.line.clear()
+        self.status = 1 if self._failed else 0
+        return self.summary()
+
+    def summary(self) -> str:
+        """How many of how many, and why not all."""
+        taken = time.monotonic() - self._began
+        lines = [f"{self._kept:,} of {self._of:,} keys in {taken:.1f} seconds"]
+        return "\n".join([*lines, *(f"  {n:,}: {why}" for why, n in self._reasons.most_common())])
+
+    def _show(self, total: int) -> None:
+        share = max(self._looked_at / total, self._of / self._arguments.limit)
+        self.line.show(f"{bar(share)}  {self._kept:,} of {self._of:,} keys")
+
+    def _warm(self, how: str, names: Sequence[bytes]) -> None:
+        names = names[: self._arguments.limit - self._of]
+        if not names:
+            return
+        limit = ["LIMIT", self._arguments.limit - self._of] if how == "LINES" else []
+        report = _as_map(self._client.execute_command("SIDECAR", "WARM", how, *names, *limit))
+        self._kept += report[b"warmed"]
+        self._of += report[b"of"]
+        self._failed += report[b"failed"]
+        self._reasons.update({why.decode(): n for why, n in _as_map(report[b"reasons"]).items()})
+
+
+def _wishes(arguments: argparse.Namespace) -> tuple[list[bytes], list[bytes]]:
+    """The patterns to look for, and the lines for the Pannier to make out. Raises SettingsError."""
+    given = [(f"{text!r}", text.encode("utf-8", "surrogateescape")) for text in arguments.patterns]
+    if arguments.file is not None:
+        try:
+            data = Path(arguments.file).read_bytes()
+        except OSError as error:
+            raise SettingsError(
+                f"warm: --file: {arguments.file!r} cannot be read ({error.strerror})"
+            ) from None
+        given += [(f"--file: {arguments.file}:{number}", line) for number, line in lines_of(data)]
+    patterns: list[bytes] = []
+    lines: list[bytes] = []
+    for place, line in given:
+        try:
+            words = words_of(line)
+        except ValueError as error:
+            raise SettingsError(f"warm: {place} {error}") from None
+        alone = len(words) == 1 and literal(words[0]) is None
+        (patterns if alone else lines).append(words[0] if alone else line)
+    if not patterns and not lines:
+        raise SettingsError("warm: nothing to fetch; give a PATTERN, or --file with some lines")
+    return patterns, lines
+
+
+def _as_map(reply: Any) -> dict[bytes, Any]:
+    """A map as RESP3 has it, or the flat list that it is in RESP2."""
+    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+_BATCH = 500
+"""Lines sent at once."""
+_WORKS: dict[str, type[_Work]] = {"invalidate": _Invalidation, "warm": _Warming}

@@ -13,7 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from proxy.kinds import Kind, choice, count, did_you_mean, duration, misfit, share, size, switch, toml_text
+from proxy.kinds import (
+    Kind,
+    choice,
+    count,
+    did_you_mean,
+    duration,
+    misfit,
+    share,
+    show_duration,
+    size,
+    switch,
+    toml_text,
+)
 from proxy.resp.errors import SettingsError
 from proxy.tier.policy import CacheRule, Serve
 from proxy.upstream.address import shown
@@ -33,6 +45,8 @@ def _label() -> Kind[str]:
     return Kind(parse, str, "NAME", "1 to 64 letters, digits or any of `_.:-`")
 
 
+_BARE = re.compile(r"true|false|[0-9]+(\.[0-9]{1,4})?")
+"""Values that TOML gives back as they are without quotes."""
 _YEAR = 365 * 86400
 FIELDS: Mapping[str, tuple[Kind[Any], str, str]] = {
     "mode": (
@@ -98,7 +112,7 @@ def read_rules_file(path: str, written: str) -> tuple[CacheRule, ...]:
         raise SettingsError(
             f"{written}: {shown(path)} cannot be read ({error.strerror}); give a TOML file of rules"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{written}: {shown(path)} is not valid TOML ({error}); mend the file") from None
     for key in table:
         if key != "rules":
@@ -134,7 +148,13 @@ def _read_rule(table: Any, written: str) -> CacheRule:
         for key, (kind, field, _) in FIELDS.items()
         if key in table
     }
-    return CacheRule(_patterns(table, written), **fields)
+    rule = CacheRule(_patterns(table, written), **fields, written=written)
+    if rule.l1_ttl is not None and 0 < rule.l1_ttl <= rule.refresh_ahead:
+        raise SettingsError(
+            f"{written}.refresh_ahead: {shown(str(table['refresh_ahead']))} is not before the end of l1_ttl, "
+            f"{show_duration(rule.l1_ttl)}; give less"
+        )
+    return rule
 
 
 def _patterns(table: Mapping[str, Any], written: str) -> tuple[bytes, ...]:
@@ -173,9 +193,10 @@ def rule_fields(rule: CacheRule) -> dict[str, Any]:
 
 
 def show_rule(rule: CacheRule) -> list[str]:
-    """A rule as lines of TOML."""
+    """A rule as lines of TOML, without the head of its table."""
     lines = []
     for key, value in rule_fields(rule).items():
-        bare = isinstance(value, str) and re.fullmatch(r"true|false|[0-9]+(\.[0-9]+)?", value)
-        lines.append(f"{key} = {value if bare else json.dumps(value, ensure_ascii=False)}")
+        bare = key != "class" and isinstance(value, str) and _BARE.fullmatch(value)
+        quoted = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        lines.append(f"{key} = {value if bare else quoted}")
     return lines

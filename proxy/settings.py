@@ -83,6 +83,8 @@ def _parse_channel(text: str) -> str:
 def _parse_file(text: str) -> str:
     if "\0" in text:
         raise ValueError(f"{shown(text)} is no path of a file; give one without a zero byte")
+    if _IS_ADDRESS(text.strip()):
+        raise ValueError(f"{shown(text)} is the address of a server; give the path of a file")
     return text
 
 
@@ -91,6 +93,22 @@ _LONGEST_CHANNEL = 128
 CHANNEL: Kind[str] = Kind(
     _parse_channel, str, "NAME", f"at most {_LONGEST_CHANNEL} bytes of text without white space"
 )
+
+
+def _parse_wishes(text: str) -> tuple[str, ...]:
+    found = tuple(filter(None, (part.strip() for part in text.split(","))))
+    if any(map(_IS_ADDRESS, found)):
+        raise ValueError(f"{shown(text)} is the address of a server; give keys or patterns such as org:*")
+    if any(not part.isprintable() for part in found):
+        raise ValueError(f"{shown(text)} has bytes that cannot be printed; put such names into warm_file")
+    return found
+
+
+WISHES: Kind[tuple[str, ...]] = Kind(
+    _parse_wishes, ",".join, "PATTERN", "keys, patterns such as org:*, or reads such as HGETALL user:*",
+    many=True,
+)  # fmt: skip
+_IS_ADDRESS = re.compile("(rediss?|unix|tcp)://").match
 LISTEN: Kind[tuple[Listen, ...]] = Kind(
     _parse_listen,
     lambda value: ",".join(map(str, value)),
@@ -131,6 +149,7 @@ def option(kind: Kind[T], default: T, group: str, help: str) -> T:
 
 
 WHERE, CLIENTS, REDIS, TIER = "Addresses", "Limits per client", "Redis behind", "Memory tier"
+WARMING = "Warming"
 SPACES, LOG = "Namespaces and tenants", "Logging"
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 
@@ -199,6 +218,21 @@ class Settings:
         duration(0.001, 3600), 2.0, REDIS,
         "Longest pause between attempts: how late a Redis that is back may be noticed.",
     )
+    breaker_failures: int = option(
+        count(0, 1_000_000, "failures"), 3, REDIS,
+        "Failures in a row (attempts to connect, replies not given within upstream_timeout) after which no "
+        "command waits for Redis any more, until a probe is answered. 0: never.",
+    )
+    on_upstream_down: str = option(
+        choice("error", "stale"), "error", TIER,
+        "What reads get while Redis is away. error: an error. stale: what memory holds of them, for "
+        "stale_max, and an error if it holds nothing; all other commands get an error at once.",
+    )
+    stale_max: float = option(
+        duration(0.1, 365 * 86400), 300.0, TIER,
+        "How long after Redis went away its replies are served by on_upstream_down = stale. The entries' own "
+        "TTL and l1_ttl count as well.",
+    )
     tracking: str = option(
         choice("auto", "default", "bcast", "off"), "auto", TIER,
         "How Redis tells of changes (CLIENT TRACKING). auto takes the best that the server grants: default, "
@@ -264,6 +298,41 @@ class Settings:
         duration(0.1, 3600, "never"), 5.0, TIER,
         "How often the lag of invalidations is measured: a key of Pannier's own is set and deleted in one "
         "transaction, so nobody ever sees it.",
+    )
+    warm: tuple[str, ...] = option(
+        WISHES, (), WARMING,
+        "What is fetched into memory at the start: of a key or pattern, what fits its type; of a read, that "
+        "(HGETALL user:*). Commas and the like: in warm_file. See docs/warming.md.",
+    )
+    warm_file: str = option(
+        FILE, "", WARMING,
+        "File with more of these, one a line.",
+    )
+    warm_limit: int = option(
+        count(1, 10_000_000, "keys"), 100_000, WARMING,
+        "Keys fetched for one pattern, for warm_file and for warm_state, at most.",
+    )
+    warm_state: str = option(
+        FILE, "", WARMING,
+        "File in which the hottest reads are kept over a restart (names only): written when Pannier stops "
+        "and now and then before, read at the start.",
+    )
+    warm_state_size: int = option(
+        size(4 * KB, 1 * GB), 8 * MB, WARMING,
+        "How long that file may be.",
+    )
+    warm_timeout: float = option(
+        duration(0.01, 86400, "not at all"), 30.0, WARMING,
+        "How long readiness waits for what is fetched at the start. Clients are served meanwhile.",
+    )
+    refresh_hottest: int = option(
+        count(0, 10_000_000, "keys"), 0, WARMING,
+        "How many of the hottest reads of each key space are fetched again every refresh_interval, so that "
+        "nobody waits when they expire. 0: none.",
+    )
+    refresh_interval: float = option(
+        duration(0.1, 86400), 900.0, WARMING,
+        "How often that is. It helps where it is shorter than l1_ttl.",
     )
     namespace: str = option(
         NAMESPACE, "", SPACES,
@@ -403,7 +472,7 @@ def _read_toml(flag: str, path: str) -> dict[str, Any]:
         table = tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
         raise SettingsError(f"{flag}: {path!r} cannot be read ({error.strerror}); give a TOML file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{flag}: {path!r} is not valid TOML ({error}); mend the file") from None
     for key in table:
         if key not in BY_NAME and key not in ("rules", "tenants"):

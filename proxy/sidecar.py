@@ -23,6 +23,7 @@ from proxy import __version__
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.explaining import rule_fields
+from proxy.client.health import outage_fields, status
 from proxy.client.spaces import Space
 from proxy.kinds import show_size
 from proxy.reload import Load, Reloader
@@ -44,6 +45,7 @@ from proxy.upstream.link import Connector, Identity, LinkKey
 from proxy.upstream.pool import LinkPool
 from proxy.upstream.shared import Care, LinkState, SharedLink
 from proxy.upstream.sockets import tls_context
+from proxy.warming import Warming
 
 if TYPE_CHECKING:
     from proxy.bus import Bus
@@ -112,13 +114,20 @@ class Sidecar:
         backoff = (settings.reconnect_min, settings.reconnect_max)
         self.tier = _tier(settings, self.table)
         self.links = LinkPool(
-            connector, dispatcher, settings.upstream_timeout, backoff, self._care, self._closed
+            connector,
+            dispatcher,
+            settings.upstream_timeout,
+            backoff,
+            self._care,
+            self._closed,
+            settings.breaker_failures,
         )
         identity = Identity(_bytes(upstream.username), _bytes(upstream.password))
         self.clients = Clients(
             settings, self.links, dispatcher, identity, upstream.db, self.info, self.tier, self.stats
         )
         self.obey(settings)
+        self.warming = Warming(settings, self.clients)
         self.reloader: Reloader | None = None
         """What reads the rules again."""
         self.bus: Bus | None = None
@@ -155,6 +164,7 @@ class Sidecar:
                 prefix = self.clients.spaces.start.prefix
                 self._canary = Canary(self.links, main, self.settings.canary_interval, timeout, prefix)
                 canary = loop.create_task(self._canary.run())
+            self.warming.start(self.bus)
             yield
         finally:
             for server in servers:
@@ -166,6 +176,7 @@ class Sidecar:
                 # redis-py swallows a cancellation that comes while it connects.
                 listener.cancel()
                 await asyncio.wait([listener], timeout=0.05)
+            await self.warming.close()
             await self.clients.close()
             await self.links.close()
             for listen in self.settings.listen[: len(servers)]:
@@ -175,7 +186,9 @@ class Sidecar:
 
     def obey(self, settings: Settings) -> None:
         """Put the cache rules and the mode of some settings in force."""
-        limits = Defaults(settings.l1_ttl, settings.max_value_size, Serve[settings.mode.upper()])
+        stale = settings.stale_max if settings.on_upstream_down == "stale" else 0.0
+        ceiling = Serve[settings.mode.upper()]
+        limits = Defaults(settings.l1_ttl, settings.max_value_size, ceiling, stale)
         self.clients.obey(Policy(settings.rules, limits))
 
     async def first_contact(self) -> None:
@@ -195,6 +208,8 @@ class Sidecar:
         lines = [f"pannier {__version__} serves {listening}", f"  upstream   {self._behind(link)}"]
         lines += [f"  {line}" for line in self._key_spaces()]
         lines.append(f"  memory     {self._memory(link)}")
+        if warming := self.warming.banner():
+            lines.append(f"  warming    {warming}")
         if self.bundled:
             lines.append(
                 "  note       the bundled redis-server keeps nothing: give --upstream for a real one"
@@ -217,7 +232,7 @@ class Sidecar:
             "pannier_listening": ",".join(self.addresses),
             "pannier_upstream": self.upstream.redacted,
             "pannier_upstream_version": self._version(link),
-            "pannier_upstream_status": _status(link),
+            "pannier_upstream_status": status(link),
             "pannier_upstream_reconnects": sum(shared.reconnects for shared in links.shared.values()),
             "pannier_connected_clients": len(clients.sessions),
             "pannier_max_clients": self.settings.max_clients,
@@ -250,7 +265,8 @@ class Sidecar:
         ladder = LADDERS[self.settings.tracking]
         if self.settings.broadcast == "writes":
             ladder = (*ladder, Mode.BUS)
-        return Care(shelf, ladder, heartbeat, settle, settle_run, space.prefix)
+        away_after = self.settings.coherence_timeout if self.settings.on_upstream_down == "stale" else 0.0
+        return Care(shelf, ladder, heartbeat, settle, settle_run, space.prefix, away_after)
 
     def _closed(self, key: LinkKey) -> None:
         if self.tier is not None:
@@ -259,13 +275,14 @@ class Sidecar:
     def stats(self, space: Space) -> dict[str, object]:
         """What the memory tier holds and does, by name: all of it, or for a namespace."""
         tier, links = self.tier, self.links.shared
+        leases = self.clients.leases.figures(space)
         link = links.get(self._main)
         if space.namespace is not None:
             link = next(
                 (link for key, link in links.items() if key.space == space.name and link.tracking), None
             )
         if tier is None or link is None or link.tracking is None:
-            return {"tracking": "off", "tracking_reason": "switched off"} | _counted(space)
+            return {"tracking": "off", "tracking_reason": "switched off", **leases} | _counted(space)
         shelf = tier.shelves.get(link.key)
         trouble = shelf.trouble if shelf is not None else ""
         accounts = (
@@ -274,10 +291,14 @@ class Sidecar:
         fields: dict[str, object] = {
             "tracking": "off" if trouble else link.tracking.mode.label,
             "tracking_reason": trouble or link.tracking.reason,
+            **outage_fields(self.clients, space),
             **_tier_fields(accounts),
             **rule_fields(tier, accounts, self.clients.verifier),
+            **leases,
             **_counted(space),
         }
+        if space.namespace is None or space is self.warming.space:
+            fields |= self.warming.fields()
         if self.bus is not None and space.namespace is None:
             fields |= _bus_fields(self.bus)
         if self._canary is not None:
@@ -424,6 +445,7 @@ def _tier(settings: Settings, table: CommandTable) -> Tier | None:
         coherence_timeout=settings.coherence_timeout,
         admit_after=settings.admit_after,
         refill_limit=settings.refill_limit,
+        stale_max=settings.stale_max if settings.on_upstream_down == "stale" else 0.0,
     )
     tier = Tier(limits, Rules(table))
     if settings.verify:
@@ -464,6 +486,7 @@ def _tier_fields(accounts: list[Account]) -> dict[str, object]:
     return {
         "tier_hits": hits,
         "tier_misses": misses,
+        "tier_stale_hits": total("stale_hits"),
         "tier_hit_rate": f"{hits / (hits + misses) if hits + misses else 0:.4f}",
         "tier_coalesced": total("coalesced"),
         "tier_passed": total("passed"),
@@ -503,12 +526,6 @@ def _in_short(space: Space) -> str:
     if space.bucket is not None:
         fields["refused"] = space.refused
     return ",".join(f"{name}={value}" for name, value in fields.items())
-
-
-def _status(link: SharedLink | None) -> str:
-    if link is None:
-        return "closed"
-    return {LinkState.READY: "up", LinkState.FULL: "up"}.get(link.state, link.state.name.lower())
 
 
 def _address(name: tuple[str, int]) -> str:

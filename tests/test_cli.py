@@ -60,11 +60,15 @@ class TestConfig:
             "listen": ["*:1", "[::1]:2"],
             "max_clients": 5,
             "max_entries": 1_000_000,
+            "breaker_failures": 3,
             "admit_after": 2,
             "refill_limit": 64,
             "verify_demote": 0,
             "reconnect_max": "3s",
             "namespace_channels": False,
+            "warm": [],
+            "warm_limit": 100_000,
+            "refresh_hottest": 0,
         }
         origins = {line.split()[0]: line.partition("  # ")[2].strip() for line in run.stdout.splitlines()}
         assert origins["upstream"] == "environment REDIS_URL"

@@ -1,7 +1,11 @@
-"""`pannier invalidate`, `delete`, `sweep`: what they do, say, and how they end."""
+"""`pannier invalidate`, `delete`, `sweep`, `warm`: what they do, say, and how they end."""
 
 from __future__ import annotations
 
+import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -53,6 +57,45 @@ class TestTheyDo:
         assert done.returncode == 0 and done.stdout.startswith("2 keys deleted in ")
         assert sorted(raw.keys()) == [b"exec:3", b"other"]
 
+    def test_warm(self, proxy: Process, redis: Process, directory: Path) -> None:
+        raw = Redis(port=redis.port)
+        raw.mset({f"org:{n}": n for n in range(2500)} | {"a b": 1, "big": "x" * (2 << 20)})
+        raw.hset("user:1", "f", "v")
+        raw.xadd("org:stream", {"a": 1})
+        client = Redis(port=proxy.port)
+        client.execute_command("SIDECAR", "FLUSH")
+        done = run("warm", "org:*", *to(proxy))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.fullmatch(
+            r"2,500 of 2,501 keys in \d+\.\d seconds\n  1: no request is known for the type stream\n", done.stdout
+        )
+        before = client.info("sidecar")["pannier_tier_misses"]
+        assert client.get("org:2499") == b"2499" and client.info("sidecar")["pannier_tier_misses"] == before
+        limited = run("warm", "org:*", "--limit", "1200", *to(proxy)).stdout
+        assert re.match(r"1,(200|199) of 1,200 keys in ", limited), "whether the stream was among them or not"
+        path = directory / "keys"
+        path.write_text('# some\n"a b"\nHGETALL user:*\norg:1?\nbig\nnosuch\n')
+        done = run("warm", "org:7", "--file", str(path), *to(proxy))
+        assert done.stdout.startswith("13 of 15 keys in ") and sorted(done.stdout.splitlines()[1:]) == ["  1: no such key", "  1: too long"]
+        done = run("warm", "LRANGE user:1 0 -1", *to(proxy))
+        assert done.returncode == 1 and "0 of 1 keys" in done.stdout and "  1: WRONGTYPE" in done.stdout
+
+    def test_warm_shows_how_far_it_is_on_a_terminal(self, proxy: Process, redis: Process) -> None:
+        Redis(port=redis.port).mset({f"org:{n}": n for n in range(5000)})
+        command = [sys.executable, "-m", "proxy", "warm", "org:*", *to(proxy)]
+        parent, child = pty.openpty()
+        try:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=child, cwd=ROOT) as work:
+                said = b""
+                while work.poll() is None or select.select([parent], [], [], 0)[0]:
+                    if select.select([parent], [], [], 0.05)[0]:
+                        said += os.read(parent, 1 << 16)
+                assert work.stdout is not None and work.stdout.read().startswith(b"5,000 of 5,000 keys")
+        finally:
+            os.close(parent)
+            os.close(child)
+        assert re.search(rb"\[#* *\] +\d+%  [\d,]+ of [\d,]+ keys", said)
+
     def test_in_a_namespace(self, redis: Process, directory: Path) -> None:
         raw = Redis(port=redis.port)
         raw.mset({"a:x": 1, "b:x": 1, "x": 1})
@@ -70,6 +113,11 @@ class TestTheyEnd:
             (["delete", "a*", "--page", "0"], "delete: --page: '0' is no number from 1 to 10000"),
             (["invalidate", "a*", "--to", "nowhere"], "--to: 'nowhere' is no address of a Pannier"),
             (["invalidate", "a*", "--dry-run"], "invalidate: unrecognized arguments: --dry-run"),
+            (["warm"], "warm: nothing to fetch; give a PATTERN, or --file with some lines"),
+            (["warm", "a*", "--limit", "0"], "warm: --limit: '0' is no number from 1 to 10000000"),
+            (["warm", "a*", "--dry-run"], "warm: unrecognized arguments: --dry-run"),
+            (["warm", '"a'], "warm: '\"a' unbalanced quotes"),
+            (["warm", "--file", "/nosuch/keys"], "warm: --file: '/nosuch/keys' cannot be read (No such file"),
         ],
     )
     def test_a_wrong_command_line(
@@ -83,6 +131,22 @@ class TestTheyEnd:
         assert nobody.returncode == 1 and "Connection refused" in nobody.stderr and "secret" not in nobody.stderr
         plain = run("delete", "x", *to(redis))
         assert plain.returncode == 1 and "this is no Pannier" in plain.stderr
+
+    def test_a_line_that_is_refused(self, proxy: Process) -> None:
+        done = run("warm", "SET a b", *to(proxy))
+        assert done.returncode == 1 and "SIDECAR WARM LINES: 'SET a b' asks for 'SET'" in done.stderr
+
+    def test_ctrl_c_ends_warming_and_says_how_far_it_is(self, proxy: Process, redis: Process) -> None:
+        Redis(port=redis.port).mset({f"w:{n}": n for n in range(100_000)})
+        client = Redis(port=proxy.port)
+        client.execute_command("SIDECAR", "FLUSH")
+        command = [sys.executable, "-m", "proxy", "warm", "w:*", *to(proxy)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as work:
+            wait_until(lambda: client.info("sidecar")["pannier_tier_entries"] > 1000)
+            work.send_signal(signal.SIGINT)
+            _, said = work.communicate(timeout=10)
+        assert work.returncode == 130 and "Traceback" not in said
+        assert re.match(r"pannier: stopped; [\d,]+ of [\d,]+ keys in ", said)
 
     def test_ctrl_c_says_what_has_been_done(self, proxy: Process, redis: Process) -> None:
         Redis(port=redis.port).mset({f"k:{n}": 1 for n in range(50_000)})

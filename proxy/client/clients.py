@@ -11,6 +11,7 @@ from typing import Protocol
 
 from proxy.client import refilling
 from proxy.client.dispatch import Dispatcher
+from proxy.client.leases import Leases
 from proxy.client.local import FIRST_ID
 from proxy.client.session import Session
 from proxy.client.spaces import Space, Spaces
@@ -19,7 +20,7 @@ from proxy.client.verifying import Verifier
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace
 from proxy.settings import Settings
-from proxy.tier.policy import Policy
+from proxy.tier.policy import Defaults, Policy
 from proxy.tier.rules import marks
 from proxy.tier.tier import Tier
 from proxy.upstream.link import Identity
@@ -91,9 +92,12 @@ class Clients:
         """Over which other sidecars are told what to forget; None: they are not."""
         self.tells_writes = False
         """Whether they are told of every write."""
+        self.policy = Policy((), Defaults(settings.l1_ttl, settings.max_value_size))
+        """The cache rules in force."""
         self.expires = False
         """Whether rules give SETs a time to live."""
         self.spaces = Spaces(settings, dispatcher, tier)
+        self.leases = Leases(self)
         # Who is here.
         self.sessions: dict[int, Session] = {}
         self.arriving = 0
@@ -156,6 +160,7 @@ class Clients:
 
     def obey(self, policy: Policy) -> None:
         """Put cache rules in force: what is in memory by other rules is dropped."""
+        self.policy = policy
         if self.tier is not None:
             self.tier.obey(policy)
         if policy.expires != self.expires:
@@ -163,8 +168,7 @@ class Clients:
             self.dispatcher.look_at_sets(policy.expires)
             for session in self.sessions.values():
                 session.use_patterns()
-        for space in self.spaces:
-            space.policy = policy if policy.expires else None
+        self.spaces.obey(policy if policy.expires else None)
 
     def admit(self, session: Session) -> bytes:
         """Register a session; the error to refuse it with if there are too many, else nothing."""
@@ -196,6 +200,7 @@ class Clients:
         if self.sessions.pop(session.id, None) is not None:
             session.space.leave(session)
         self.stalled.pop(session, None)
+        self.leases.leave(session)
 
     def tick(self) -> None:
         """Enforce the limits that need a clock."""
@@ -255,15 +260,17 @@ class Clients:
         for session in list(self.sessions.values()):
             session.depart()
         deadline = time.monotonic() + 1
-        while self.sessions and time.monotonic() < deadline:
+        while (self.sessions or self.leases.returns) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         for session in list(self.sessions.values()):
             session.abort("pannier stops")
 
 
 def _may_be_idle(session: Session) -> bool:
-    """Whether a silent client is idle: not if it blocks, listens or is served by a link of its own."""
+    """Whether a silent client is idle: not if it blocks, listens, computes or has a link of its own."""
     pin = session.pin
+    if session in session.clients.leases.held:
+        return False
     if session.state is State.PINNED and pin is not None:
         return pin.transaction and pin.link.idle
     return session.state in (State.RELAY, State.BROKEN)

@@ -53,7 +53,7 @@ LOCAL = {
     "info": "passed on, with a section `# Sidecar` added",
     "quit": "answered after all earlier replies",
     "reset": "sets the session back",
-    "sidecar": "Pannier's own command: BYPASS, STATS, FLUSH, INVALIDATE, DELETE, HELP",
+    "sidecar": "Pannier's own commands, which `SIDECAR HELP` lists",
     "select": "checked by Redis; the session then uses links to that database",
 }
 """Commands in which the sidecar has a hand, and what it does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from proxy.kinds import show_duration, show_size
 from proxy.resp import encode
@@ -52,10 +52,7 @@ def _imagined(shelves: list[Shelf]) -> dict[str, object]:
 
 def rules(session: Session, arguments: list[bytes]) -> bytes:
     """Answer SIDECAR RULES: the rules in force in their order, the defaults last."""
-    tier = session.clients.tier
-    if tier is None:
-        return encode.array([])
-    policy = tier.policy
+    policy = session.clients.policy
     listed = [_listed(ruling) for ruling in (*policy.rulings, policy.default)]
     return encode.array([encode.value(fields, session.protocol) for fields in listed])
 
@@ -84,17 +81,15 @@ def _listed(ruling: Ruling) -> dict[str, Any]:
 async def explain(session: Session, arguments: list[bytes]) -> bytes:
     """Answer SIDECAR EXPLAIN: the rule for a key, what is kept of it, and its time to live at Redis."""
     (key,) = arguments
-    tier, namespace = session.clients.tier, session.space.namespace
-    if tier is None:
-        return encode.error("ERR nothing is kept in memory: there is no tracking (see SIDECAR STATS)")
+    policy, namespace = session.clients.policy, session.space.namespace
     real = key if namespace is None else namespace.prefix + key
-    ruling = tier.policy.ruling(key)
+    ruling = policy.ruling(key)
     fields: dict[str, Any] = {
         "rule": ruling.number or "default",
         "match": ruling.rule.shown if ruling.number else "*",
-        "class": tier.policy.label(key),
+        "class": policy.label(key),
         "mode": ruling.serve.name.lower(),
-        **_kept(session.shelf, real, tier.clock()),
+        **_kept(session, real),
     }
     try:
         milliseconds = await Question().ask(session.home, encode.request("PTTL", real))
@@ -104,8 +99,12 @@ async def explain(session: Session, arguments: list[bytes]) -> bytes:
     return encode.value(fields, session.protocol)
 
 
-def _kept(shelf: Shelf, key: bytes, now: float) -> dict[str, Any]:
+def _kept(session: Session, key: bytes) -> dict[str, Any]:
     """What of a key is kept: by which reads, and for how long."""
+    tier, tracking = session.clients.tier, session.home.tracking
+    if tier is None or tracking is None:
+        return {"cached": "no", "reads": []}
+    shelf, now = cast("Shelf", tracking.keeper), tier.clock()
     (mark,) = marks([key_frame(key)])
     shelf.replay()
     found = shelf.index.get(mark, b"")

@@ -40,7 +40,7 @@ async def dbsize(session: Session, namespace: Namespace) -> bytes:
 
 async def randomkey(session: Session, namespace: Namespace) -> bytes:
     """One of the namespace's keys (Redis docs: RANDOMKEY)."""
-    drawn = await _ask(session.home, *[encode.request("RANDOMKEY")] * _DRAWS)
+    drawn = await ask(session.home, *[encode.request("RANDOMKEY")] * _DRAWS)
     own = [key for key in drawn if isinstance(key, bytes) and key.startswith(namespace.prefix)]
     if not own:
         # Any number is a cursor: Redis takes as many of its bits as its table has.
@@ -76,7 +76,7 @@ async def _flush(session: Session, namespace: Namespace, everywhere: bool, now: 
     links, home = session.clients.links, session.home_key
     databases = {home.database}
     if everywhere:
-        (report,) = await _ask(session.home, encode.request("INFO", "keyspace"))
+        (report,) = await ask(session.home, encode.request("INFO", "keyspace"))
         lines = bytes(report).removeprefix(b"txt:").split(b"\r\n")
         databases.update(int(line[2 : line.index(b":")]) for line in lines if line.startswith(b"db"))
     for database in sorted(databases):
@@ -124,14 +124,14 @@ async def _pages(
     """The keys of a link's database that match, page by page, from a cursor on. Raises UpstreamError."""
     while True:
         scan = encode.request("SCAN", cursor, "MATCH", pattern, "COUNT", page)
-        ((cursor, keys),) = await _ask(link, scan)
+        ((cursor, keys),) = await ask(link, scan)
         if keys:
             yield keys
         if cursor == b"0":
             return
 
 
-async def _ask(link: SharedLink, *requests: bytes) -> list[Any]:
+async def ask(link: SharedLink, *requests: bytes) -> list[Any]:
     """Redis' answers. Raises UpstreamError if one is an error."""
     reader = hiredis.Reader()
     reader.feed(await Question(len(requests)).ask(link, b"".join(requests)))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from proxy.client import homes, keyspace, listing, own
+from proxy.client import homes, keyspace, listing, outage, own
 from proxy.client.dispatch import link_protocol
 from proxy.resp import encode
 from proxy.resp.downgrade import Shape, downgrade
@@ -18,7 +18,7 @@ from proxy.resp.errors import UpstreamRefused
 from proxy.resp.keys import word
 from proxy.upstream.caller import Question
 from proxy.upstream.link import LINK_NAME, Identity, LinkKey
-from proxy.upstream.shared import LinkState, SharedLink
+from proxy.upstream.shared import SharedLink
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
@@ -52,7 +52,7 @@ def answer(session: Session, name: str, arguments: list[bytes]) -> Answer:
 
     The coroutine raises UpstreamError, whose reply then is the answer.
     """
-    if session.identity.user is not None and name.startswith("client|"):
+    if session.identity.user is not None and name.startswith("client|") and not outage.excuses(session, name):
         return _permitted(session, name, arguments)
     return _ANSWERS[name](session, arguments)
 
@@ -127,7 +127,7 @@ async def _say_hello(
     link = await _go_over(session, space, identity, session.database, protocol)
     if name is not None:
         session.name = name
-    hello: dict[Any, Any] = dict(link.wire.hello if link.wire is not None else {})
+    hello: dict[Any, Any] = dict(link.hello)
     hello |= {b"proto": protocol, b"id": session.id}
     return encode.value(hello, protocol)
 
@@ -180,15 +180,16 @@ async def _go_over(
         if identity != session.identity:
             link.retry()  # its credentials have just proved right
         await link.settled()
-        if link.state in (LinkState.DOWN, LinkState.CLOSED):
+        stale = link.serves_stale
+        if link.refusing and not stale:
             if space.identity is not None and isinstance(link.error, UpstreamRefused):
                 raise UpstreamRefused(f"ERR pannier: Redis refuses the tenant's upstream user: {link.error}")
-            raise link.error
+            raise link.refusal
         if link.wire is not None and link.wire.refusal:
             raise UpstreamRefused(link.wire.refusal)
         if protocol == 3 and link.wire is not None and link.wire.protocol != 3:
             raise UpstreamRefused(link.wire.no_resp3)
-        if identity != session.identity or space is not session.space:
+        if not stale and (identity != session.identity or space is not session.space):
             await links.passed(
                 space.prefix
             )  # what the client has seen must not be older in the shelf it comes to
@@ -339,6 +340,8 @@ async def _info_of(session: Session, arguments: list[bytes]) -> bytes:
 async def _info_with_ours(session: Session, arguments: list[bytes]) -> bytes:
     reply = await _info_of(session, arguments)
     kind, _, rest = reply.partition(b"\r\n")
+    if kind.startswith(b"-ERR pannier:"):
+        return encode.text(session.clients.info(session.space), session.protocol)  # Redis is away: ours only
     if kind[:1] not in (b"$", b"="):
         return reply
     theirs = rest[:-2].removeprefix(b"txt:") if kind[:1] == b"=" else rest[:-2]

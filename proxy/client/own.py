@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
-from proxy.client import explaining, homes, keyspace
+from proxy.client import explaining, health, homes, keyspace, leases, warm
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.tier.matching import drop_matching
@@ -33,8 +33,21 @@ RULES
     Show the cache rules in force, in their order, and what was counted under each.
 EXPLAIN <key>
     Show which rule holds for a key, what memory has of it and for how long, and its time to live in Redis.
+LEASE <key> <ttl-ms> [WAIT <ms>] [STALE]
+    Read a key; of all clients that miss it one is told to compute it, the others wait for the value.
+    Replies with HIT and the value, LEASE and a token, STALE and an old value, or WAIT and nil.
+UNLEASE <key> <token>
+    Give a lease back; replies with 1, or 0 if it was not in force any more.
 STATS
     Show what the memory tier holds and does.
+HEALTH
+    Show whether commands can be answered, what of Redis, and why not.
+WARM MATCH <pattern> [<pattern> ...] [LIMIT <n>]
+    Fetch the keys that match into memory; tells how many of how many are there now, and why others are not.
+WARM KEYS <key> [<key> ...]
+    The same for these keys.
+WARM LINES <line> [<line> ...] [LIMIT <n>]
+    The same for lines as in warm_file: "HGETALL user:*".
 HELP
     Print this help.
 """
@@ -127,6 +140,14 @@ def _stats(session: Session, arguments: list[bytes]) -> bytes:
     return encode.value(session.clients.stats(session.space), session.protocol)
 
 
+def _health(session: Session, arguments: list[bytes]) -> bytes:
+    return encode.value(health.judge(session.clients).fields(), session.protocol)
+
+
+def _warm(session: Session, arguments: list[bytes]) -> Answer:
+    return warm.answer(session, arguments)
+
+
 def _help(session: Session, arguments: list[bytes]) -> bytes:
     return encode.array(b"+%b\r\n" % line.encode() for line in _HELP.splitlines())
 
@@ -139,9 +160,13 @@ _SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], Answer]
     "delete": (2, 4, _delete),
     "explain": (1, 1, explaining.explain),
     "flush": (0, 0, _flush),
+    "health": (0, 0, _health),
     "help": (0, 0, _help),
     "invalidate": (1, _MANY, _invalidate),
     "rules": (0, 0, explaining.rules),
+    "lease": (2, 5, leases.lease),
     "stats": (0, 0, _stats),
+    "unlease": (2, 2, leases.unlease),
+    "warm": (2, _MANY, _warm),
 }
 """The least and the greatest number of arguments, and what answers."""

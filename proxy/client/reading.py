@@ -47,6 +47,8 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
     """
     if session.shelf.tending.aside:
         _revive(session, parts)
+        if len(parts) == 1 and _found(session, parts[0]):
+            return len(data)
     if len(parts) == 1:
         return _one(session, data, parts[0])
     if session.find(parts[0]) is None and not _is_read(session, parts[0]):
@@ -263,7 +265,7 @@ def _several(
     n, hits = len(parts), len(parts) - len(missing)
     admitted = session.shelf.admitted(missing)
     account.misses += len(missing)
-    if hits * 2 >= n:
+    if hits * 2 >= n or (hits and session.home.refusing):
         count(session, parts, hits)
         session.commands -= hits
         Mosaic(session, data, parts, replies, missing)
@@ -274,7 +276,7 @@ def _several(
         _send(session, parts, data)
     if admitted:
         _fill(session, list(admitted))
-    if account.evicted and n >= _PIPELINE and hits * _FEW_HITS < n:
+    if account.evicted and n >= _PIPELINE and hits * _FEW_HITS < n and not session.home.refusing:
         session.skip(_SKIPPED)
 
 
@@ -427,9 +429,10 @@ class PartialMget(ForClient):
             lives.append(replies[pos:end])
             pos = end + 2
         if replies[pos] != _STAR:
+            error = replies.splitlines(True)[-1]
             for flight in self._flights.values():
-                flight.shelf.land(flight, b"-", 0.0)
-            session.take(replies[pos:])
+                flight.shelf.land(flight, error, 0.0)
+            session.take(error)  # without a link every line asked for gets one
             return
         missing = dict.fromkeys(
             member for member, reply in zip(self._members, self._replies, strict=True) if reply is None

@@ -268,6 +268,7 @@ class Session(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Take the end of the client's bytes: what it has asked is still answered, unless it blocks."""
         self.eof = True
+        self.clients.leases.hurry(self)
         if self.pin is not None:
             self.pin.leave()
         if self.state is State.CLOSED or not self._owes():
@@ -415,6 +416,9 @@ class Session(asyncio.Protocol):
 
     def run(self, n: int, data: bytes) -> None:
         """Send a run of plain commands (`Dispatcher.patterns`) over the shared link."""
+        if self.link.refusing:
+            self._receive(data)  # one by one: some may be answered all the same
+            return
         tier, space = self.clients.tier, self.space
         keys: Keys = None
         if space.namespace is not None:
@@ -461,6 +465,7 @@ class Session(asyncio.Protocol):
         """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
         self.move(Event.WAIT)
         self.task = asyncio.get_running_loop().create_task(self._answer(work))
+        self.task.add_done_callback(lambda task: work.close())  # should the client leave before it begins
 
     def finish(self) -> None:
         """Close once everything written has been sent."""
@@ -479,6 +484,7 @@ class Session(asyncio.Protocol):
     def depart(self) -> None:
         """Close as soon as what the client has asked is answered; at once if it blocks or listens."""
         self.eof = self.draining = True
+        self.clients.leases.hurry(self)
         self.end_if_done()
 
     @property
@@ -579,6 +585,8 @@ class Session(asyncio.Protocol):
     def _take_relay(self, buf: bytes, pos: int) -> int:
         if not self.pending:
             homes.leave_side(self)
+            if self.skip_chunks and self.link.refusing:
+                homes.settle_in(self, self.home)
         if (
             not self.barred
             and self.discarding is None
@@ -587,7 +595,8 @@ class Session(asyncio.Protocol):
         ):
             if taken := reading.ask_buffer(self, buf, pos):
                 return pos + taken
-            end, n = self._patterns.prefix(buf, pos) if not self._loose else (pos, 0)
+            slow = self._loose or self.link.refusing
+            end, n = self._patterns.prefix(buf, pos) if not slow else (pos, 0)
             if n:
                 self.run(n, buf[pos:end])
                 return end

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.client import admission, homes, reading
+from proxy.client import admission, homes, outage, reading
 from proxy.client.dispatch import link_protocol
 from proxy.client.whole import Aside, Whole
 from proxy.resp import encode
@@ -36,6 +36,9 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
         return True
     touch, keys = space.rules.touch(command, real)
     if touch is Touch.READS and command is not None and reading.read(session, command, frame):
+        return True
+    if session.link.refusing and not session.pending:
+        outage.refuse(session, arguments, frame)
         return True
     if real is not arguments:
         frame = encode.request(*real)

@@ -280,6 +280,7 @@ class Spaces:
         self._settings = settings
         self._dispatcher = dispatcher
         self._tier = tier
+        self._policy: Policy | None = None
         self._named: dict[str, Space] = {}
         self._tenants: dict[str, Space] = {}
         self.start = self._make(settings.namespace)
@@ -292,6 +293,12 @@ class Spaces:
 
     def __iter__(self) -> Iterator[Space]:
         yield from dict.fromkeys([self.start, *self._named.values(), *self._tenants.values()])
+
+    def obey(self, policy: Policy | None) -> None:
+        """Have SETs given a time to live as these rules want it; None: no rule does."""
+        self._policy = policy
+        for space in self:
+            space.policy = policy
 
     def find(self, name: str) -> Space:
         """The space of that name."""
@@ -346,6 +353,7 @@ class Spaces:
         return self._equip(Space(tenant.name, namespace, self._dispatcher, account, tenant, identity))
 
     def _equip(self, space: Space) -> Space:
+        space.policy = self._policy
         space.refuses_auth = self.mode != "passthrough"
         if space.namespace is not None:
             space.scripts = self._settings.namespace_scripts

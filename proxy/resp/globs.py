@@ -12,6 +12,12 @@ from collections.abc import Iterable
 
 LONGEST_PATTERNS = 4096
 """Bytes of patterns that are compiled at once: a few milliseconds at most."""
+_LITERAL = re.compile(rb"(?:[^\\*?\[]|\\.|\\\Z)*", re.S).fullmatch
+
+
+def literal(pattern: bytes) -> bytes | None:
+    """The one name that a pattern matches; None if it may match several."""
+    return re.sub(rb"\\(.)", rb"\1", pattern, flags=re.S) if _LITERAL(pattern) else None
 
 
 def compile_globs(patterns: Iterable[bytes]) -> re.Pattern[bytes]:

@@ -31,25 +31,27 @@ def drop_matching(tier: Tier, pattern: re.Pattern[bytes], prefix: bytes) -> Iter
 
 
 def _slices(shelf: Shelf) -> Iterator[list[bytes]]:
-    """What every table keeps, or the ghost tracks, by and by; what an earlier table keeps as well has been
-    looked at, or is newer.
+    """What is aside now, what every table keeps, and what the ghost tracks, by and by; what an earlier table
+    keeps as well has been looked at, or is newer. What changes places meanwhile is dropped by its keys,
+    wherever it is.
 
     Parts are let go as they are handed out: all at the end would take long to free.
     """
     earlier: list[dict[bytes, bytes]] = []
-    for table in list(shelf.tables.values()):
-        for some in _piecemeal(list(table.replies)):
-            yield [part for part in some if not any(part in replies for replies in earlier)]
-        earlier.append(table.replies)
+    places = [list(shelf.tending.aside), *[list(table.replies) for table in shelf.tables.values()]]
+    for parts, table in zip(places, (None, *shelf.tables.values()), strict=False):
+        while parts:
+            some = parts[-SLICE:]
+            del parts[-SLICE:]
+            left = [part for part in some if not any(part in replies for replies in earlier)]
+            yield [part for part in left if shelf.keeps(part)]
+        if table is not None:
+            earlier.append(table.replies)
     if shelf.ghost is not None:
-        yield from _piecemeal(list(shelf.ghost))
-
-
-def _piecemeal(parts: list[bytes]) -> Iterator[list[bytes]]:
-    while parts:
-        some = parts[-SLICE:]
-        del parts[-SLICE:]
-        yield some
+        tracked = list(shelf.ghost)
+        while tracked:
+            yield tracked[-SLICE:]
+            del tracked[-SLICE:]
 
 
 def _taint(shelf: Shelf, pattern: re.Pattern[bytes]) -> None:

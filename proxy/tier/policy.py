@@ -10,12 +10,14 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proxy.resp.globs import compile_globs
 
 NOTHING = b"_\r\n"
 """RESP3's null: there is no such value."""
+_MOST_MIXED = 1024
+"""Sets of rules that are remembered together: clients choose which keys one read has."""
 
 
 class Serve(enum.IntEnum):
@@ -51,6 +53,8 @@ class CacheRule:
     """Fetches under way at once after much has been dropped."""
     label: str = ""
     """Its `class`."""
+    written: str = field(default="", compare=False)
+    """Where its author wrote it."""
 
     @property
     def shown(self) -> str:
@@ -125,6 +129,11 @@ class Policy:
         """Whether some entries need to be known one by one."""
         self.expires = any(ruling.rule.expire is not None for ruling in self.rulings)
         """Whether some SETs are given a time to live."""
+        times = {ruling.stale_if_error for ruling in (self.default, *self.rulings)}
+        self.stale = max(times)
+        """Seconds for which some entries may serve while Redis cannot be reached."""
+        self.stale_differs = len(times) > 1
+        """Whether others may not, or for less."""
         self.observes = any(ruling.serve is Serve.OBSERVE for ruling in (self.default, *self.rulings))
         self._by_group = [ruling for ruling in self.rulings for _ in ruling.rule.patterns]
         """The ruling of each group of the regular expression."""
@@ -156,6 +165,8 @@ class Policy:
         numbers = frozenset(rulings)
         found = self._several.get(numbers)
         if found is None:
+            if len(self._several) >= _MOST_MIXED:
+                self._several.clear()
             found = self._several[numbers] = self._strictest(list(rulings.values()))
         return found
 
@@ -170,7 +181,7 @@ class Policy:
             stale_while_revalidate=min(ruling.stale_while_revalidate for ruling in rulings),
             stale_if_error=min(ruling.stale_if_error for ruling in rulings),
             refresh_ahead=min(ruling.refresh_ahead for ruling in rulings),
-            max_fetches=min([most for ruling in rulings if (most := ruling.rule.max_fetches)], default=None),
+            max_fetches=min(filter(None, [ruling.rule.max_fetches for ruling in rulings]), default=None),
             label=max(rulings, key=lambda ruling: ruling.number).rule.label,
         )
         strictest = Ruling(min(ruling.number for ruling in rulings), rule, self.limits)

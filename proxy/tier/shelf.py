@@ -7,13 +7,14 @@ of eviction; hits are logged chunk by chunk, only a sample of them while nothing
 replayed into that order when room is needed: counting is exact, recency is not.
 
 Nothing in a shelf outlives `until` unasked: that is the earlier of the next deadline of an entry and the end
-of the time for which the link's last sign of life vouches (the coherence gate).
+of the time for which the link's last sign of life vouches (the coherence gate); or of the time for which
+entries may be served stale (see `tier.stale`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from proxy.resp.downgrade import downgrade
@@ -22,9 +23,10 @@ from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.ghost import Ghost
 from proxy.tier.hot import Hot
-from proxy.tier.policy import Ruling, Serve
+from proxy.tier.policy import NOTHING, Ruling, Serve
 from proxy.tier.rules import Read, key_name, marks
-from proxy.tier.tending import Tending
+from proxy.tier.stale import Staleness
+from proxy.tier.tending import UNAVAILABLE, Tending
 
 if TYPE_CHECKING:
     from proxy.tier.tier import Account, Tier
@@ -127,8 +129,10 @@ class Shelf:
         """Why nothing is kept although Redis tells of changes; empty if something is."""
         self.until = 0.0
         """Monotonic seconds up to which every entry may be served without asking `vouch`."""
-        self.heard = 0.0
-        """When Redis was last asked what it has answered since (monotonic seconds)."""
+        self.waiting = False
+        """Whether Redis owes the answer to a heartbeat; set by the link."""
+        self.stale = Staleness(account)
+        self._heard = 0.0
         self.epoch = 0
         """Counts the connections; what was fetched over one is kept only while that one lasts."""
         self.bytes = 0
@@ -142,9 +146,16 @@ class Shelf:
         """Which parts are read most."""
         self.ghost: Ghost | None = Ghost() if tier.policy.observes else None
         """What memory would have done, where reads are only observed."""
+        self.watched: dict[int, Callable[[bool], object]] = {}
+        """By the marks of keys: what is to hear that they may have changed, whatever is kept of them.
+
+        True: Redis names the key. False: everything was dropped, or the link is lost.
+        """
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
-        self.deadlines = Deadlines(self._keeps, tier.waste)
+        self.deadlines = Deadlines(self.keeps, tier.waste)
+        self.renewed: dict[bytes, float] = {}
+        """The deadlines of parts that were fetched again while they were kept: earlier notes do not count."""
 
     def imagine(self, wanted: bool) -> None:
         """Work out what memory would do, or no longer; nothing is kept when this is called."""
@@ -161,22 +172,90 @@ class Shelf:
             found.hot = self.hot
         return found
 
+    @property
+    def heard(self) -> float:
+        """When Redis was last asked what it has answered since (monotonic seconds); set by the link."""
+        return self._heard
+
+    @heard.setter
+    def heard(self, asked: float) -> None:
+        self._heard = asked
+        if self.stale.since is not None:
+            self.vouch(self.tier.clock())
+
     def vouch(self, now: float) -> bool:
         """Whether entries may be served now; drops those whose time is over."""
-        if self.mode is Mode.OFF or self.tier.policy.limits.ceiling is Serve.OFF:
+        if self.mode is Mode.OFF and not self.stale.broken:
+            return False
+        if self.tier.policy.limits.ceiling is Serve.OFF:
             return False
         due = self.deadlines.over(now)
         if self.tending.known:
             due = [part for part in due if not self.tending.outlives(part, now)]
+        if self.renewed:
+            due = [part for part in due if not self._outlives(part, now)]
         self.account.expired += sum([self._forget(part) for part in due])
-        gate = self.heard + self.tier.limits.coherence_timeout
+        gate = self._gate(now)
         self.until = min(gate, self.deadlines.first(gate))
         return now < self.until
+
+    def _gate(self, now: float) -> float:
+        """Up to when entries may be served as far as their link goes."""
+        gate = self._heard + self.tier.limits.coherence_timeout
+        stale = self.stale
+        if now < gate and not stale.broken:
+            stale.end()
+            return gate
+        if self.waiting and stale.since is None and self.stale_time():
+            self._go_stale(gate)
+        if stale.since is None:
+            return min(gate, now)  # of a broken promise, the gate says nothing
+        gate = stale.since + self.stale_time()
+        if now >= gate and stale.broken:
+            self.clear()
+        return gate
+
+    def _go_stale(self, since: float) -> None:
+        """Let nobody vouch for what is kept, from `since` on; what may not be served so, drop here."""
+        self._close_flights()
+        self.stale.begin(since)
+        if self.tier.policy.stale_differs:
+            self._limit_stale(since)
+        for told in self.watched.values():
+            told(False)
+
+    def stale_time(self) -> float:
+        """Seconds for which entries may be served after their link broke or fell silent; 0: not at all.
+
+        The one place that says so. It bounds the whole shelf; an entry ends earlier by its own deadline.
+        """
+        return self.tier.policy.stale
+
+    def _limit_stale(self, since: float) -> None:
+        """Have entries end as early as their rules want while Redis cannot be reached."""
+        for part in {part for table in self.tables.values() for part in table.replies}:
+            read = self.rules.read(part)
+            seconds = self.judge(read).stale_if_error if read is not None else 0.0
+            if not seconds:
+                self._forget(part)
+            elif seconds < self.stale_time():
+                self.tending.shorten(part, since + seconds)
+                self.renewed.pop(part, None)
+                self.schedule(part, since + seconds)
+
+    def _outlives(self, part: bytes, now: float) -> bool:
+        """Whether a part of which a deadline is over is to stay, as it has been fetched again since."""
+        until = self.renewed.get(part, now)
+        if until > now:
+            self.schedule(part, until)  # its note may have been swept out for the earlier one
+        return until > now
 
     # --- what the link tells (upstream.shared.Keeper)
 
     def link_up(self, mode: Mode) -> None:
         """Begin an epoch: Redis tracks from now on what the link reads."""
+        if self.stale.since is not None:
+            self.forget()
         self.mode = mode
         self.trouble = ""
         self.tier.loose = any(shelf.mode.late for shelf in self.tier.shelves.values())
@@ -186,9 +265,36 @@ class Shelf:
         self.until = 0.0
 
     def link_lost(self) -> None:
-        """Empty the shelf: nobody vouches for it any more."""
+        """Empty the shelf, or let it be stale: nobody vouches for it any more."""
+        now = self.tier.clock()
+        serves = self.mode is not Mode.OFF and self.stale_time() > 0
         self.mode = Mode.OFF
         self.epoch += 1
+        self.until = 0.0
+        if not serves:
+            self.forget()
+            return
+        self._go_stale(min(now, self._heard + self.tier.limits.coherence_timeout))
+        self.stale.broken = True
+
+    def bus_lost(self) -> None:
+        """Hear that the bus, which alone keeps the shelf true, tells of nothing any more.
+
+        Redis itself may well be there, so nothing is served, but what there is stays, to be served stale
+        should the link be lost or fall silent as well. When the bus is heard again, the shelf is emptied.
+        """
+        self.until = 0.0
+        if not self.stale_time():
+            self._heard = 0.0
+            self.clear()
+            return
+        self._heard = min(self._heard, self.tier.clock() - self.tier.limits.coherence_timeout)
+        self._close_flights()
+        self.stale.broken = True
+
+    def forget(self) -> None:
+        """Drop everything that an earlier connection has told of: there is another, or none to come."""
+        self.stale.end()
         self.until = 0.0
         self.clear()
 
@@ -211,8 +317,11 @@ class Shelf:
         """Take an invalidation of some keys (key frames) from Redis."""
         self.account.pushes += 1
         before = self.drops
-        self.drop(marks(keys))
+        found = marks(keys)
+        self.drop(found)
         self.account.invalidated += self.drops - before
+        for key in self.watched.keys() & found if self.watched else ():
+            self.watched[key](True)
 
     def give_in(self, refusal: bytes) -> None:
         """Keep nothing over this connection: Redis does not tell how long keys live."""
@@ -235,13 +344,14 @@ class Shelf:
     def clear(self) -> int:
         """Drop everything; how many entries that were."""
         count, waste = self.entries, self.tier.waste
+        self.stale.broken = False
         for table in self.tables.values():
             waste.take(table.clear())
         for flight in self.flights.values():
             flight.tainted = True
         self.flights.clear()
-        waste.take(self.index, self._several)
-        self.index, self._several = {}, {}
+        waste.take(self.index, self._several, self.renewed)
+        self.index, self._several, self.renewed = {}, {}, {}
         self.deadlines.clear()
         self.tending.clear()
         if self.ghost is not None:
@@ -252,7 +362,16 @@ class Shelf:
         self.drops += count
         if count:
             self.tier.governor.dropped(count, self.tier.clock())
+        for told in self.watched.values():
+            told(False)
         return count
+
+    def _close_flights(self) -> None:
+        """Keep nothing of what is being fetched, and let nobody wait for it who does not yet."""
+        flights, self.flights = self.flights, {}
+        for flight in flights.values():
+            flight.tainted = True
+            self._give_up(flight.read)
 
     def _drop(self, key: int, found: bytes | set[bytes]) -> None:
         for part in (found,) if isinstance(found, bytes) else found:
@@ -268,27 +387,40 @@ class Shelf:
                     self._unlist(other, part)
 
     def _remove(self, part: bytes) -> int:
-        """Take a part's replies out of the tables; how many there were."""
-        aside = self.tending.aside.get(part, ())
-        count = len(self.take_out(part))
+        """Take a part's replies out of the tables, and what is aside of it; how many there were."""
+        if self.renewed:
+            self.renewed.pop(part, None)
         if self.tending.known:
+            aside = len(self.tending.aside.get(part, ()))
+            count = len(self.take_out(part))
             self.tending.forget(part)
-        return count + len(aside)
+            self.drops += aside
+            return count + aside
+        count = size = 0
+        for table in self.tables.values():
+            reply = table.replies.pop(part, None)
+            if reply is not None:
+                size += _size(part, reply)
+                count += 1
+        self._count_out(count, size)
+        return count
+
+    def _count_out(self, count: int, size: int) -> None:
+        self.bytes -= size
+        self.budget.used -= size
+        self.drops += count
+        self.entries -= count
+        self.budget.entries -= count
 
     def take_out(self, part: bytes) -> dict[int, bytes]:
         """Take a part's replies out of the tables, and return them by protocol."""
+        self.renewed.pop(part, None)
         found = {}
         for protocol, table in self.tables.items():
             reply = table.replies.pop(part, None)
             if reply is not None:
                 found[protocol] = reply
-                size = _size(part, reply)
-                self.bytes -= size
-                self.budget.used -= size
-        count = len(found)
-        self.drops += count
-        self.entries -= count
-        self.budget.entries -= count
+        self._count_out(len(found), sum([_size(part, reply) for reply in found.values()]))
         return found
 
     def put_back(self, part: bytes, replies: dict[int, bytes], until: float) -> None:
@@ -323,12 +455,19 @@ class Shelf:
 
     # --- keeping
 
+    def last(self, part: bytes) -> bytes | None:
+        """The last value kept of a read although its time is over, if a rule wants that; of a GET, as clients
+        of either protocol get it."""
+        found = (self.tending.last(part, protocol) for protocol in self.tables)
+        return next((reply for reply in found if reply is not None), None)
+
     def open(self, read: Read) -> Flight | None:
         """Begin to fetch a read; None if it cannot be kept, or is being fetched already."""
         index = self.index
-        if read.part in self.flights:
+        if read.part in self.flights or self.stale.since is not None:
             return None
-        ruling = self.judge(read)
+        policy = self.tier.policy
+        ruling = self.judge(read) if policy.rulings else policy.default
         if ruling.serve is Serve.OFF:
             return None
         keys = marks(read.keys)
@@ -351,8 +490,8 @@ class Shelf:
 
     def judge(self, read: Read) -> Ruling:
         """What the rules say of a read."""
-        policy, size = self.tier.policy, len(self.rules.prefix)
-        return policy.judge([key_name(key)[size:] for key in read.keys]) if policy.rulings else policy.default
+        size = len(self.rules.prefix)
+        return self.tier.policy.judge([key_name(key)[size:] for key in read.keys])
 
     def admits(self, part: bytes) -> bool:
         """Note that a part has been asked for and is not there; whether it may come in."""
@@ -397,16 +536,20 @@ class Shelf:
                 self.drop(marks(flight.read.keys))
             return
         del self.flights[flight.read.part]
-        if self.mode.late:
+        failed = reply.startswith(UNAVAILABLE)
+        again = self.keeps(flight.read.part)
+        if self.mode.late and not failed:
             # The push for a change that this very reply shows may be still to come.
             self._drop_others(flight.read)
         until = self._until(flight, reply, lifetime, absent)
         if flight.ruling.serve is not Serve.CACHE:
             self._imagine(flight, reply, until)
             return
+        if flight.ruling.keeps and not failed:
+            self.tending.heard(flight.read.part, absent or reply == NOTHING, self.tier.clock())
         kept = self._store(flight.read, reply) if until > self.tier.clock() else 0
         if not kept:
-            if not reply.startswith(b"-"):
+            if not failed:
                 self._remove(flight.read.part)  # what a rule kept of it
             self._give_up(flight.read)
             return
@@ -414,6 +557,8 @@ class Shelf:
         flight.ruling.fills += 1
         if flight.ruling.tended:
             self.tending.landed(flight.read.part, flight.ruling, flight.began + lifetime, until)
+        elif again:
+            self.renewed[flight.read.part] = until
         self.schedule(flight.read.part, until)
         if self.budget.full:
             self.budget.make_room()
@@ -483,10 +628,10 @@ class Shelf:
 
     def _give_up(self, read: Read) -> None:
         """Take out of the index what is not kept after all."""
-        if not self._keeps(read.part):
+        if not self.keeps(read.part):
             self._delist(read.part, marks(read.keys))
 
-    def _keeps(self, part: bytes) -> bool:
+    def keeps(self, part: bytes) -> bool:
         """Whether some table has a part, or it is aside, or imagined."""
         if any(part in table.replies for table in self.tables.values()) or part in self.tending.aside:
             return True
@@ -502,6 +647,8 @@ class Shelf:
 
     def evict(self, count: int) -> int:
         """Drop the `count` least recently used replies of the fullest table."""
+        if lapsed := self.tending.yield_room(count):
+            return lapsed
         aside = [part for part, _ in zip(self.tending.aside, range(count), strict=False)]
         if aside:
             return sum([self._forget(part) for part in aside])

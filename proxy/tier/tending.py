@@ -12,6 +12,8 @@ An invalidation ends all of that, unless the key has expired by then.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
+from math import frexp, ldexp
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.tier.policy import Ruling
@@ -19,15 +21,14 @@ from proxy.tier.policy import Ruling
 if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
 
-_STEP = 0.125
-"""To this many seconds the time is rounded down at which an entry is fetched anew."""
-_ROUNDING = 1 / 8
-"""A deadline may come sooner by somewhat less than this part of the time there is."""
 _SPARE = 4096
 """Notes of entries that are gone, beside twice as many as there are entries, before they are swept out."""
 COST = 400
 """Bytes that tending an entry takes: three slots in dicts, a tuple, three floats."""
-_UNAVAILABLE = (b"-LOADING ", b"-BUSY ", b"-MASTERDOWN ", b"-CLUSTERDOWN ", b"-TRYAGAIN ", b"-ERR pannier: ")
+_MOST_LAPSED = 1024
+_MOMENT = 1.0
+"""Seconds for which an entry is back in the table; more, and a fetch that failed would not be repeated."""
+UNAVAILABLE = (b"-LOADING ", b"-BUSY ", b"-MASTERDOWN ", b"-CLUSTERDOWN ", b"-TRYAGAIN ", b"-ERR pannier: ")
 """Errors that say nothing about the key (Redis docs: error codes in its source, `shared` objects)."""
 
 
@@ -42,7 +43,8 @@ class Tended(NamedTuple):
     again: float
     """When it is to be fetched anew, if it is read often."""
     until: float
-    """When it leaves the table; later than `fresh` if it has been brought back."""
+    """The deadline at which it leaves the table (later than `fresh` if it has been brought back) or, aside,
+    is forgotten; earlier ones are of earlier fetches."""
 
     @property
     def last(self) -> float:
@@ -62,20 +64,50 @@ class Tending:
         """By part: in the table or aside."""
         self.aside: dict[bytes, dict[int, bytes]] = {}
         """Their replies by protocol."""
+        self._lapsed: dict[bytes, tuple[dict[int, bytes], float]] = {}
+        """What has expired at Redis, which has said meanwhile that nothing is there: replies, and until when
+        they are what was `last` there."""
         self._ahead: dict[float, dict[bytes, None]] = {}
         """Parts by when they are to be fetched anew; what was dropped since is swept out later."""
         self._notes = 0
         """How many they are."""
         self._shelf = shelf
 
+    def heard(self, part: bytes, nothing: bool, now: float) -> None:
+        """Take in what Redis has: if nothing, what it has let expire is still what was there last."""
+        if not nothing:
+            self._found(part)
+            return
+        tended, replies = self.known.get(part), self.aside.get(part)
+        if tended is None or replies is None or not tended.ends <= now < tended.last:
+            return
+        self.forget(part)
+        for old in list(islice(self._lapsed, 2)):
+            if self._lapsed[old][1] <= now or len(self._lapsed) >= _MOST_LAPSED:
+                self._found(old)
+        self._lapsed[part] = (replies, tended.last)
+        self._charge(_size(part, replies))
+
+    def yield_room(self, most: int) -> int:
+        """Forget some of what was there last and is no more; of how many parts that was."""
+        parts = list(islice(self._lapsed, most))
+        for part in parts:
+            self._found(part)
+        return len(parts)
+
+    def _found(self, part: bytes) -> None:
+        """Forget what was there last."""
+        replies, _ = self._lapsed.pop(part, ({}, 0.0))
+        self._charge(-_size(part, replies))
+
     def landed(self, part: bytes, ruling: Ruling, ends: float, until: float) -> None:
         """Take note of what has been fetched."""
         self.forget(part)
-        # What ends with its key, but for rounding, cannot be kept for longer by asking again. Where more is
-        # to be ahead than is left, half of it is: or it would be fetched all the time.
-        again, left = float("inf"), until - self._shelf.tier.clock()
-        if ruling.refresh_ahead and ends - until > left * _ROUNDING:
-            again = (until - min(ruling.refresh_ahead, left / 2)) // _STEP * _STEP
+        # What ends with its key cannot be kept for longer by asking again; and what ends sooner than that was
+        # asked for just now.
+        ahead, again = ruling.refresh_ahead, float("inf")
+        if ahead and until + ahead <= ends and until - ahead > self._shelf.tier.clock():
+            again = until - ahead
         self.known[part] = Tended(ruling, ends, until, again, until)
         self._charge(COST)
         if again < until:
@@ -100,7 +132,10 @@ class Tending:
             return False
         self.aside[part] = replies
         self._charge(_size(part, replies))
-        self._shelf.schedule(part, tended.last)
+        step = _step(tended.last - now)
+        until = (tended.last // step + 1) * step
+        self.known[part] = tended._replace(until=until)
+        self._shelf.schedule(part, until)
         return True
 
     def lapses(self, part: bytes, now: float) -> bool:
@@ -111,24 +146,43 @@ class Tending:
         return part in self.aside or self._retire(part, tended, now)
 
     def revive(self, parts: Iterable[bytes], now: float) -> list[bytes]:
-        """Bring back into the table what may be served while it is fetched anew; the parts to fetch."""
-        found = []
+        """Bring back into the table what may be served while it is fetched anew; the parts to fetch.
+
+        For a moment: if nothing has come of the fetch by then, the next read has it tried again.
+        """
+        found: list[bytes] = []
         for part in dict.fromkeys(parts):
             if part in self.aside:
                 tended = self.known[part]
-                until = min(tended.ends, tended.fresh + tended.ruling.stale_while_revalidate)
+                until = min(tended.ends, tended.fresh + self._longest(tended), now + _MOMENT)
+                step = _step(until - now)
+                until = until // step * step
                 if now < until:
                     replies = self.aside.pop(part)
                     self._charge(-_size(part, replies))
                     self.known[part] = tended._replace(until=until)
                     self._shelf.put_back(part, replies, until)
                     found.append(part)
+        if found and self._shelf.budget.full:
+            self._shelf.budget.make_room()
         return found
+
+    def _longest(self, tended: Tended) -> float:
+        """How long beyond its time an entry may come back, as things are."""
+        if self._shelf.stale.since is not None:
+            return tended.ruling.stale_if_error
+        return tended.ruling.stale_while_revalidate
+
+    def shorten(self, part: bytes, until: float) -> None:
+        """Have an entry end earlier."""
+        tended = self.known.get(part)
+        if tended is not None and part not in self.aside:
+            self.known[part] = tended._replace(until=min(tended.until, until), fresh=min(tended.fresh, until))
 
     def instead(self, part: bytes, error: bytes, protocol: int) -> bytes | None:
         """What to answer in place of an error of Redis' or of the link's; None: the error."""
         tended = self.known.get(part)
-        if tended is None or not error.startswith(_UNAVAILABLE):
+        if tended is None or not error.startswith(UNAVAILABLE):
             return None
         now = self._shelf.tier.clock()
         if now >= min(tended.ends, tended.fresh + tended.ruling.stale_if_error):
@@ -137,8 +191,12 @@ class Tending:
 
     def last(self, part: bytes, protocol: int) -> bytes | None:
         """What was kept last of a part, if a rule wants it to be known though its time is over."""
+        now = self._shelf.tier.clock()
+        replies, until = self._lapsed.get(part, ({}, 0.0))
+        if now < until:
+            return replies.get(protocol)
         tended = self.known.get(part)
-        if tended is None or self._shelf.tier.clock() >= tended.last:
+        if tended is None or now >= tended.last:
             return None
         return self._reply(part, protocol)
 
@@ -171,7 +229,7 @@ class Tending:
     def clear(self) -> None:
         """Forget everything; the shelf has given back what it was charged."""
         self._shelf.tier.waste.take(self.known, self.aside, *self._ahead.values())
-        self.known, self.aside, self._ahead = {}, {}, {}
+        self.known, self.aside, self._lapsed, self._ahead = {}, {}, {}, {}
         self._notes = 0
 
     def _note(self, part: bytes, again: float) -> None:
@@ -193,6 +251,11 @@ class Tending:
     def _charge(self, size: int) -> None:
         self._shelf.bytes += size
         self._shelf.budget.used += size
+
+
+def _step(seconds: float) -> float:
+    """What deadlines so far ahead are rounded to, so that entries share them: less than a sixteenth."""
+    return ldexp(1.0, max(-10, frexp(max(seconds, 0.0))[1] - 5))
 
 
 def _size(part: bytes, replies: dict[int, bytes]) -> int:

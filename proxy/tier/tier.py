@@ -32,6 +32,8 @@ class Limits:
     admit_after: int
     refill_limit: int = 0
     """Fetches of a class under way at once after much has been dropped; 0: any number."""
+    stale_max: float = 0.0
+    """How long entries may be served after their link broke where no rule says so; 0: not at all."""
 
 
 class Budget:
@@ -91,6 +93,25 @@ class Account:
         """Entries dropped because of a write that passed through here."""
         self.pushes = 0
         """Invalidation messages from Redis."""
+        self._stale_shelves = 0
+        self._stale_hits = self._hits_before = 0
+
+    @property
+    def stale_hits(self) -> int:
+        """Of the hits, those while a shelf of it was stale: the difference between before and after."""
+        return self._stale_hits + (self.hits - self._hits_before if self._stale_shelves else 0)
+
+    def stale_begins(self) -> None:
+        """Hear that one of its shelves is stale."""
+        if not self._stale_shelves:
+            self._hits_before = self.hits
+        self._stale_shelves += 1
+
+    def stale_ends(self) -> None:
+        """Hear that one of its shelves is stale no longer."""
+        self._stale_hits = self.stale_hits
+        self._hits_before = self.hits
+        self._stale_shelves -= 1
 
     @property
     def hits(self) -> int:
@@ -124,7 +145,7 @@ class Tier:
     ) -> None:
         self.limits = limits
         self.clock = clock
-        self.policy = Policy((), Defaults(limits.l1_ttl, limits.max_value_size))
+        self.policy = Policy((), Defaults(limits.l1_ttl, limits.max_value_size, stale=limits.stale_max))
         """The cache rules in force."""
         self.governor = Governor(limits.refill_limit)
         self.stride = STRIDE
@@ -215,6 +236,7 @@ class Tier:
         if shelf is not None:
             self._views.clear()
             shelf.link_lost()
+            shelf.forget()
             shelf.account.shelves.remove(shelf)
 
     def drop(self, keys: Iterable[int], prefix: bytes = b"") -> int:

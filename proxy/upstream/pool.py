@@ -7,9 +7,12 @@ import contextlib
 from collections import deque
 from collections.abc import Callable
 
+from proxy.resp.errors import UpstreamError, UpstreamRefused
+from proxy.upstream.breaker import Breaker
+from proxy.upstream.givingup import Classifier
 from proxy.upstream.link import Connector, Identity, LinkKey, open_link
 from proxy.upstream.pinned import Mode, PinnedLink
-from proxy.upstream.shared import Care, Classifier, LinkState, SharedLink
+from proxy.upstream.shared import Care, LinkState, SharedLink
 
 _IDLE_PINNED = 16
 """Clean pinned links kept for the next client, for each key."""
@@ -33,8 +36,10 @@ class LinkPool:
         backoff: tuple[float, float],
         care: Callable[[LinkKey], Care | None] = lambda key: None,
         closed: Callable[[LinkKey], object] = lambda key: None,
+        breaker_failures: int = 0,
     ) -> None:
         self.connector = connector
+        self.breaker = Breaker(breaker_failures)
         self.shared: dict[LinkKey, SharedLink] = {}
         self.pinned: set[PinnedLink] = set()
         """Every pinned link, lent or idle."""
@@ -52,18 +57,24 @@ class LinkPool:
         link = self.shared.get(key)
         if link is None or link.state is LinkState.CLOSED:
             care = self._care(key)
-            link = self.shared[key] = SharedLink(self.connector, key, self._classifier, self._backoff, care)
+            away = self._away()
+            link = self.shared[key] = SharedLink(
+                self.connector, key, self._classifier, self._backoff, care, self.breaker, away
+            )
         link.users += 1
         return link
 
     def detach(self, link: SharedLink) -> None:
-        """Give a shared link back; one that never worked is closed at once, others when long unused."""
+        """Give a shared link back; one that does not work is closed at once, unless what was read over it can
+        be served stale; others when long unused."""
         link.users -= 1
-        if not link.users and link.state is LinkState.DOWN:
+        if not link.users and link.state is LinkState.DOWN and not link.serves_stale:
             self._close(link)
 
     def idle(self, key: LinkKey) -> PinnedLink | None:
-        """A clean connection at hand, if there is one."""
+        """A clean connection at hand, if there is one; none while Redis is known to be away."""
+        if self.away is not None:
+            return None
         idle = self._idle.get(key)
         while idle:
             link = idle.pop()
@@ -73,10 +84,7 @@ class LinkPool:
 
     async def pin(self, key: LinkKey) -> PinnedLink:
         """A fresh connection for one client. Raises UpstreamError."""
-        link = await open_link(lambda: PinnedLink(self.connector, key), self.connector)
-        link.watch_buffer()
-        self.pinned.add(link)
-        return link
+        return await self._open(key)
 
     async def login(self, credentials: list[bytes], protocol: int) -> Identity:
         """Have Redis check the arguments of an AUTH on a fresh connection. Raises UpstreamError.
@@ -85,11 +93,38 @@ class LinkPool:
         """
         user = credentials[0] if len(credentials) > 1 else None
         key = LinkKey(Identity(user, credentials[-1]), 0, protocol)
-        link = await open_link(lambda: PinnedLink(self.connector, key), self.connector, credentials)
+        self.unpin(await self._open(key, credentials), True)
+        return key.identity
+
+    @property
+    def away(self) -> UpstreamError | None:
+        """Why no client is given a link of its own now, in words for that client; None if one may be."""
+        error = self._away()
+        return self.breaker.explain(error) if error is not None else None
+
+    def _away(self) -> UpstreamError | None:
+        """Why nobody is to wait for a connection: the breaker is open, Redis silent, or so much away that
+        stale entries are served."""
+        if self.breaker.open:
+            return self.breaker.error
+        refusing = [link for link in self.shared.values() if link.refusing]
+        return next((link.error for link in refusing if link.silent or link.serves_stale), None)
+
+    async def _open(self, key: LinkKey, credentials: list[bytes] | None = None) -> PinnedLink:
+        if (away := self.away) is not None:
+            raise away
+        try:
+            link = await open_link(lambda: PinnedLink(self.connector, key), self.connector, credentials)
+        except UpstreamError as error:
+            if isinstance(error, UpstreamRefused):
+                self.breaker.answered()
+            else:
+                self.breaker.failed(error)
+            raise
+        self.breaker.answered()
         link.watch_buffer()
         self.pinned.add(link)
-        self.unpin(link, True)
-        return key.identity
+        return link
 
     def unpin(self, link: PinnedLink, clean: bool) -> None:
         """Take a pinned link back; `clean` if nothing of the client's is left in its connection."""
@@ -112,7 +147,9 @@ class LinkPool:
         self.pinned = {pinned for pinned in self.pinned if not pinned.ended.is_set()}
         for key, link in list(self.shared.items()):
             link.tick(now, self._timeout)
-            if link.users or link.fifo:
+            if self.breaker.open:
+                link.prove()
+            if link.users or link.fifo or link.serves_stale:
                 self._unused_since.pop(key, None)
             elif now - self._unused_since.setdefault(key, now) > _IDLE_SHARED:
                 self._close(link)

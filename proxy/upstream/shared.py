@@ -11,6 +11,10 @@ A `SharedLink` outlives its connections. What `submit` does follows its state, w
       failed └── lost ───┴───────────────────┘          (the first attempt after a loss holds what comes)
         ▼
       DOWN ──up──▶ READY                                 (later attempts refuse it at once)
+
+While the circuit breaker is open there is no CONNECTING: nothing is held. Where stale entries may be served,
+a link on which Redis owes the answer to a heartbeat for too long is SILENT, up to that answer: it refuses
+what comes, but from those who wait for replies already, whose order must hold.
 """
 
 from __future__ import annotations
@@ -21,13 +25,16 @@ import dataclasses
 import enum
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 from proxy.resp.errors import UpstreamError, UpstreamRefused
 from proxy.resp.tracking import Mode
-from proxy.upstream.caller import RUN, Caller, Keys, answer
+from proxy.upstream.breaker import Breaker
+from proxy.upstream.caller import PING, RUN, Caller, Collector, Keys, answer
+from proxy.upstream.givingup import Classifier, Entry, Run, doomed
 from proxy.upstream.link import Connector, LinkKey, open_link
 from proxy.upstream.pacing import Pacer
 from proxy.upstream.tracking import Keeper, Settle, Tracking
@@ -41,22 +48,12 @@ _WRITE_HIGH = 4 * 1024 * 1024
 """Bytes waiting to be sent to Redis above which callers are paused."""
 _NOT_STALLED = (-1, 0.0)
 """Chunks a connection has received, and since when it has been no more: not looked at yet."""
+_PATIENCE = 0.1
+"""Seconds for which commands are held at most after a loss, where stale entries may be served."""
+_FOR_NOW = ("LOADING", "MASTERDOWN", "BUSY", "ERR max number of clients")
+"""How refusals begin that say nothing about who may read."""
 _STEADY = 1.0
 """Seconds a connection must last for the next back-off to start afresh."""
-
-
-class Run(bytes):
-    """The requests of a run whose turn it was when the connection was lost, sent for the second time.
-
-    They may be what Redis cannot bear: lost again in that place, they are given up.
-    """
-
-
-class Classifier(Protocol):
-    """What the link must know about requests, once, when a connection is lost."""
-
-    def repeatable(self, requests: bytes) -> list[tuple[bytes, bool]]:
-        """Split a run into its requests, each with whether repeating it changes nothing."""
 
 
 class LinkState(enum.Enum):
@@ -65,13 +62,12 @@ class LinkState(enum.Enum):
     CONNECTING = enum.auto()
     READY = enum.auto()
     FULL = enum.auto()
+    SILENT = enum.auto()
     DOWN = enum.auto()
     CLOSED = enum.auto()
 
 
 Submit = Callable[..., None]
-Entry = tuple[Caller, int, bytes, Keys]
-"""An entry of the FIFO: whose requests, how many, their bytes, and the keys to settle at the reply."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,10 +83,15 @@ class Care:
     """Takes the requests of a run of which it was not known at sending that its keys might matter."""
     prefix: bytes = b""
     """What all keys begin with that the link reads."""
+    away_after: float = 0.0
+    """Seconds without an answer after which Redis counts as away, and stale entries are served; 0: never."""
 
 
 class SharedLink:
-    """One identity's, database's and protocol's commands on one connection, over reconnections."""
+    """One identity's, database's and protocol's commands on one connection, over reconnections.
+
+    `away`: why nothing is held for the first connection, if Redis is known to be away.
+    """
 
     def __init__(
         self,
@@ -99,6 +100,8 @@ class SharedLink:
         classifier: Classifier,
         backoff: tuple[float, float],
         care: Care | None = None,
+        breaker: Breaker | None = None,
+        away: UpstreamError | None = None,
     ) -> None:
         self.connector = connector
         self.key = key
@@ -118,10 +121,25 @@ class SharedLink:
         self.settle_run = care.settle_run
         self.tracking: Tracking | None = None
         if care.keeper is not None:
-            self.tracking = Tracking(self, care.keeper, care.ladder, care.heartbeat, care.prefix)
+            self.tracking = Tracking(
+                self, care.keeper, care.ladder, care.heartbeat, care.prefix, care.away_after
+            )
         self.wire: Wire | None = None
         self.auth_required = False
         """Whether Redis wanted credentials this link does not have, when it was last connected."""
+        self.hello: dict[bytes, Any] = {}
+        """Redis' answer to HELLO on the latest connection."""
+        self.breaker = breaker or Breaker(0)
+        self.refusing = False
+        """Whether what is submitted is refused (see SILENT for the exception)."""
+        self._away_after = care.away_after
+        self._waiting: set[object] = set()
+        """Who waited for replies when the link fell silent."""
+        self._full = False
+        """Whether Redis does not keep up."""
+        self._up_since = 0.0
+        self._proving = False
+        """Whether a PING is under way that is to close the breaker."""
         self._out: list[bytes] = []
         """Requests of this turn of the loop."""
         self._loop = asyncio.get_running_loop()
@@ -134,6 +152,9 @@ class SharedLink:
         self._hurry = asyncio.Event()
         self._stalled_since = _NOT_STALLED
         self.state = LinkState.CONNECTING
+        if away is not None:
+            self.error = away
+            self._enter(LinkState.DOWN)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def settled(self) -> None:
@@ -143,7 +164,8 @@ class SharedLink:
     def retry(self) -> None:
         """Connect now, if the link is down: there is reason to think that it may work."""
         if self.state is LinkState.DOWN:
-            self._enter(LinkState.CONNECTING)
+            if not self.breaker.open and not self.serves_stale:
+                self._enter(LinkState.CONNECTING)
             self._hurry.set()
 
     async def close(self) -> None:
@@ -163,10 +185,63 @@ class SharedLink:
             return
         if self.tracking is not None:
             self.tracking.tick(now)
-        if not self.fifo or self._stalled_since[0] != self.wire.chunks:
+        progress = self._stalled_since[0] != self.wire.chunks
+        if progress and now - self._up_since > timeout:
+            self.breaker.answered(steady=True)
+        if not self.fifo or progress:
             self._stalled_since = (self.wire.chunks, now)
         elif now - self._stalled_since[1] > timeout:
-            self.wire.drop(f"did not answer within {timeout:g} s", again=False)
+            why = f"did not answer within {timeout:g} s"
+            self.breaker.failed(self.connector.lost(why), silent=True)
+            self.wire.drop(why, again=False)
+
+    def prove(self) -> None:
+        """Ask Redis something, if it is connected: an answer closes the breaker."""
+        if self.wire is not None and self.state is not LinkState.CLOSED and not self._proving:
+            self._proving = True
+            self.ask(_Proof(self), 1, PING)
+
+    def proved(self, reply: bytes) -> None:
+        """Take the answer."""
+        self._proving = False
+        if self.wire is not None and not reply.startswith(b"-ERR pannier"):
+            self.breaker.answered()
+
+    @property
+    def silent(self) -> bool:
+        """Whether Redis owes the answer to a heartbeat for too long."""
+        return self.state is LinkState.SILENT
+
+    @property
+    def serves_stale(self) -> bool:
+        """Whether Redis is away and what was read over the link may be served all the same."""
+        if not (self.refusing and self._away_after and self.tracking is not None):
+            return False
+        return self.tracking.keeper.vouch(time.monotonic())
+
+    @property
+    def refusal(self) -> UpstreamError:
+        """What is answered while the link refuses."""
+        return self.breaker.explain(self.error)
+
+    def fall_silent(self) -> None:
+        """Hear that Redis owes the answer to a heartbeat for too long."""
+        if self.state in (LinkState.READY, LinkState.FULL):
+            self.error = self.connector.lost(f"has not answered for {self._away_after:g} s")
+            log.warning("%s (%s)", _plain(self.error), _describe(self.key))
+            self._waiting = {owner for caller, *_ in self.fifo for owner in caller.owners()}
+            self._enter(LinkState.SILENT)
+
+    def speak(self) -> None:
+        """Hear that Redis has answered a heartbeat in time."""
+        if self.state is LinkState.SILENT:
+            log.info("upstream %s answers again (%s)", self.connector.upstream.redacted, _describe(self.key))
+            self._waiting = set()
+            self._enter(LinkState.FULL if self._full else LinkState.READY)
+
+    def ask(self, caller: Caller, n: int, requests: bytes) -> None:
+        """Send requests of the sidecar's own, silent or not, while there is a connection."""
+        self._send(caller, n, requests)
 
     def skipped(self) -> int:
         """How many bytes of the slice being relayed belong to a string that began in an earlier one."""
@@ -203,12 +278,19 @@ class SharedLink:
             caller.hold_back(self)
 
     def _refuse(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
-        answer(caller, n, self.error.reply * n)
+        answer(caller, n, self.refusal.reply * n)
+
+    def _refuse_others(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
+        if self._waiting.isdisjoint(caller.owners()):
+            self._refuse(caller, n, requests)
+        else:
+            self._send(caller, n, requests, keys)
 
     def _enter(self, state: LinkState) -> None:
         if self.state is not LinkState.CLOSED:
             self.state = state
         self.submit = _SUBMIT[self.state].__get__(self)
+        self.refusing = self.state in _REFUSING
         if self.state is LinkState.CONNECTING:
             self._settled.clear()
         else:
@@ -221,14 +303,8 @@ class SharedLink:
         delay = shortest
         loop = asyncio.get_running_loop()
         while True:
-            try:
-                wire = await open_link(lambda: Wire(self), self.connector)
-            except UpstreamError as error:
-                self._down(error)
-            except Exception:
-                log.exception("internal error while connecting to %s", self.connector.upstream.redacted)
-                self._down(self.connector.lost("cannot be used: internal error, see the log"))
-            else:
+            wire = await self._attempt()
+            if wire is not None:
                 began = loop.time()
                 self._up(wire)
                 await wire.ended.wait()
@@ -239,10 +315,31 @@ class SharedLink:
                     delay *= 2
                     continue
             self._hurry.clear()
+            pause = random.uniform(delay / 2, delay)
+            self.breaker.pauses(pause)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(random.uniform(delay / 2, delay)):
+                async with asyncio.timeout(pause):
                     await self._hurry.wait()
             delay = min(delay * 2, longest)
+
+    async def _attempt(self) -> Wire | None:
+        """Try to connect; None if that failed."""
+        self.breaker.probes()
+        try:
+            wire = await open_link(lambda: Wire(self), self.connector)
+        except UpstreamError as error:
+            if isinstance(error, UpstreamRefused):
+                self.breaker.answered()
+            else:
+                self.breaker.failed(error)
+            self._down(error)
+        except Exception:
+            log.exception("internal error while connecting to %s", self.connector.upstream.redacted)
+            self._down(self.connector.lost("cannot be used: internal error, see the log"))
+        else:
+            self.breaker.answered()
+            return wire
+        return None
 
     def _up(self, wire: Wire) -> None:
         if wire.ended.is_set():
@@ -250,6 +347,9 @@ class SharedLink:
         if self.state is LinkState.DOWN:
             log.info("upstream %s is back (%s)", self.connector.upstream.redacted, _describe(self.key))
         self.wire = wire
+        self.hello = wire.hello
+        self._up_since = time.monotonic()
+        self._full = self._proving = False
         self.auth_required = wire.refusal != ""
         self._stalled_since = _NOT_STALLED
         wire.limit(_WRITE_HIGH)
@@ -267,10 +367,18 @@ class SharedLink:
             refused = isinstance(error, UpstreamRefused)
             who = f"upstream {self.connector.upstream.redacted} refuses us: " if refused else ""
             log.warning("%s%s (%s); trying again", who, _plain(error), _describe(self.key))
+        for_good = isinstance(error, UpstreamRefused) and not str(error).startswith(_FOR_NOW)
+        if for_good and self.tracking is not None:
+            self.tracking.keeper.forget()  # Redis is there, and does not let this identity read
         self.error = error
         self._enter(LinkState.DOWN)
         self._fail_all()
         self.release_paused()
+
+    def _lose_patience(self, reconnects: int) -> None:
+        """Hold commands no longer: reads can be served stale, the others are to know."""
+        if self.state is LinkState.CONNECTING and self.reconnects == reconnects:
+            self._down(self.error)
 
     def wire_lost(self, wire: Wire, why: str, again: bool) -> None:
         """Take the end of a connection: answer what it owed or, if `again`, keep it to be sent once more."""
@@ -284,7 +392,7 @@ class SharedLink:
         self.error = self.connector.lost(why)
         if self.state is not LinkState.CLOSED:
             log.warning("%s (%s); reconnecting", _plain(self.error), _describe(self.key))
-        self._enter(LinkState.CONNECTING)
+        again = self._wait_for_another(again)
         # What callers submit from here on has not been sent.
         entries, self.fifo = list(self.fifo), deque()
         if wire.scanner.open and not wire.pushing and entries:
@@ -294,15 +402,25 @@ class SharedLink:
         self._sort_out(entries, again)
         self.release_paused()
 
+    def _wait_for_another(self, again: bool) -> bool:
+        """After a loss, hold what comes if there is hope; whether what is owed may be sent once more."""
+        if self.breaker.open or (self._away_after and not again):
+            self._enter(LinkState.DOWN)
+            return False
+        self._enter(LinkState.CONNECTING)
+        if self._away_after:
+            self._loop.call_later(_PATIENCE, self._lose_patience, self.reconnects)
+        return again
+
     def _sort_out(self, entries: list[Entry], again: bool) -> None:
         """Keep the runs of callers who only wait for reads, to be sent again in their order; answer the
         others."""
         parts = [self._classifier.repeatable(requests)[-n:] for _, n, requests, _ in entries]
-        doomed = _doomed(entries, parts)
+        given_up = doomed(entries, parts)
         lost, unknown = self.error.reply, self.error.of_unknown_outcome().reply
         for place, (caller, n, sent, keys) in enumerate(entries):
             owners = caller.owners()
-            if again and owners and doomed.isdisjoint(owners):
+            if again and owners and given_up.isdisjoint(owners):
                 requests = b"".join([part for part, _ in parts[place]])
                 self.fifo.append((caller, n, Run(requests) if place == 0 else requests, keys))
                 continue
@@ -327,11 +445,13 @@ class SharedLink:
 
     def wire_full(self) -> None:
         """Hear that Redis does not keep up."""
+        self._full = True
         if self.state is LinkState.READY:
             self._enter(LinkState.FULL)
 
     def wire_writable(self) -> None:
         """Hear that Redis has caught up."""
+        self._full = False
         if self.state is LinkState.FULL:
             self._enter(LinkState.READY)
         self.release_paused()
@@ -347,31 +467,28 @@ _SUBMIT = {
     LinkState.CONNECTING: SharedLink._hold,
     LinkState.READY: SharedLink._send,
     LinkState.FULL: SharedLink._send_full,
+    LinkState.SILENT: SharedLink._refuse_others,
     LinkState.DOWN: SharedLink._refuse,
     LinkState.CLOSED: SharedLink._refuse,
 }
+_REFUSING = frozenset({LinkState.SILENT, LinkState.DOWN, LinkState.CLOSED})
 
 
-def _doomed(entries: list[Entry], parts: list[list[tuple[bytes, bool]]]) -> set[object]:
-    """Who must be answered at once, because something of theirs cannot be sent again.
+class _Proof(Collector):
+    """A PING whose answer closes the circuit breaker."""
 
-    All that somebody waits for is then answered, or replies would change places; and so is, for the same
-    reason, all that those wait for who share a flight with them.
-    """
-    doomed: set[object] = set()
-    for place, (caller, _, requests, _) in enumerate(entries):
-        given_up = place == 0 and isinstance(requests, Run)
-        if given_up or not all(read for _, read in parts[place]):
-            doomed.update(caller.owners())
-    groups = [set(owners) for caller, *_ in entries if len(owners := caller.owners()) > 1]
-    grown = True
-    while grown:
-        before = len(doomed)
-        for group in groups:
-            if not doomed.isdisjoint(group):
-                doomed |= group
-        grown = len(doomed) > before
-    return doomed
+    __slots__ = ("_link",)
+
+    def __init__(self, link: SharedLink) -> None:
+        super().__init__(1)
+        self._link = link
+
+    def finish(self, replies: bytes) -> None:
+        """Hand on the answer."""
+        self._link.proved(replies)
+
+    def cut(self) -> None:
+        """Nothing: the next connection is proof itself."""
 
 
 def _describe(key: LinkKey) -> str:

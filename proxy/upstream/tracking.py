@@ -32,6 +32,18 @@ class Keeper(Protocol):
     Whatever changed before that moment has been told.
     """
 
+    waiting: bool
+    """Whether Redis owes the answer to a heartbeat; set by the link."""
+
+    def vouch(self, now: float) -> bool:
+        """Whether what is kept may be served now."""
+
+    def forget(self) -> None:
+        """Drop everything that an earlier connection has told of."""
+
+    def clear(self) -> int:
+        """Drop everything; how many entries that were."""
+
     def link_up(self, mode: Mode) -> None:
         """Hear that Redis tells of changes from now on."""
 
@@ -49,7 +61,13 @@ class Tracking:
     """Has Redis track what a shared link reads."""
 
     def __init__(
-        self, link: SharedLink, keeper: Keeper, ladder: tuple[Mode, ...], heartbeat: float, prefix: bytes
+        self,
+        link: SharedLink,
+        keeper: Keeper,
+        ladder: tuple[Mode, ...],
+        heartbeat: float,
+        prefix: bytes,
+        away_after: float = 0.0,
     ) -> None:
         self.keeper = keeper
         self.mode = Mode.OFF
@@ -61,17 +79,22 @@ class Tracking:
         self._link = link
         self._ladder = ladder
         self._heartbeat = heartbeat
+        self._away_after = away_after
         self.prefix = prefix
         """What all keys begin with that are read over the link."""
         self._asking = False
+        self._alive = 0.0
+        """When Redis was last asked, over this link, what it has answered since (monotonic seconds)."""
+        self._alarm: asyncio.TimerHandle | None = None
         self._said = ""
         self._watched = b""
         self._seen: Callable[[], object] | None = None
 
     def begin(self, wire: Wire) -> tuple[Collector, int, bytes] | None:
         """What is to be sent first on a new connection; None if it cannot be tracked."""
-        self.keeper.heard = time.monotonic()
-        self._asking = False
+        self.keeper.forget()  # before anything is asked over it: a reply may be newer than what is kept
+        self.keeper.heard = self._alive = time.monotonic()
+        self._ask_no_more()
         if wire.refusal:
             self._settle(Mode.OFF, "the link is not authenticated")
         elif wire.protocol != 3:
@@ -81,7 +104,8 @@ class Tracking:
         return None
 
     def lost(self) -> None:
-        """Empty the shelf."""
+        """Empty the shelf, or have it go stale."""
+        self._ask_no_more()
         self.mode = Mode.OFF
         self.reason = "not connected"
         self.keeper.link_lost()
@@ -107,24 +131,41 @@ class Tracking:
 
         Other replies do not count: they may have been long on their way, and what was told since with them.
         """
-        if (
-            self.mode not in (Mode.OFF, Mode.BUS)
-            and not self._asking
-            and now - self.keeper.heard >= self._heartbeat
-        ):
-            asked = time.monotonic()
-            self._asking = True
+        idle = self.mode is Mode.OFF or (self.mode is Mode.BUS and not self._away_after)
+        if not idle and not self._asking and now - self._alive >= self._heartbeat:
+            self._ask()
 
-            def answered() -> None:
-                self._asking = False
-                if self.mode is not Mode.OFF:
-                    self.keeper.heard = asked
+    def _ask(self) -> None:
+        asked = time.monotonic()
+        self._asking = self.keeper.waiting = True
+        if self._away_after:
+            ahead = max(0.0, self._alive + self._away_after - asked)
+            self._alarm = asyncio.get_running_loop().call_later(ahead, self._link.fall_silent)
 
-            self._link.submit(Ping(answered), 1, PING)
+        def answered() -> None:
+            if self.mode is Mode.OFF:
+                return
+            self._ask_no_more()
+            self._alive = asked
+            if self.mode is not Mode.BUS:
+                self.keeper.heard = asked
+            if self._away_after and time.monotonic() - asked >= self._away_after:
+                self._ask()  # too long ago to vouch for anything now
+            else:
+                self._link.speak()
+
+        self._link.ask(Ping(answered), 1, PING)
+
+    def _ask_no_more(self) -> None:
+        self._asking = self.keeper.waiting = False
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     def fence(self, then: Callable[[], None]) -> None:
         """Call a function once every invalidation has been seen of what Redis has done up to now."""
-        if self.mode is Mode.OFF:
+        if self.mode is Mode.OFF or self._link.silent:
+            self.keeper.clear()  # it may be stale, and nobody tells what has changed
             then()
         elif self.mode is Mode.BUS:
             self.keeper.pushed(INVALIDATE + b"_\r\n")  # nobody tells: it may have been any key

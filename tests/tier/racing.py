@@ -21,7 +21,7 @@ from proxy.resp.requests import RequestParser
 from proxy.settings import Settings
 from proxy.sidecar import Sidecar
 from proxy.tier.shelf import Shelf
-from proxy.upstream import tracking, wire
+from proxy.upstream import shared, tracking, wire
 from proxy.upstream.address import Upstream
 from tests.client.linked import Client, Connection, Linked, ScriptedRedis, turn
 
@@ -361,7 +361,7 @@ class Race(Linked):
         self.clock = clock = Clock()
         monkeypatch.setattr(session, "monotonic", clock)
         monkeypatch.setattr(reading, "monotonic", clock)
-        for module in (wire, tracking):
+        for module in (wire, tracking, shared):
             if hasattr(module, "time"):
                 monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
         self.redis: ModelRedis = ModelRedis(monkeypatch, clock)

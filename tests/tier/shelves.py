@@ -8,8 +8,10 @@ from proxy.resp import encode
 from proxy.resp.commands import CommandTable
 from proxy.resp.tracking import Mode
 from proxy.tier.flights import Flight
+from proxy.tier.policy import CacheRule, Defaults, Policy, Serve
 from proxy.tier.rules import Read, Rules
-from proxy.tier.shelf import Shelf
+from proxy.tier.shelf import Shelf, _size
+from proxy.tier.tending import COST
 from proxy.tier.tier import Limits, Tier
 
 TABLE = CommandTable.load()
@@ -35,6 +37,13 @@ def make(mode: Mode = Mode.OPTIN, protocols: tuple[int, ...] = (2,), **limits: A
     return tier, shelf, clock
 
 
+def obey(tier: Tier, *rules: CacheRule, ceiling: Serve = Serve.CACHE) -> Policy:
+    """Put cache rules in force."""
+    policy = Policy(rules, Defaults(tier.limits.l1_ttl, tier.limits.max_value_size, ceiling))
+    tier.obey(policy)
+    return policy
+
+
 def part(*arguments: bytes | str | int) -> bytes:
     return encode.request(*arguments)[1:]
 
@@ -56,14 +65,41 @@ def consistent(shelf: Shelf) -> None:
     """What must hold after every step."""
     tier = shelf.tier
     kept = {found for table in shelf.tables.values() for found in table.replies}
-    wanted: dict[int, set[bytes]] = {}
-    for found in kept | set(shelf.flights):
-        for mark in tier.rules.part_marks(found):
-            wanted.setdefault(mark, set()).add(found)
+    known, aside = shelf.tending.known, shelf.tending.aside
+    lapsed = {found for found in aside if tier.clock() >= known[found].ends}
+    wanted = _by_mark(shelf, kept | set(shelf.flights) | (set(aside) - lapsed))
     index = {key: {value} if isinstance(value, bytes) else set(value) for key, value in shelf.index.items()}
-    assert index == wanted
+    # What has lapsed is found by no key any more, once Redis has said so.
+    may = _by_mark(shelf, lapsed)
+    assert {key: found - may.get(key, set()) | wanted.get(key, set()) for key, found in index.items() if found - may.get(key, set()) or key in wanted} == wanted
     assert shelf.entries == sum(len(table.replies) for table in shelf.tables.values())
-    if not kept:
-        assert shelf.bytes == 0
+    assert not kept & set(aside) and set(aside) <= set(known) <= kept | set(aside)
+    size = sum(_size(found, reply) for table in shelf.tables.values() for found, reply in table.replies.items())
+    size += COST * len(known) + sum(len(found) + len(reply) for found, replies in aside.items() for reply in replies.values())
+    size += sum(len(found) + len(reply) for found, (replies, _) in shelf.tending._lapsed.items() for reply in replies.values())
+    assert shelf.bytes == size
+    _looked_at_in_time(shelf, kept)
     assert tier.used == sum(each.bytes for each in tier.shelves.values())
     assert all(not flight.tainted for flight in shelf.flights.values())
+
+
+def _by_mark(shelf: Shelf, parts: set[bytes]) -> dict[int, set[bytes]]:
+    found: dict[int, set[bytes]] = {}
+    for each in parts:
+        for mark in shelf.rules.part_marks(each):
+            found.setdefault(mark, set()).add(each)
+    return found
+
+
+def _looked_at_in_time(shelf: Shelf, kept: set[bytes]) -> None:
+    """Everything has a deadline, and nobody is told to look after that."""
+    due: dict[bytes, set[float]] = {}
+    for deadline, parts in shelf.deadlines._parts.items():
+        for each in parts:
+            due.setdefault(each, set()).add(deadline)
+    assert shelf.deadlines.notes == sum(len(parts) for parts in shelf.deadlines._parts.values())
+    for each in kept | set(shelf.tending.aside):
+        tended = shelf.tending.known.get(each)
+        assert each in due and (tended is None or min(due[each]) <= tended.until), each
+        if each in kept:
+            assert shelf.until <= (tended.until if tended else max(due[each]))

@@ -13,7 +13,10 @@ import random
 import hiredis
 import pytest
 
+from proxy.client.states import State
 from proxy.resp import encode
+from proxy.resp.errors import UpstreamLost
+from proxy.upstream.shared import SharedLink
 from tests.client.linked import Client, Connection, turn
 from tests.tier.racing import Race
 
@@ -44,9 +47,10 @@ class Checked:
                 (R("INCR", one), [("incr", (one,))]),
                 (R("EVAL", b"INCR " + one, 0), [("incr", (one,))]),
                 (R("MULTI") + R("INCR", one) + R("GET", other) + R("EXEC"), [("skip", ()), ("skip", ()), ("skip", ()), ("mget", (one, other))]),
+                (R("MULTI") + R("EVAL", b"INCR " + one, 0) + R("EXEC"), [("skip", ()), ("skip", ()), ("mget", (one,))]),
                 (R("WATCH", one) + R("GET", one) + R("UNWATCH"), [("skip", ()), ("get", (one,)), ("skip", ())]),
             ],
-            [8, 4, 3, 4, 4, 1, 1, 1],
+            [8, 4, 3, 4, 4, 1, 1, 1, 1],
         )[0]
         floor = {key: max(self.acked[key], self.seen[key]) for key in KEYS}
         self.owed += [(kind, keys, floor) for kind, keys in expected]
@@ -68,15 +72,38 @@ class Checked:
                     self.acked[key] = max(self.acked[key], count)
 
 
-async def scenario(monkeypatch: pytest.MonkeyPatch, seed: int, refused: set[str]) -> None:
+async def silence(race: Race, link: SharedLink) -> None:
+    """Have Redis owe the answer to a heartbeat for longer than the gate is open."""
+    race.clock.now += 1.1
+    race.links.tick(race.clock())
+    await turn()
+    race.clock.now += 2.0
+    if link.tracking is not None and link.tracking.keeper.waiting:
+        link.fall_silent()
+
+
+async def scenario(monkeypatch: pytest.MonkeyPatch, seed: int, refused: set[str], outages: bool = False) -> None:
     rng = random.Random(seed)
-    race = Race(monkeypatch, admit_after=rng.choice([1, 1, 2]), l1_ttl=rng.choice([300.0, 1.0]), max_entries=rng.choice([2, 100]))
+    options = {"on_upstream_down": "stale", "stale_max": rng.choice([300.0, 2.0]), "breaker_failures": rng.choice([0, 3])} if outages else {}
+    race = Race(monkeypatch, admit_after=rng.choice([1, 1, 2]), l1_ttl=rng.choice([300.0, 1.0]), max_entries=rng.choice([2, 100]), **options)
     race.redis.refused = refused
     acked = dict.fromkeys(KEYS, 0)
     clients = [Checked(await race.ready(protocol=protocol), protocol, acked) for protocol in (2, 2, 3)]
     for _ in range(rng.choice([60, 120])):
         alive = [connection for connection in race.redis.connections if not connection.closing]
-        match rng.choices(["ask", "work", "deliver", "direct", "turn", "wait", "lose"], [6, 6, 6, 2, 1, 0.3, 0.1])[0]:
+        often = 0.2 if outages else 0.0
+        match rng.choices(
+            ["ask", "work", "deliver", "direct", "turn", "wait", "lose", "die", "revive", "silence"],
+            [6, 6, 6, 2, 1, 0.3, 0.1, often, 2 * often, often],
+        )[0]:
+            case "die":
+                race.redis.failure = UpstreamLost("ERR pannier: gone")
+                for connection in alive if rng.random() < 0.5 else alive[:1]:
+                    connection.lose()
+            case "revive":
+                race.redis.failure = None
+            case "silence":
+                await silence(race, clients[0].client.session.home)
             case "ask":
                 rng.choice(clients).ask(rng)
             case "work" if alive:
@@ -94,6 +121,7 @@ async def scenario(monkeypatch: pytest.MonkeyPatch, seed: int, refused: set[str]
                 race.home(clients[0].client).lose() if clients[0].client.session.home.wire else None
         for client in clients:
             client.judge()
+    race.redis.failure = None
     await race.settle(piece=rng.choice([0, 1, 7]))
     for client in clients:
         client.judge()
@@ -101,6 +129,8 @@ async def scenario(monkeypatch: pytest.MonkeyPatch, seed: int, refused: set[str]
     for client in clients:
         if client.client.transport.closing:
             continue  # a reply to it broke off
+        if client.client.session.state is State.BROKEN:
+            await race.ask(client.client, "DISCARD")  # its transaction's link was lost
         for key in KEYS:
             got = await race.ask(client.client, "GET", key)
             value = race.redis.data[0].get(key)
@@ -121,11 +151,13 @@ def deliver(connection: Connection, rng: random.Random) -> None:
 BCAST = pytest.param({"optin", "default"}, id="bcast")
 
 
+@pytest.mark.parametrize("outages", [False, True], ids=["", "outages"])
 @pytest.mark.parametrize("refused", [pytest.param(set(), id="optin"), pytest.param({"optin"}, id="default"), BCAST])
-def test_nobody_goes_back_in_time(monkeypatch: pytest.MonkeyPatch, refused: set[str]) -> None:
+def test_nobody_goes_back_in_time(monkeypatch: pytest.MonkeyPatch, refused: set[str], outages: bool) -> None:
+    """With outages as well: what is served stale is no older than what a client has seen or been told."""
     with asyncio.Runner() as runner:
         for seed in SEEDS:
             try:
-                runner.run(scenario(monkeypatch, seed, refused))
+                runner.run(scenario(monkeypatch, seed, refused, outages))
             except AssertionError as error:
                 raise AssertionError(f"seed {seed}: {error}") from error

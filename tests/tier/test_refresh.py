@@ -36,15 +36,14 @@ class TestAnEntry:
         assert due(shelf, clock) == [K]
         assert not due(shelf, clock)
 
-    @pytest.mark.parametrize("refresh_ahead", [5.0, 10.0, 3600.0])
-    def test_is_never_due_before_half_of_it(self, refresh_ahead: float) -> None:
+    @pytest.mark.parametrize("refresh_ahead", [10.0, 3600.0])
+    def test_that_lives_no_longer_than_that_is_never_due(self, refresh_ahead: float) -> None:
+        """Or it would be fetched all the time."""
         _, shelf, clock = ahead(refresh_ahead)
-        for _ in range(5):
-            fill(shelf, "GET", "k")
-            clock.now += 4.0
+        fill(shelf, "GET", "k")
+        for _ in range(99):
+            clock.now += 0.1
             assert not due(shelf, clock)
-            clock.now += 1.0
-            assert due(shelf, clock) == [K]
 
     def test_fetched_anew_is_due_by_its_new_time(self) -> None:
         _, shelf, clock = ahead()

@@ -1,0 +1,98 @@
+"""What the settings and files say is to be warmed: `warm`, `warm_file`, `warm_state`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+from collections.abc import Iterator
+
+from proxy.client.wanted import Wish, wish
+from proxy.resp.errors import SettingsError
+from proxy.resp.hotlist import MOST_COMPLAINTS, Section, lines_of, load
+from proxy.settings import Settings
+from proxy.tier.rules import CACHEABLE, Rules
+from proxy.upstream.address import shown
+
+log = logging.getLogger("pannier.warming")
+
+_LARGEST_FILE = 64 << 20
+"""Bytes of warm_file at most."""
+
+
+def patterns(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
+    """What the setting `warm` wants. Raises SettingsError."""
+    for text in settings.warm:
+        try:
+            yield text, wish(text.encode(), rules)
+        except ValueError as error:
+            raise SettingsError(f"warm: {shown(text)} {error}") from None
+
+
+def listed(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
+    """What the lines of `warm_file` want. Raises SettingsError."""
+    path = settings.warm_file
+    if not path:
+        return
+    try:
+        data = read_file(path, _LARGEST_FILE + 1)
+    except OSError as error:
+        raise SettingsError(
+            f"warm_file: {path!r} cannot be read ({error.strerror}); give a file with a key or pattern a line"
+        ) from None
+    if len(data) > _LARGEST_FILE:
+        raise SettingsError(f"warm_file: {path!r} is longer than {_LARGEST_FILE >> 20}mb; give a shorter one")
+    for number, line in lines_of(data):
+        try:
+            yield f"warm_file {path}", wish(line, rules)
+        except ValueError as error:
+            text = shown(line.decode("utf-8", "backslashreplace"))
+            raise SettingsError(f"warm_file: {path}:{number}: {text} {error}") from None
+
+
+def remembered(settings: Settings) -> list[Section]:
+    """What `warm_state` holds; what is wrong with it is said in the log."""
+    path, limit = settings.warm_state, settings.warm_state_size
+    try:
+        data = read_file(path, limit + 1)
+    except OSError as error:
+        log.warning("warm_state: %r cannot be read (%s); it is left out", path, error.strerror)
+        return []
+    if len(data) > limit:
+        data = data[: data.rfind(b"\n", 0, limit) + 1]
+        log.warning("warm_state: %s: only the first %d bytes count (warm_state_size)", path, limit)
+    sections, wrong = load(data, lambda words: words[0].lower().decode("latin-1") in CACHEABLE)
+    for number, what in wrong[:MOST_COMPLAINTS]:
+        log.warning("warm_state: %s:%d %s; left out", path, number, what)
+    if len(wrong) > MOST_COMPLAINTS:
+        log.warning("warm_state: %s: %d more lines are wrong", path, len(wrong) - MOST_COMPLAINTS)
+    return sections
+
+
+def read_file(path: str, limit: int) -> bytes:
+    """The first bytes of a plain file. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no plain file")
+        return file.read(limit)
+
+
+def replace_file(path: str, data: bytes) -> None:
+    """Write a file that only its owner may read, whole or not at all. Raises OSError."""
+    new = f"{path}.new-{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    try:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(new, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
