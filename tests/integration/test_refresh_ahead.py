@@ -38,24 +38,6 @@ def test_hot_keys_never_miss_and_cold_ones_are_not_fetched(redis: Process, direc
         assert fetched.count(b"cold:1") == 1
 
 
-def test_what_is_as_much_ahead_as_there_is_time_is_not_fetched_all_the_time(redis: Process, directory: Path) -> None:
-    options = begin(redis, directory, "1s", "900ms")
-    with pannier(f"redis://127.0.0.1:{redis.port}", directory, *options) as proxy, Wire(proxy.port) as wire, Monitor(redis) as monitor:
-        wire.ask("GET", "hot:1")
-        fetched, pings = 0, 0
-
-        def again() -> bool:
-            nonlocal fetched, pings
-            wire.ask("GET", "hot:1")
-            for words in monitor.seen():
-                fetched += words[0] == b"GET"
-                pings += words[0] == b"PING"
-            return fetched >= 4
-
-        until(again, "its time has been over thrice", 30.0)
-        assert pings >= 2, "a heartbeat takes a second: fetches came at the ticks of the clock"
-
-
 def test_an_invalidation_wins_over_what_is_fetched(redis: Process, directory: Path) -> None:
     """Writes all the while: what a client has been told of is never undone by what was fetched ahead."""
     options = begin(redis, directory, "600ms", "500ms")
