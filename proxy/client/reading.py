@@ -117,6 +117,8 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
             _revive(session, [part])
         if _found(session, part) or _join(session, part):
             return True
+        if session.shelf.tier.governor.until and refilling.take_turn(session, part):
+            return True
     if session.clients.tier is None or session.link is not session.home:
         return False
     shelf = session.shelf
@@ -172,7 +174,7 @@ def _one(session: Session, data: bytes, part: bytes) -> int:
         return _mget(session, data, part)
     if part in shelf.flights and (_found(session, part) or _join(session, part)):
         return len(data)
-    if shelf.tier.governor.until and refilling.take_turn(session, data, part):
+    if shelf.tier.governor.until and refilling.take_turn(session, part):
         return len(data)
     shelf.account.misses += 1
     if shelf.admits(part):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.client.whole import Whole
 from proxy.resp.downgrade import Shape
+from proxy.resp.tracking import Mode
 from proxy.tier.flights import Flight
 from proxy.tier.governor import Governor
 from proxy.tier.rules import Read, Touch, key_name
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_REFRESHED = 512
 """Fetches begun in one round."""
+_UNNAMED = "*"
 
 
 def launch(flight: Flight, link: SharedLink) -> None:
@@ -40,21 +41,23 @@ def refresh(shelf: Shelf, link: SharedLink) -> None:
 
 
 def label(shelf: Shelf, wanted: Read) -> str:
-    """The class of a read."""
-    return shelf.tier.policy.label(key_name(wanted.keys[0])[len(shelf.rules.prefix) :])
+    """The class of a read. Keys whose names have no first part are of one: each by itself would be none."""
+    key = key_name(wanted.keys[0])[len(shelf.rules.prefix) :]
+    policy = shelf.tier.policy
+    return policy.label(key) if b":" in key or policy.ruling(key).rule.label else _UNNAMED
 
 
 def admit(shelf: Shelf, wanted: Read) -> str | None:
     """The place that a fetch takes among those of its class, empty if nobody counts; None: there is none."""
     governor = shelf.tier.governor
-    if monotonic() >= governor.until:
+    if shelf.tier.clock() >= governor.until:
         governor.until = 0.0
         return ""
     place = label(shelf, wanted)
     return place if governor.enter(place, shelf.judge(wanted).rule.max_fetches) else None
 
 
-def take_turn(session: Session, data: bytes, part: bytes) -> bool:
+def take_turn(session: Session, part: bytes) -> bool:
     """Deal with a single read that is not in memory, while the governor governs; False: it does not."""
     shelf = session.shelf
     wanted = shelf.rules.read(part)
@@ -66,7 +69,7 @@ def take_turn(session: Session, data: bytes, part: bytes) -> bool:
     shelf.account.misses += 1
     session.commands += 1
     session.expect(1)
-    turn = _Turn(session, wanted, label(shelf, wanted), shelf.admits(part), data)
+    turn = _Turn(session, wanted, label(shelf, wanted), shelf.admits(part))
     governor = shelf.tier.governor
     if place is None:
         governor.wait(turn.place, turn)
@@ -79,14 +82,13 @@ def take_turn(session: Session, data: bytes, part: bytes) -> bool:
 class _Turn:
     """A read that may have to wait for its turn."""
 
-    __slots__ = ("_admitted", "_data", "_session", "_wanted", "place")
+    __slots__ = ("_admitted", "_session", "_wanted", "place")
 
-    def __init__(self, session: Session, wanted: Read, place: str, admitted: bool, data: bytes) -> None:
+    def __init__(self, session: Session, wanted: Read, place: str, admitted: bool) -> None:
         self.place = place
         self._session = session
         self._wanted = wanted
         self._admitted = admitted
-        self._data = data
 
     def __call__(self) -> bool:
         """Go on, having waited; whether a place is taken."""
@@ -94,7 +96,8 @@ class _Turn:
         if session.transport.is_closing():
             return False
         shelf = session.shelf
-        vouched = monotonic() < shelf.until or shelf.vouch(monotonic())
+        now = shelf.tier.clock()
+        vouched = now < shelf.until or shelf.vouch(now)
         reply = session.find(self._wanted.part) if vouched else None
         if reply is not None:
             session.take(reply)
@@ -110,14 +113,17 @@ class _Turn:
     def begin(self) -> None:
         """Ask Redis, the place being taken."""
         session = self._session
-        flight = session.shelf.open(self._wanted) if self._admitted else None
+        shelf = session.shelf
+        # While it waited the link may have been lost: what is fetched before tracking is on cannot be kept.
+        admitted = self._admitted and shelf.mode is not Mode.OFF
+        flight = shelf.open(self._wanted) if admitted else None
         if flight is not None:
             flight.place = self.place
             flight.waiters.append(session)
             launch(flight, session.home)
         else:
-            passed = _Passed(session, self._wanted.shape, session.shelf.tier.governor, self.place)
-            session.home.submit(passed, 1, session.real(1, self._data))
+            passed = _Passed(session, self._wanted.shape, shelf.tier.governor, self.place)
+            session.home.submit(passed, 1, self._wanted.request)
 
 
 class _Passed(Whole):

@@ -12,6 +12,7 @@ import random
 from typing import TYPE_CHECKING
 
 from proxy.resp.downgrade import downgrade
+from proxy.resp.replies import split_replies
 from proxy.tier.policy import Ruling, Serve
 from proxy.tier.rules import Read, key_name, marks
 from proxy.upstream.caller import Collector
@@ -60,7 +61,8 @@ class Verifier:
         """Take Redis' answer."""
         ruling = check.shelf.judge(check.read)
         self.verified += 1
-        ruling.verified += 1
+        for each in ruling.sources:
+            each.verified += 1
         if check.protocol != 3 and check.read.shape is not None:
             answer = downgrade(answer, check.read.shape)
         if not _same(check.read, check.reply, answer):
@@ -71,17 +73,18 @@ class Verifier:
         if not check.stands:
             return  # word of the change has come, or its time was over
         self.mismatches += 1
-        ruling.mismatches += 1
         shelf.drop(marks(read.keys))
         name = self._tier.policy.label(key_name(read.keys[0])[len(shelf.rules.prefix) :])
-        rule = f"rule {ruling.number} ({ruling.rule.shown})" if ruling.number else "no rule"
         log.error(
             "a stale entry of class %s was in memory for more than %g s (%s, tracking %s): dropped",
-            name, self._lag, rule, shelf.mode.label,
+            name, self._lag, ", ".join(map(_shown, ruling.sources)), shelf.mode.label,
         )  # fmt: skip
-        if self._demote and ruling.mismatches >= self._demote and ruling.serve is Serve.CACHE:
-            self._tier.demote(ruling)
-            log.error("%s: only observed from now on, after %d stale entries", rule, ruling.mismatches)
+        for each in ruling.sources:  # which of them is at fault, nobody can tell
+            each.mismatches += 1
+            if self._demote and each.mismatches >= self._demote and each.serve is Serve.CACHE:
+                self._tier.demote(each)
+                found = each.mismatches
+                log.error("%s: only observed from now on, after %d stale entries", _shown(each), found)
 
 
 class _Check(Collector):
@@ -99,8 +102,11 @@ class _Check(Collector):
 
     @property
     def stands(self) -> bool:
-        """Whether memory still holds what it held."""
-        return self.shelf.table(self.protocol).find(self.read.part) is self.reply
+        """Whether memory still holds what it held, by the same fill, and would answer with it."""
+        shelf = self.shelf
+        return (
+            shelf.vouch(shelf.tier.clock()) and shelf.table(self.protocol).find(self.read.part) is self.reply
+        )
 
     def finish(self, replies: bytes) -> None:
         """Compare, unless it has been dropped meanwhile or Redis could not answer."""
@@ -115,4 +121,17 @@ def _same(read: Read, one: bytes, other: bytes) -> bool:
     if one == other:
         return True
     name = read.part.split(b"\r\n", 3)[2].upper()
-    return name in _WITHOUT_ORDER and sorted(one.split(b"\r\n")) == sorted(other.split(b"\r\n"))
+    return name in _WITHOUT_ORDER and _elements(one, name) == _elements(other, name)
+
+
+def _elements(reply: bytes, name: bytes) -> list[tuple[bytes, ...]]:
+    """What an array, a set or a map holds, sorted: fields with their values."""
+    end = reply.index(b"\n") + 1
+    n = int(reply[1 : end - 2]) * (2 if reply.startswith(b"%") else 1)
+    found = split_replies(reply, end, n)
+    step = 2 if name == b"HGETALL" else 1
+    return sorted([tuple(found[at : at + step]) for at in range(0, n, step)])
+
+
+def _shown(ruling: Ruling) -> str:
+    return f"rule {ruling.number} ({ruling.rule.shown})" if ruling.number else "no rule"

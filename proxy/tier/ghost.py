@@ -20,7 +20,8 @@ So they are, unless parts are invalidated: what is read most then misses as well
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 SIZES = (16 << 20, 32 << 20, 64 << 20, 128 << 20)
 """Bytes of the memories that are imagined unless told."""
@@ -74,6 +75,9 @@ class Ghost:
 
     def __len__(self) -> int:
         return sum([len(row) for row in self._rows])
+
+    def __iter__(self) -> Iterator[bytes]:
+        return chain.from_iterable(self._rows)
 
     def __contains__(self, part: bytes) -> bool:
         return any(part in row for row in self._rows)

@@ -31,8 +31,9 @@ def drop_matching(tier: Tier, pattern: re.Pattern[bytes], prefix: bytes) -> Iter
 
 
 def _slices(shelf: Shelf) -> Iterator[list[bytes]]:
-    """What is aside now and what every table keeps, by and by; what an earlier table keeps as well has been
-    looked at, or is newer. What changes places meanwhile is dropped by its keys, wherever it is.
+    """What is aside now, what every table keeps, and what the ghost tracks, by and by; what an earlier table
+    keeps as well has been looked at, or is newer. What changes places meanwhile is dropped by its keys,
+    wherever it is.
 
     Parts are let go as they are handed out: all at the end would take long to free.
     """
@@ -46,6 +47,11 @@ def _slices(shelf: Shelf) -> Iterator[list[bytes]]:
             yield [part for part in left if shelf.keeps(part)]
         if table is not None:
             earlier.append(table.replies)
+    if shelf.ghost is not None:
+        tracked = list(shelf.ghost)
+        while tracked:
+            yield tracked[-SLICE:]
+            del tracked[-SLICE:]
 
 
 def _taint(shelf: Shelf, pattern: re.Pattern[bytes]) -> None:

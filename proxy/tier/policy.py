@@ -67,12 +67,15 @@ class Ruling:
 
     __slots__ = (
         "fills", "jitter", "keeps", "l1_ttl", "max_value_size", "mismatches", "negative", "number",
-        "refresh_ahead", "refused", "rule", "serve", "stale_if_error", "stale_while_revalidate", "verified",
+        "refresh_ahead", "refused", "rule", "serve", "sources", "stale_if_error", "stale_while_revalidate",
+        "verified",
     )  # fmt: skip
 
     def __init__(self, number: int, rule: CacheRule, limits: Defaults) -> None:
         self.number = number
         self.rule = rule
+        self.sources: Sequence[Ruling] = (self,)
+        """What it was put together from, for a read of several keys."""
         self.serve = max(rule.serve, limits.ceiling)
         self.l1_ttl = limits.l1_ttl if rule.l1_ttl is None else rule.l1_ttl
         self.jitter = rule.jitter
@@ -181,7 +184,9 @@ class Policy:
             max_fetches=min(filter(None, [ruling.rule.max_fetches for ruling in rulings]), default=None),
             label=max(rulings, key=lambda ruling: ruling.number).rule.label,
         )
-        return Ruling(min(ruling.number for ruling in rulings), rule, self.limits)
+        strictest = Ruling(min(ruling.number for ruling in rulings), rule, self.limits)
+        strictest.sources = rulings
+        return strictest
 
     def label(self, key: bytes) -> str:
         """The class of a key: its rule's, or the first part of its name."""

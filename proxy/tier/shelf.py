@@ -44,6 +44,8 @@ _LOGGED = 2048
 STRIDE = 16
 """One in so many hits is logged while nothing has to be evicted."""
 _STAR = 0x2A
+_NULL_SIZE = 5
+"""Bytes of RESP2's nulls."""
 _HOT = 5000
 """Parts whose hits are counted for long."""
 
@@ -576,7 +578,10 @@ class Shelf:
             if protocol == 3:
                 kept += self._keep(table, read.part, reply)
             elif read.shape is not None:
-                kept += self._keep(table, read.part, downgrade(reply, read.shape))
+                lowered = downgrade(reply, read.shape)
+                if len(lowered) == _NULL_SIZE:
+                    lowered = b"%b" % lowered  # all nulls are one object: this fill is to be told from others
+                kept += self._keep(table, read.part, lowered)
         return kept
 
     def replay(self) -> None:

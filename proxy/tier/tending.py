@@ -21,8 +21,10 @@ from proxy.tier.policy import Ruling
 if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
 
+_SPARE = 4096
+"""Notes of entries that are gone, beside twice as many as there are entries, before they are swept out."""
 COST = 400
-"""Bytes that tending an entry takes: three slots in dicts, a tuple, two floats."""
+"""Bytes that tending an entry takes: three slots in dicts, a tuple, three floats."""
 _MOST_LAPSED = 1024
 _MOMENT = 1.0
 """Seconds for which an entry is back in the table; more, and a fetch that failed would not be repeated."""
@@ -38,6 +40,8 @@ class Tended(NamedTuple):
     """When Redis lets the key expire."""
     fresh: float
     """When its lifetime is over."""
+    again: float
+    """When it is to be fetched anew, if it is read often."""
     until: float
     """The deadline at which it leaves the table (later than `fresh` if it has been brought back) or, aside,
     is forgotten; earlier ones are of earlier fetches."""
@@ -64,7 +68,9 @@ class Tending:
         """What has expired at Redis, which has said meanwhile that nothing is there: replies, and until when
         they are what was `last` there."""
         self._ahead: dict[float, dict[bytes, None]] = {}
-        """Parts by when they are to be fetched anew."""
+        """Parts by when they are to be fetched anew; what was dropped since is swept out later."""
+        self._notes = 0
+        """How many they are."""
         self._shelf = shelf
 
     def heard(self, part: bytes, nothing: bool, now: float) -> None:
@@ -97,13 +103,15 @@ class Tending:
     def landed(self, part: bytes, ruling: Ruling, ends: float, until: float) -> None:
         """Take note of what has been fetched."""
         self.forget(part)
-        self.known[part] = Tended(ruling, ends, until, until)
-        self._charge(COST)
         # What ends with its key cannot be kept for longer by asking again; and what ends sooner than that was
         # asked for just now.
-        ahead = ruling.refresh_ahead
+        ahead, again = ruling.refresh_ahead, float("inf")
         if ahead and until + ahead <= ends and until - ahead > self._shelf.tier.clock():
-            self._ahead.setdefault(until - ahead, {})[part] = None
+            again = until - ahead
+        self.known[part] = Tended(ruling, ends, until, again, until)
+        self._charge(COST)
+        if again < until:
+            self._note(part, again)
 
     def outlives(self, part: bytes, now: float) -> bool:
         """Whether a part of which a deadline is over is to stay: it has been fetched anew, or goes aside."""
@@ -202,12 +210,9 @@ class Tending:
             parts = self._ahead[at]
             while parts and most:
                 part, _ = parts.popitem()
+                self._notes -= 1
                 tended = self.known.get(part)
-                if (
-                    tended is not None
-                    and tended.until - tended.ruling.refresh_ahead == at
-                    and now < tended.until
-                ):
+                if tended is not None and tended.again == at and now < tended.until:
                     most -= 1
                     yield part
             if not parts:
@@ -225,6 +230,23 @@ class Tending:
         """Forget everything; the shelf has given back what it was charged."""
         self._shelf.tier.waste.take(self.known, self.aside, *self._ahead.values())
         self.known, self.aside, self._lapsed, self._ahead = {}, {}, {}, {}
+        self._notes = 0
+
+    def _note(self, part: bytes, again: float) -> None:
+        """Have a part fetched anew."""
+        parts = self._ahead.setdefault(again, {})
+        self._notes += part not in parts
+        parts[part] = None
+        if self._notes > 2 * len(self.known) + _SPARE:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Forget when to fetch anew what is not kept any more, or has been fetched since."""
+        kept: dict[float, dict[bytes, None]] = {}
+        for part, tended in self.known.items():
+            if part in self._ahead.get(tended.again, ()):
+                kept.setdefault(tended.again, {})[part] = None
+        self._ahead, self._notes = kept, sum(map(len, kept.values()))
 
     def _charge(self, size: int) -> None:
         self._shelf.bytes += size
