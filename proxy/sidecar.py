@@ -35,7 +35,8 @@ from proxy.resp.tracking import LADDERS, Mode
 from proxy.settings import Settings
 from proxy.tier.policy import Defaults, Policy, Serve
 from proxy.tier.rules import Rules
-from proxy.tier.shelf import STRIDE, Shelf
+from proxy.tier.shelf import Shelf
+from proxy.tier.table import STRIDE
 from proxy.tier.tier import Account, Limits, Tier
 from proxy.upstream.address import Listen, Upstream, cannot_listen
 from proxy.upstream.caller import Question

@@ -1,10 +1,8 @@
 """A shelf: the replies kept for one identity and database, and what keeps them true.
 
-A shelf has a *table* for each protocol in use, from parts (requests without their star, see `rules`) to the
-replies a client of that protocol gets. One index leads from keys to the parts that show the key, in
-tables and in flights alike, so that an invalidation is one look-up. The order of a table's dict is the order
-of eviction; hits are logged chunk by chunk, only a sample of them while nothing has to be evicted, and
-replayed into that order when room is needed: counting is exact, recency is not.
+A shelf has a *table* (table.py) for each protocol in use, from parts (requests without their star, see
+`rules`) to the replies a client of that protocol gets. One index leads from keys to the parts that show the
+key, in tables and in flights alike, so that an invalidation is one look-up.
 
 Nothing in a shelf outlives `until` unasked: that is the earlier of the next deadline of an entry and the end
 of the time for which the link's last sign of life vouches (the coherence gate); or of the time for which
@@ -26,6 +24,7 @@ from proxy.tier.hot import Hot
 from proxy.tier.policy import NOTHING, Ruling, Serve
 from proxy.tier.rules import Read, key_name, marks
 from proxy.tier.stale import Staleness
+from proxy.tier.table import Table
 from proxy.tier.tending import UNAVAILABLE, Tending
 
 if TYPE_CHECKING:
@@ -39,75 +38,11 @@ deadlines: the headers of three objects, rounding, and slots in two dicts. Measu
 tests/tier/test_memory.py."""
 _MOST_PARTS = 4096
 """Parts kept for one key: an invalidation drops them all at once."""
-_LOGGED = 2048
-"""Parts in a log at most; it is then replayed."""
-STRIDE = 16
-"""One in so many hits is logged while nothing has to be evicted."""
 _STAR = 0x2A
 _NULL_SIZE = 5
 """Bytes of RESP2's nulls."""
 _HOT = 5000
 """Parts whose hits are counted for long."""
-
-
-class Table:
-    """The replies of one shelf for one protocol, the least recently used first.
-
-    `stride`: how many hits at most may go unlogged behind one that is logged.
-    """
-
-    __slots__ = ("_log", "_logged", "_longest", "_stride", "find", "hot", "replies")
-
-    def __init__(self, stride: int = STRIDE) -> None:
-        self.replies: dict[bytes, bytes] = {}
-        self.find = self.replies.get
-        """Bound once: the hot path's look-up."""
-        self.hot: Hot | None = None
-        """Who counts the hits by part, if anybody; hears of them at each replay."""
-        self._log: list[list[bytes]] = []
-        """Parts that were answered, of a sample of chunks since the last replay."""
-        self._logged = 0
-        self._longest = self._stride = stride
-
-    @property
-    def stands_for(self) -> int:
-        """For how many hits one stands that is logged."""
-        return 1 + self._stride
-
-    def log(self, parts: list[bytes]) -> int:
-        """Take note of parts that were answered (there may be others among them).
-
-        Returns after how many hits the same client's hits are to be logged again.
-        """
-        self._log.append(parts)
-        self._logged += len(parts)
-        if self._logged > _LOGGED:
-            self.replay(self._longest)
-        return len(parts) * self._stride
-
-    def replay(self, stride: int | None = None) -> None:
-        """Bring the order of eviction up to date with the log; let `stride` hits go unlogged for each from
-        now on (None: as many as before)."""
-        logged = [part for parts in self._log for part in parts]
-        self._log, self._logged = [], 0
-        replies = self.replies
-        if self.hot is not None:
-            # A chunk stands for itself, and for those of its client that were not logged after it.
-            self.hot.add([part for part in logged if part in replies], self.stands_for)
-        if stride is not None:
-            self._stride = min(stride, self._longest)
-        for part in dict.fromkeys(logged):
-            reply = replies.pop(part, None)
-            if reply is not None:
-                replies[part] = reply
-
-    def clear(self) -> dict[bytes, bytes]:
-        """Forget everything. Returns it: freeing is slow, and whoever has it may take his time."""
-        gone = self.replies.copy()
-        self.replies.clear()
-        self._log.clear()
-        self._logged = 0
-        return gone
 
 
 class Shelf:

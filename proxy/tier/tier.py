@@ -11,7 +11,8 @@ from proxy.tier.door import Door
 from proxy.tier.governor import Governor
 from proxy.tier.policy import Defaults, Policy, Ruling
 from proxy.tier.rules import Rules
-from proxy.tier.shelf import STRIDE, Shelf
+from proxy.tier.shelf import Shelf
+from proxy.tier.table import STRIDE
 from proxy.tier.waste import Waste
 
 _BATCH = 256
