@@ -129,6 +129,7 @@ class Sidecar:
         )
         self.obey(settings)
         self.warming = Warming(settings, self.clients)
+        self.clients.warm = lambda: self.warming.ready
         self.reloader: Reloader | None = None
         """What reads the rules again."""
         self.bus: Bus | None = None

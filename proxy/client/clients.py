@@ -88,6 +88,8 @@ class Clients:
         if tier is not None and settings.verify:
             lag = settings.coherence_timeout
             self.verifier = Verifier(tier, settings.verify, settings.verify_demote, lag)
+        self.warm: Callable[[], bool] = lambda: True
+        """Whether memory has been warmed as far as one wants to wait for it."""
         self.bus: Bus | None = None
         """Over which other sidecars are told what to forget; None: they are not."""
         self.tells_writes = False

@@ -1,7 +1,8 @@
 """One judgement of the sidecar's health, for whoever asks: SIDECAR HEALTH, INFO, an HTTP endpoint.
 
 *Alive* means that the loop turns: who gets an answer at all knows it. *Ready* means that commands of clients
-can be answered usefully: Redis is there, or what was read from it may be served stale.
+can be answered usefully: Redis is there, or what was read from it may be served stale; and memory is warm, or
+has had its time for that.
 """
 
 from __future__ import annotations
@@ -54,12 +55,15 @@ def judge(clients: Clients) -> Health:
     link, breaker = _main(clients), clients.links.breaker
     serving, since = _memory(clients, clients.spaces.start)
     upstream = status(link)
-    ready = upstream == "up" or serving == "stale"
+    warm = clients.warm()
+    ready = (upstream == "up" or serving == "stale") and warm
     why = ""
     if upstream != "up":
         why = "closed" if link is None else str(link.refusal).removeprefix("ERR pannier: ")
     elif breaker.open and breaker.error is not None:
         why = str(breaker.explain(breaker.error)).removeprefix("ERR pannier: ")
+    elif not warm:
+        why = "memory is still being warmed (INFO sidecar says how far it is)"
     return Health(
         alive=True,
         ready=ready,

@@ -101,6 +101,15 @@ class TestPatterns:
                 assert client.lrange("org:l", 0, -1) == [b"1", b"2"]
                 assert client.zrange("org:z", 0, -1, withscores=True)[0][0] == b"a"
 
+    def test_it_is_not_ready_before(self, redis: Process, directory: Path) -> None:
+        Redis(port=redis.port).mset({f"org:{n}": n for n in range(60_000)})
+        with pannier(url(redis), directory, "--warm", "org:*") as proxy, Wire(proxy.port, 3) as wire:
+            assert b"$5\r\nready\r\n$2\r\nno\r\n" in (said := wire.line("SIDECAR HEALTH"))
+            assert b"memory is still being warmed" in said
+            assert wire.ask("GET", "org:1") == b"$1\r\n1\r\n", "clients are served meanwhile"
+            until(lambda: b"$5\r\nready\r\n$3\r\nyes\r\n" in wire.line("SIDECAR HEALTH"), "it is ready", 60.0)
+            assert stats(proxy)["warm_status"] == "done"
+
     def test_no_more_than_the_limit(self, redis: Process, directory: Path) -> None:
         Redis(port=redis.port).mset({f"org:{n}": n for n in range(3000)})
         # With the eviction bus: when it begins to be heard, all is dropped. So that must not come after.
