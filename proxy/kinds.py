@@ -195,7 +195,9 @@ def toml_key(name: str) -> str:
 
 def misfit(written: str, value: object, wanted: str) -> SettingsError:
     """The error about a TOML value of the wrong type; the value itself may be a password and is not shown."""
-    return SettingsError(f"{written}: a {type(value).__name__} cannot stand here; give {wanted}")
+    name = type(value).__name__
+    article = "an" if name[0] in "ai" else "a"
+    return SettingsError(f"{written}: {article} {name} cannot stand here; give {wanted}")
 
 
 def did_you_mean(

@@ -180,6 +180,8 @@ class Sidecar:
                 await asyncio.wait([listener], timeout=0.05)
             await self.warming.close()
             await self.clients.close()
+            if self.tier is not None:
+                self.tier.close()
             await self.links.close()
             for listen in self.settings.listen[: len(servers)]:
                 if listen.path is not None:
@@ -298,7 +300,7 @@ class Sidecar:
             "tracking_reason": trouble or link.tracking.reason,
             **outage_fields(self.clients, space),
             **_tier_fields(accounts),
-            **rule_fields(tier, accounts, self.clients.verifier),
+            **rule_fields(tier, accounts, self.clients.verifier is not None),
             **leases,
             **_counted(space),
         }

@@ -140,7 +140,7 @@ class TestAFile:
         ("text", "said"),
         [
             ("[[rules]\n", "is not valid TOML"), (b"\xff", "is not valid TOML"), ("a = " + "[" * 100_000, "is not valid TOML"), ("mode = 'off'\n", "mode: no such key"),
-            ("[tenants.a]\n", "tenants: no such key"), ("rules = 5\n", "rules: a int cannot stand here"), ("[rules]\nmatch = 'k'\n", "rules: a dict cannot stand here"),
+            ("[tenants.a]\n", "tenants: no such key"), ("rules = 5\n", "rules: an int cannot stand here"), ("[rules]\nmatch = 'k'\n", "rules: a dict cannot stand here"),
             ("[[rules]]\nmatch = 'k'\n[[rules]]\nmatch = 'k'\nl1_ttl = 'x'\n", "rules #2.l1_ttl: 'x' is not a duration"),
         ],
     )  # fmt: skip

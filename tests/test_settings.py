@@ -367,7 +367,7 @@ class TestTenants:
         )
         path = toml(tmp_path, "tenants = 5")
         assert complaint({}, {}, path) == (
-            f"{path}:tenants: a int cannot stand here; give a table per tenant, such as [tenants.acme]"
+            f"{path}:tenants: an int cannot stand here; give a table per tenant, such as [tenants.acme]"
         )
 
     def test_their_variables_are_not_unknown(self, tmp_path: Path) -> None:

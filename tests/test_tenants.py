@@ -143,8 +143,8 @@ class TestAWrongTableNamesItselfAndWhatWouldBeRight:
             ({"password": ""}, ".password: the password is empty; give one that is not"),
             ({"password": []}, ".password: the list is empty; give at least one password"),
             ({"password": [SECRET, ""]}, ".password[1]: the password is empty; give one that is not"),
-            ({"password": [SECRET, 5]}, ".password[1]: a int cannot stand here; give a text"),
-            ({"password": 5}, ".password: a int cannot stand here; give a text or a list of texts"),
+            ({"password": [SECRET, 5]}, ".password[1]: an int cannot stand here; give a text"),
+            ({"password": 5}, ".password: an int cannot stand here; give a text or a list of texts"),
             ({"password": True}, ".password: a bool cannot stand here; give a text or a list of texts"),
             (
                 {"password": {"a": SECRET}},
@@ -179,7 +179,7 @@ class TestAWrongTableNamesItselfAndWhatWouldBeRight:
                 {"password_file": f"{SECRET}\0"},
                 ".password_file: the file holds no text; give one whose first line is it",
             ),
-            ({"password_file": 5}, ".password_file: a int cannot stand here; give a text"),
+            ({"password_file": 5}, ".password_file: an int cannot stand here; give a text"),
             (
                 {"password": SECRET, "upstream_password": SECRET, "upstream_password_env": "X"},
                 f": upstream_password and upstream_password_env are given; {EXACTLY_ONE_UPSTREAM}",
@@ -198,7 +198,7 @@ class TestAWrongTableNamesItselfAndWhatWouldBeRight:
             ),
             (
                 {"password": SECRET, "upstream_username": 5, "upstream_password": SECRET},
-                ".upstream_username: a int cannot stand here; give a text",
+                ".upstream_username: an int cannot stand here; give a text",
             ),
             (
                 {"password": SECRET, "upstream_password": [SECRET]},

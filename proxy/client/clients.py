@@ -104,8 +104,6 @@ class Clients:
         self.sessions: dict[int, Session] = {}
         self.arriving = 0
         """Bytes of large commands of which all is waited for."""
-        self.works: set[asyncio.Task[bytes]] = set()
-        """What goes on even if the client that asked for it leaves."""
         self.stalled: dict[Session, float] = {}
         """Sessions that do not read their replies, and since when (monotonic seconds)."""
         # What is counted.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from proxy.kinds import show_duration, show_size
@@ -14,25 +15,26 @@ from proxy.upstream.caller import Question
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
-    from proxy.client.verifying import Verifier
     from proxy.tier.shelf import Shelf
     from proxy.tier.tier import Account, Tier
 
 _MOST_READS = 32
 """Reads of one key that are listed."""
 _NAME_LIMIT = 80
+_COUNTED = ("fills", "refused", "verified", "mismatches")
 
 
-def rule_fields(tier: Tier, accounts: list[Account], verifier: Verifier | None) -> dict[str, object]:
+def rule_fields(tier: Tier, accounts: list[Account], verifying: bool) -> dict[str, object]:
     """What the cache rules have done, for INFO and SIDECAR STATS."""
     fields: dict[str, object] = {
         "mode": tier.policy.limits.ceiling.name.lower(),
         "rules": len(tier.policy.rulings),
-        "refill_engaged": tier.governor.engaged,
-        "refill_delayed": tier.governor.delayed,
+        "refill_engaged": sum([account.governor.engaged for account in accounts]),
+        "refill_delayed": sum([account.governor.delayed for account in accounts]),
     }
-    if verifier is not None:
-        fields |= {"verify_checked": verifier.verified, "verify_mismatches": verifier.mismatches}
+    if verifying:
+        fields["verify_checked"] = sum([account.verified for account in accounts])
+        fields["verify_mismatches"] = sum([account.mismatches for account in accounts])
     return fields | _imagined([shelf for account in accounts for shelf in account.shelves])
 
 
@@ -53,11 +55,12 @@ def _imagined(shelves: list[Shelf]) -> dict[str, object]:
 def rules(session: Session, arguments: list[bytes]) -> bytes:
     """Answer SIDECAR RULES: the rules in force in their order, the defaults last."""
     policy = session.clients.policy
-    listed = [_listed(ruling) for ruling in (*policy.rulings, policy.default)]
+    counted = _COUNTED if session.space.namespace is None else ()  # in a namespace, nothing about the others
+    listed = [_listed(ruling, counted) for ruling in (*policy.rulings, policy.default)]
     return encode.array([encode.value(fields, session.protocol) for fields in listed])
 
 
-def _listed(ruling: Ruling) -> dict[str, Any]:
+def _listed(ruling: Ruling, counted: Iterable[str]) -> dict[str, Any]:
     rule = ruling.rule
     fields: dict[str, Any] = {
         "rule": ruling.number or "default",
@@ -74,7 +77,6 @@ def _listed(ruling: Ruling) -> dict[str, Any]:
     for name in ("stale_while_revalidate", "stale_if_error", "refresh_ahead"):
         if getattr(ruling, name):
             fields[name] = show_duration(getattr(ruling, name))
-    counted = ("fills", "refused", "verified", "mismatches")
     return fields | {name: getattr(ruling, name) for name in counted}
 
 

@@ -50,10 +50,14 @@ class Health:
         }
 
 
-def judge(clients: Clients) -> Health:
-    """Judge by the link that serves clients who have said nothing yet, by all shelves, and by the breaker."""
-    link, breaker = _main(clients), clients.links.breaker
-    serving, since = _memory(clients, clients.spaces.start)
+def judge(clients: Clients, space: Space | None = None) -> Health:
+    """Judge by the link and the shelves that serve a space, and by the breaker.
+
+    None: by the link that serves clients who have said nothing yet, and by all shelves.
+    """
+    breaker = clients.links.breaker
+    link = _link_of(clients, space) if space is not None else _main(clients)
+    serving, since = _memory(clients, space or clients.spaces.start)
     upstream = status(link)
     warm = clients.warm()
     ready = (upstream == "up" or serving == "stale") and warm
@@ -104,6 +108,12 @@ def _main(clients: Clients) -> SharedLink | None:
     protocol = link_protocol(Shape.PLAIN, 2, clients.tier is not None)
     key = LinkKey(clients.identity, clients.database, protocol, clients.spaces.start.name)
     return clients.links.shared.get(key)
+
+
+def _link_of(clients: Clients, space: Space) -> SharedLink | None:
+    """A shared link that serves a space; the main one if nobody is there who would need one."""
+    links = clients.links.shared.items()
+    return next((link for key, link in links if key.space == space.name and link.tracking), _main(clients))
 
 
 def _memory(clients: Clients, space: Space) -> tuple[str, int]:

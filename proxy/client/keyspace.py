@@ -63,12 +63,12 @@ async def flush(session: Session, namespace: Namespace, arguments: list[bytes]) 
     how = arguments[1].upper() if len(arguments) > 1 else b"ASYNC"
     if how not in (b"SYNC", b"ASYNC") or len(arguments) > 2:
         return encode.error("ERR syntax error")
-    if len(session.clients.works) >= _MOST_FLUSHES:
-        return encode.error("ERR pannier: too many flushes of namespaces are under way; try again later")
+    if len(session.space.works) >= _MOST_FLUSHES:
+        return encode.error("ERR pannier: too many flushes of this namespace are under way; try again later")
     everywhere = arguments[0].lower() == b"flushall"
     work = asyncio.get_running_loop().create_task(_flush(session, namespace, everywhere, how == b"SYNC"))
-    session.clients.works.add(work)
-    work.add_done_callback(session.clients.works.discard)
+    session.space.works.add(work)
+    work.add_done_callback(session.space.works.discard)
     return await asyncio.shield(work)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from proxy.client import explaining, health, homes, keyspace, leases, warm
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.tier.matching import drop_matching
 from proxy.tier.rules import key_frame, marks
+from proxy.upstream.link import LinkKey
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
     from proxy.client.spaces import Space
+    from proxy.tier.shelf import Shelf
+    from proxy.tier.tier import Tier
 
 _HELP = """\
 SIDECAR <subcommand> [<arg> ...]. Subcommands are:
@@ -84,8 +87,21 @@ def _flush(session: Session, arguments: list[bytes]) -> bytes:
     if space.namespace is not None and space.account is not None:
         space.account.clear()
     elif tier is not None and not space.locked:
-        tier.clear()
+        if session.identity == session.clients.identity:
+            tier.clear()
+        for shelf in _of_identity(session, tier):
+            shelf.clear()
     return encode.OK
+
+
+def _of_identity(session: Session, tier: Tier) -> list[Shelf]:
+    """The shelves of the user that a session is at Redis: who may not read a key is not to learn from how
+    many entries go that others read it."""
+    return [shelf for key, shelf in tier.shelves.items() if cast(LinkKey, key).identity == session.identity]
+
+
+def _dropped(shelves: list[Shelf]) -> int:
+    return sum([shelf.drops for shelf in shelves])
 
 
 def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
@@ -93,7 +109,12 @@ def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
         return _invalidate_matching(session, arguments[1:])
     tier, namespace = session.clients.tier, session.space.namespace
     keys = arguments if namespace is None else [namespace.prefix + key for key in arguments]
-    dropped = tier.drop(marks(map(key_frame, keys)), session.space.prefix) if tier is not None else 0
+    dropped = 0
+    if tier is not None:
+        shelves = _of_identity(session, tier)
+        before = _dropped(shelves)
+        tier.drop(marks(map(key_frame, keys)), session.space.prefix)
+        dropped = _dropped(shelves) - before
     session.clients.tell(session, "command", keys)
     return encode.integer(dropped)
 
@@ -108,10 +129,14 @@ async def _invalidate_matching(session: Session, patterns: list[bytes]) -> bytes
     dropped = 0
     if tier is None:
         return encode.integer(dropped)
-    for count in drop_matching(tier, compile_globs(_real(space, patterns)), space.prefix):
-        dropped += count
+    shelves = _of_identity(session, tier)
+    slices = drop_matching(tier, compile_globs(_real(space, patterns)), space.prefix)
+    while True:
+        before = _dropped(shelves)
+        if next(slices, None) is None:
+            return encode.integer(dropped)
+        dropped += _dropped(shelves) - before
         await asyncio.sleep(0)
-    return encode.integer(dropped)
 
 
 async def _delete(session: Session, arguments: list[bytes]) -> bytes:
@@ -141,7 +166,7 @@ def _stats(session: Session, arguments: list[bytes]) -> bytes:
 
 
 def _health(session: Session, arguments: list[bytes]) -> bytes:
-    return encode.value(health.judge(session.clients).fields(), session.protocol)
+    return encode.value(health.judge(session.clients, session.space).fields(), session.protocol)
 
 
 def _warm(session: Session, arguments: list[bytes]) -> Answer:

@@ -117,7 +117,7 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
             _revive(session, [part])
         if _found(session, part) or _join(session, part):
             return True
-        if session.shelf.tier.governor.until and refilling.take_turn(session, part):
+        if session.shelf.account.governor.until and refilling.take_turn(session, part):
             return True
     if session.clients.tier is None or session.link is not session.home:
         return False
@@ -174,7 +174,7 @@ def _one(session: Session, data: bytes, part: bytes) -> int:
         return _mget(session, data, part)
     if part in shelf.flights and (_found(session, part) or _join(session, part)):
         return len(data)
-    if shelf.tier.governor.until and refilling.take_turn(session, part):
+    if shelf.account.governor.until and refilling.take_turn(session, part):
         return len(data)
     shelf.account.misses += 1
     if shelf.admits(part):
@@ -239,7 +239,7 @@ def _fill(session: Session, parts: list[bytes]) -> None:
         wanted = shelf.rules.read(part)
         if wanted is None:
             continue
-        place = refilling.admit(shelf, wanted) if shelf.tier.governor.until else ""
+        place = refilling.admit(shelf, wanted) if shelf.account.governor.until else ""
         if place is None:
             continue
         flight = shelf.open(wanted)
@@ -247,7 +247,7 @@ def _fill(session: Session, parts: list[bytes]) -> None:
             flight.place = place
             refilling.launch(flight, session.home)
         elif place:
-            shelf.tier.governor.leave(place)
+            shelf.account.governor.leave(place)
 
 
 # --- pipelines

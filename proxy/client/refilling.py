@@ -49,7 +49,7 @@ def label(shelf: Shelf, wanted: Read) -> str:
 
 def admit(shelf: Shelf, wanted: Read) -> str | None:
     """The place that a fetch takes among those of its class, empty if nobody counts; None: there is none."""
-    governor = shelf.tier.governor
+    governor = shelf.account.governor
     if shelf.tier.clock() >= governor.until:
         governor.until = 0.0
         return ""
@@ -70,7 +70,7 @@ def take_turn(session: Session, part: bytes) -> bool:
     session.commands += 1
     session.expect(1)
     turn = _Turn(session, wanted, label(shelf, wanted), shelf.admits(part))
-    governor = shelf.tier.governor
+    governor = shelf.account.governor
     if place is None:
         governor.wait(turn.place, turn)
         session.ready()
@@ -122,7 +122,7 @@ class _Turn:
             flight.waiters.append(session)
             launch(flight, session.home)
         else:
-            passed = _Passed(session, self._wanted.shape, shelf.tier.governor, self.place)
+            passed = _Passed(session, self._wanted.shape, shelf.account.governor, self.place)
             session.home.submit(passed, 1, self._wanted.request)
 
 

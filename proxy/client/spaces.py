@@ -6,6 +6,7 @@ Redis, its share of memory, its limits, and what is counted for it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -113,6 +114,8 @@ class Space:
         # Who is here and what has been counted.
         self.sessions: dict[Session, tuple[int, int]] = {}
         """With what each had taken, and been answered from memory, when it came."""
+        self.works: set[asyncio.Task[bytes]] = set()
+        """What goes on even if the client that asked for it leaves."""
         self.refused = 0
         """Commands refused because of `max_ops_per_second`."""
         self._commands = self._hits = 0

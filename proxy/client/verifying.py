@@ -61,6 +61,7 @@ class Verifier:
         """Take Redis' answer."""
         ruling = check.shelf.judge(check.read)
         self.verified += 1
+        check.shelf.account.verified += 1
         for each in ruling.sources:
             each.verified += 1
         if check.protocol != 3 and check.read.shape is not None:
@@ -73,6 +74,7 @@ class Verifier:
         if not check.stands:
             return  # word of the change has come, or its time was over
         self.mismatches += 1
+        shelf.account.mismatches += 1
         shelf.drop(marks(read.keys))
         name = self._tier.policy.label(key_name(read.keys[0])[len(shelf.rules.prefix) :])
         log.error(

@@ -143,7 +143,8 @@ class Namespace:
             translated = arguments  # Redis refuses it
         elif name in WHOLE:
             raise RefusedHere(
-                f"{spoken(name)} cannot be part of anything in a namespace: it takes several steps"
+                f"{spoken(name)} takes several steps in a namespace: not in a transaction, nor on a "
+                "connection that holds state"
             )
         elif command.container and len(arguments) == 1:
             translated = arguments  # Redis refuses it

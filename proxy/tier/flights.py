@@ -119,7 +119,7 @@ class Flight:
         """Take the end of the reply: keep it, and answer all who wait."""
         self._land()
         if self.place:
-            self.shelf.tier.governor.leave(self.place)
+            self.shelf.account.governor.leave(self.place)
 
     def _land(self) -> None:
         if self._spilling:
@@ -166,7 +166,7 @@ class Flight:
         else:
             self.answer(b"-ERR pannier: upstream connection broke in the middle of a reply\r\n")
         if self.place:
-            self.shelf.tier.governor.leave(self.place)
+            self.shelf.account.governor.leave(self.place)
 
     def owners(self) -> Collection[object]:
         """Who waits."""

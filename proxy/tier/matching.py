@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 SLICE = 128
 """Entries looked at without a pause: a quarter of a millisecond."""
+_COST = 1_000_000
+"""Bytes of parts, times bytes of patterns, that are looked at without a pause: a millisecond at worst."""
+_LONG = 4096
+"""Bytes of a name from which it counts as matching: to drop too much is harmless, to look may take long."""
 
 
 def drop_matching(tier: Tier, pattern: re.Pattern[bytes], prefix: bytes) -> Iterator[int]:
@@ -24,13 +28,24 @@ def drop_matching(tier: Tier, pattern: re.Pattern[bytes], prefix: bytes) -> Iter
     """
     for shelf in list(tier.views(prefix)):
         _taint(shelf, pattern)
-        for parts in _slices(shelf):
+        for parts in _slices(shelf, len(pattern.pattern)):
             count = _drop(shelf, pattern, parts)
-            tier.governor.dropped(count, tier.clock())
+            shelf.account.governor.dropped(count, tier.clock())
             yield count
 
 
-def _slices(shelf: Shelf) -> Iterator[list[bytes]]:
+def _cheap(parts: list[bytes], weight: int) -> list[bytes]:
+    """So many parts from the end as can be looked at without a pause; one at least."""
+    some = parts[-SLICE:]
+    most = _COST // weight
+    if sum(map(len, some)) <= most:
+        return some
+    while len(some) > 1 and sum(map(len, some)) > most:
+        some = some[len(some) // 2 :]
+    return some
+
+
+def _slices(shelf: Shelf, weight: int) -> Iterator[list[bytes]]:
     """What is aside now, what every table keeps, and what the ghost tracks, by and by; what an earlier table
     keeps as well has been looked at, or is newer. What changes places meanwhile is dropped by its keys,
     wherever it is.
@@ -41,8 +56,8 @@ def _slices(shelf: Shelf) -> Iterator[list[bytes]]:
     places = [list(shelf.tending.aside), *[list(table.replies) for table in shelf.tables.values()]]
     for parts, table in zip(places, (None, *shelf.tables.values()), strict=False):
         while parts:
-            some = parts[-SLICE:]
-            del parts[-SLICE:]
+            some = _cheap(parts, weight)
+            del parts[-len(some) :]
             left = [part for part in some if not any(part in replies for replies in earlier)]
             yield [part for part in left if shelf.keeps(part)]
         if table is not None:
@@ -56,11 +71,15 @@ def _slices(shelf: Shelf) -> Iterator[list[bytes]]:
 
 def _taint(shelf: Shelf, pattern: re.Pattern[bytes]) -> None:
     for flight in list(shelf.flights.values()):
-        shelf.drop(marks([key for key in flight.read.keys if pattern.fullmatch(key_name(key))]))
+        shelf.drop(marks([key for key in flight.read.keys if _matches(pattern, key)]))
 
 
 def _drop(shelf: Shelf, pattern: re.Pattern[bytes], parts: list[bytes]) -> int:
-    before, keys_of, match = shelf.drops, shelf.rules.part_keys, pattern.fullmatch
+    before, keys_of = shelf.drops, shelf.rules.part_keys
     found = [key for part in parts for key in keys_of(part)]
-    shelf.drop(marks([key for key in found if match(key_name(key))]))
+    shelf.drop(marks([key for key in found if _matches(pattern, key)]))
     return shelf.drops - before
+
+
+def _matches(pattern: re.Pattern[bytes], key: bytes) -> bool:
+    return len(key) > _LONG or pattern.fullmatch(key_name(key)) is not None

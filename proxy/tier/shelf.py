@@ -296,7 +296,7 @@ class Shelf:
         self.bytes = self.entries = 0
         self.drops += count
         if count:
-            self.tier.governor.dropped(count, self.tier.clock())
+            self.account.governor.dropped(count, self.tier.clock())
         for told in self.watched.values():
             told(False)
         return count

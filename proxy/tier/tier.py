@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from proxy.tier.door import Door
 from proxy.tier.governor import Governor
-from proxy.tier.policy import Defaults, Policy, Ruling
+from proxy.tier.policy import Defaults, Policy, Ruling, Serve
 from proxy.tier.rules import Rules
 from proxy.tier.shelf import Shelf
 from proxy.tier.table import STRIDE
@@ -71,8 +71,9 @@ class Budget:
 class Account:
     """The shelves of one key space: how its commands are judged, what it may take, and what is counted."""
 
-    def __init__(self, rules: Rules, budget: Budget) -> None:
+    def __init__(self, rules: Rules, budget: Budget, refill_limit: int = 0) -> None:
         self.rules = rules
+        self.governor = Governor(refill_limit)
         self.budget = budget
         budget.accounts.append(self)
         self.shelves: list[Shelf] = []
@@ -94,6 +95,10 @@ class Account:
         """Entries dropped because of a write that passed through here."""
         self.pushes = 0
         """Invalidation messages from Redis."""
+        self.verified = 0
+        """Hits that were compared with what Redis has."""
+        self.mismatches = 0
+        """Of these, what was stale."""
         self._stale_shelves = 0
         self._stale_hits = self._hits_before = 0
 
@@ -148,7 +153,6 @@ class Tier:
         self.clock = clock
         self.policy = Policy((), Defaults(limits.l1_ttl, limits.max_value_size, stale=limits.stale_max))
         """The cache rules in force."""
-        self.governor = Governor(limits.refill_limit)
         self.stride = STRIDE
         """How many hits at most go unlogged behind one that is logged."""
         self.shelves: dict[Hashable, Shelf] = {}
@@ -176,6 +180,11 @@ class Tier:
     def entries(self) -> int:
         """Replies kept."""
         return sum([budget.entries for budget in self._budgets])
+
+    @property
+    def governor(self) -> Governor:
+        """That of the key space without a namespace."""
+        return self.main.governor
 
     @property
     def _budgets(self) -> set[Budget]:
@@ -209,6 +218,11 @@ class Tier:
         for shelf in self.shelves.values():
             shelf.imagine(policy.observes)
 
+    def close(self) -> None:
+        """Serve nothing any more: that the links are lost now says nothing about Redis."""
+        limits = self.policy.limits
+        self.obey(Policy((), Defaults(limits.l1_ttl, limits.max_value_size, Serve.OFF)))
+
     def demote(self, ruling: Ruling) -> None:
         """Only observe from now on what a rule is about."""
         self.policy.demote(ruling)
@@ -220,7 +234,7 @@ class Tier:
         if max_memory is not None:
             budget = Budget(max_memory, self.limits.max_entries, self.limits.admit_after)
             self.common.max_memory -= max_memory
-        self.accounts.append(Account(rules, budget))
+        self.accounts.append(Account(rules, budget, self.limits.refill_limit))
         return self.accounts[-1]
 
     def shelf(self, key: Hashable, account: Account | None = None) -> Shelf:

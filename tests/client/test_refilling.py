@@ -32,7 +32,8 @@ async def made(monkeypatch: pytest.MonkeyPatch, limit: int = LIMIT, **options: o
 
 
 def govern(race: Race) -> None:
-    race.tier.governor.dropped(MANY, race.clock())
+    for account in race.tier.accounts:
+        account.governor.dropped(MANY, race.clock())
 
 
 @pytest.fixture
