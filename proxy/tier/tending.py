@@ -212,7 +212,9 @@ class Tending:
                 part, _ = parts.popitem()
                 self._notes -= 1
                 tended = self.known.get(part)
-                if tended is not None and tended.again == at and now < tended.until:
+                if tended is None or part in self.aside:
+                    continue  # too late: the next read has it fetched
+                if tended.again == at and now < tended.until:
                     most -= 1
                     yield part
             if not parts:

@@ -487,6 +487,15 @@ class TestTheLast:
         assert shelf.tending.last(K, 2) is None and shelf.bytes == 0
 
 
+class TestAhead:
+    def test_what_is_aside_by_then_is_fetched_by_the_next_read(self) -> None:
+        tier, shelf, clock = make()
+        obey(tier, CacheRule((b"*",), l1_ttl=10.0, jitter=0.0, refresh_ahead=2.0, stale_while_revalidate=30.0))
+        fill(shelf, "GET", "k", lifetime=100.0)
+        later(shelf, clock, 10.0)
+        assert K in shelf.tending.aside and list(shelf.tending.due(clock.now, 9)) == []
+
+
 class TestDeadlines:
     def test_are_shared_by_what_is_aside(self) -> None:
         """Each key has a time to live of its own; looking at what is due takes a look at every deadline."""
