@@ -273,7 +273,8 @@ STALL_ENTRIES = 100_000
 STALL_HOT_KEYS = 100
 STALL_RATE = 2_000
 """Hits a second while it is measured: a fiftieth of what a sidecar can do."""
-STALL_OPTIONS = ("--admit-after", "1", "--max-memory", "256mb")
+STALL_OPTIONS = ("--admit-after", "1", "--max-memory", "256mb", "--refill-limit", "0")
+"""The tier is filled again between rounds as fast as can be."""
 STALL_TIMES, STALL_MORE, STALL_MOST = 2.0, 2.0, 10.0
 """What hits should keep to meanwhile: p99 twice that at rest or 2 ms more; the slowest, in milliseconds."""
 
