@@ -6,10 +6,14 @@ evicted, and replayed into it when room is needed: counting is exact, recency is
 
 from __future__ import annotations
 
+from random import randrange
+
 from proxy.tier.hot import Hot
 
 _LOGGED = 2048
 """Parts in a log at most; it is then replayed."""
+_SOME = 4
+"""One in so many parts of a full log is counted."""
 STRIDE = 16
 """One in so many hits is logged while nothing has to be evicted."""
 
@@ -56,8 +60,11 @@ class Table:
         self._log, self._logged = [], 0
         replies = self.replies
         if self.hot is not None:
-            # A chunk stands for itself, and for those of its client that were not logged after it.
-            self.hot.add([part for part in logged if part in replies], self.stands_for)
+            # A chunk stands for itself, and for those of its client that were not logged after it. Of a full
+            # log some will do: counting by part would cost more than all else that is done for a hit here.
+            step = _SOME if len(logged) > _LOGGED else 1
+            some = logged[randrange(step) :: step]
+            self.hot.add([part for part in some if part in replies], self.stands_for * step)
         if stride is not None:
             self._stride = min(stride, self._longest)
         for part in dict.fromkeys(logged):
