@@ -166,6 +166,50 @@ class TestB4Memoising:
         assert calls == [1]
 
 
+class TestB5ByPattern:
+    """After a mutation, what was derived from it goes by wildcard; keys are found by pattern."""
+
+    LISTINGS = ("agent_service:list:page:1", "agent_service:list:page:2", "agent_service:list:active")
+    OTHER = "agent_service:agent:7"
+
+    def filled(self, pods: tuple[Redis, Redis]) -> None:
+        for key in (*self.LISTINGS, self.OTHER):
+            pods[0].set(key, "old", ex=600)
+        for pod in pods:
+            for key in (*self.LISTINGS, self.OTHER):
+                wait_until(lambda pod=pod, key=key: from_memory(pod, key))  # type: ignore[misc]
+
+    def test_delete_by_pattern_leaves_redis_and_every_memory(self, pods: tuple[Redis, Redis]) -> None:
+        self.filled(pods)
+        assert pods[0].execute_command("SIDECAR", "DELETE", "MATCH", "agent_service:list:*") == 3
+        for pod in pods:
+            for key in self.LISTINGS:
+                wait_until(lambda pod=pod, key=key: pod.get(key) is None)  # type: ignore[misc]
+            assert pod.get(self.OTHER) == b"old"
+
+    def test_invalidate_by_pattern_has_everybody_read_anew(self, pods: tuple[Redis, Redis]) -> None:
+        self.filled(pods)
+        one, other = pods
+        assert one.execute_command("SIDECAR", "INVALIDATE", "MATCH", "agent_service:list:*") == 3
+        wait_until(lambda: not from_memory(other, self.LISTINGS[0], once=True))
+        assert [pod.get(self.LISTINGS[0]) for pod in pods] == [b"old", b"old"], "Redis still has it"
+        assert from_memory(other, self.OTHER)
+
+    def test_scan_keys(self, pods: tuple[Redis, Redis]) -> None:
+        self.filled(pods)
+        for pod in pods:
+            assert sorted(pod.scan_iter(match="agent_service:list:*", count=2)) == sorted(key.encode() for key in self.LISTINGS)
+
+
+def from_memory(pod: Redis, key: str, once: bool = False) -> bool:
+    """Whether a read is answered from memory; unless `once`, after it has been read before."""
+    if not once:
+        pod.get(key)
+    before = pod.info("sidecar")["pannier_tier_hits"]
+    pod.get(key)
+    return bool(pod.info("sidecar")["pannier_tier_hits"] > before)
+
+
 class TestE3Forgetting:
     KEYS = (
         "workspace:7:members", "workspace:7:metrics:day", "report:7:1", "report:7:2", "agent:3:stats", "agent:3:runs",
@@ -176,14 +220,7 @@ class TestE3Forgetting:
         for client in pods:
             for key in self.KEYS:
                 assert get_or_compute(client, key, 60, lambda: b"v") == b"v"
-                wait_until(lambda client=client, key=key: self.kept(client, key))  # type: ignore[misc]
-
-    @staticmethod
-    def kept(client: Redis, key: str) -> bool:
-        """Whether memory answers for a key."""
-        before = client.info("sidecar")["pannier_tier_hits"]
-        client.get(key)
-        return bool(client.info("sidecar")["pannier_tier_hits"] > before)
+                wait_until(lambda client=client, key=key: from_memory(client, key, once=True))  # type: ignore[misc]
 
     def test_a_workspace_by_several_patterns_at_once(self, pods: tuple[Redis, Redis]) -> None:
         """What memory keeps, at both; Redis keeps the values."""
