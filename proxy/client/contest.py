@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
+from proxy.client.refilling import launch
 from proxy.client.wishes import Waiter, answer, lease_key
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError
@@ -181,8 +182,7 @@ class Contest:
         if flight is None:
             return False
         flight.waiters.append(taker)
-        flight.skipped = self._link.skipped
-        self._link.submit(flight, flight.replies, flight.request)
+        launch(flight, self._link)
         return True
 
     async def _claim(self) -> float:

@@ -89,8 +89,9 @@ def _flush(session: Session, arguments: list[bytes]) -> bytes:
     elif tier is not None and not space.locked:
         if session.identity == session.clients.identity:
             tier.clear()
-        for shelf in _of_identity(session, tier):
-            shelf.clear()
+        else:
+            for shelf in _of_identity(session, tier):
+                shelf.clear()
     return encode.OK
 
 

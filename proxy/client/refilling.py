@@ -69,7 +69,7 @@ def take_turn(session: Session, part: bytes) -> bool:
     shelf.account.misses += 1
     session.commands += 1
     session.expect(1)
-    turn = _Turn(session, wanted, label(shelf, wanted), shelf.admits(part))
+    turn = _Turn(session, wanted, place or label(shelf, wanted), shelf.admits(part))
     governor = shelf.account.governor
     if place is None:
         governor.wait(turn.place, turn)

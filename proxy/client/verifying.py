@@ -37,14 +37,20 @@ class Verifier:
     """
 
     def __init__(self, tier: Tier, share: float, demote: int, lag: float) -> None:
-        self.verified = 0
-        """Hits compared."""
-        self.mismatches = 0
-        """Of these, what was stale."""
         self._tier = tier
         self._share = share
         self._demote = demote
         self._lag = lag
+
+    @property
+    def verified(self) -> int:
+        """Hits compared."""
+        return sum([account.verified for account in self._tier.accounts])
+
+    @property
+    def mismatches(self) -> int:
+        """Of these, what was stale."""
+        return sum([account.mismatches for account in self._tier.accounts])
 
     def sample(self, session: Session, parts: list[bytes]) -> None:
         """Verify some of the hits that have just been logged."""
@@ -60,7 +66,6 @@ class Verifier:
     def compare(self, check: _Check, answer: bytes) -> None:
         """Take Redis' answer."""
         ruling = check.shelf.judge(check.read)
-        self.verified += 1
         check.shelf.account.verified += 1
         for each in ruling.sources:
             each.verified += 1
@@ -73,7 +78,6 @@ class Verifier:
         shelf, read = check.shelf, check.read
         if not check.stands:
             return  # word of the change has come, or its time was over
-        self.mismatches += 1
         shelf.account.mismatches += 1
         shelf.drop(marks(read.keys))
         name = self._tier.policy.label(key_name(read.keys[0])[len(shelf.rules.prefix) :])

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from proxy.client.keyspace import ask
+from proxy.client.refilling import launch
 from proxy.client.wanted import BY_TYPE, Wish, as_pattern, wish
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError, UpstreamRefused
@@ -266,8 +267,7 @@ class Warmer:
             return
         self._flying += 1
         flight.waiters.append(_Landing(self, part, again))
-        flight.skipped = self._link.skipped
-        self._link.submit(flight, flight.replies, flight.request)
+        launch(flight, self._link)
 
     def landed(self, landing: _Landing, reply: bytes | None) -> None:
         """Take the end of a fetch; None: its reply was too long, or broke off."""
