@@ -82,6 +82,7 @@ class TestDefaults:
             "namespace_scripts": "warn",
             "auth": "auto",
             "log_level": "info",
+            "key_privacy": "plain",
             "mode": "cache",
             "rules_file": "",
             "refill_limit": 64,

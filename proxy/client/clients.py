@@ -17,6 +17,7 @@ from proxy.client.session import Session
 from proxy.client.spaces import Space, Spaces
 from proxy.client.states import State
 from proxy.client.verifying import Verifier
+from proxy.privacy import KeyPrivacy, Privacy
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace
 from proxy.settings import Settings
@@ -96,6 +97,8 @@ class Clients:
         """Whether they are told of every write."""
         self.policy = Policy((), Defaults(settings.l1_ttl, settings.max_value_size))
         """The cache rules in force."""
+        self.privacy = Privacy(KeyPrivacy(settings.key_privacy))
+        """What may be shown of keys' names."""
         self.expires = False
         """Whether rules give SETs a time to live."""
         self.spaces = Spaces(settings, dispatcher, tier)
@@ -215,11 +218,11 @@ class Clients:
 
     def _refresh(self) -> None:
         """Fetch anew what rules want fresh, and let counts of hits fade."""
-        fades = self._ticks % _FADE_TICKS == 0
+        fades = self._ticks % _FADE_TICKS == _FADE_TICKS - 1
         for key, shelf in self.tier.shelves.items() if self.tier is not None else ():
             if fades:
                 shelf.replay()
-                shelf.hot.age()
+                shelf.traffic.fade()
             link = self.links.shared.get(key)  # type: ignore[call-overload]
             if link is not None and link.state is LinkState.READY and shelf.tending.known:
                 refilling.refresh(shelf, link)

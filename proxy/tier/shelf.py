@@ -20,12 +20,12 @@ from proxy.resp.tracking import INVALIDATE, Mode
 from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.ghost import Ghost
-from proxy.tier.hot import Hot
 from proxy.tier.policy import NOTHING, Ruling, Serve
 from proxy.tier.rules import Read, key_name, marks
 from proxy.tier.stale import Staleness
 from proxy.tier.table import Table
 from proxy.tier.tending import UNAVAILABLE, Tending
+from proxy.tier.traffic import Traffic, overstated
 
 if TYPE_CHECKING:
     from proxy.tier.tier import Account, Tier
@@ -41,8 +41,6 @@ _MOST_PARTS = 4096
 _STAR = 0x2A
 _NULL_SIZE = 5
 """Bytes of RESP2's nulls."""
-_HOT = 5000
-"""Parts whose hits are counted for long."""
 
 
 class Shelf:
@@ -77,8 +75,9 @@ class Shelf:
         """Entries dropped so far for whatever reason: while it stands still, every entry has kept its
         value."""
         self.tending = Tending(self)
-        self.hot = Hot(_HOT)
-        """Which parts are read most."""
+        self.traffic = Traffic(tier.clock, lambda: account.hits)
+        """Which parts are read most, and which change."""
+        self.hot = self.traffic.hits
         self.ghost: Ghost | None = Ghost() if tier.policy.observes else None
         """What memory would have done, where reads are only observed."""
         self.watched: dict[int, Callable[[bool], object]] = {}
@@ -313,8 +312,9 @@ class Shelf:
             flight = self.flights.pop(part, None)
             if flight is not None:
                 flight.tainted = True
-            if not self.tending.known or not self.tending.lapses(part, self.tier.clock()):
-                self._remove(part)
+            lapses = self.tending.known and self.tending.lapses(part, self.tier.clock())
+            if not lapses and self._remove(part):
+                self.traffic.changed(part)
             if self.ghost is not None:
                 self.ghost.forget(part)
             for other in self._several.pop(part, ()):
@@ -430,14 +430,19 @@ class Shelf:
 
     def admits(self, part: bytes) -> bool:
         """Note that a part has been asked for and is not there; whether it may come in."""
+        self.traffic.missed((part,))
+        return self._admits(part)
+
+    def _admits(self, part: bytes) -> bool:
         if self.ghost is not None and (wanted := self._observe(self.ghost, part)) is not None:
             return wanted
         return part in self.tending.aside or self.budget.door.admits(part)
 
     def admitted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
         """The same for several; those that may come in."""
+        self.traffic.missed(parts)
         if self.ghost is not None or self.tending.aside:
-            return [part for part in parts if self.admits(part)]
+            return [part for part in parts if self._admits(part)]
         return self.budget.door.admitted(parts)
 
     def _observe(self, ghost: Ghost, part: bytes) -> bool | None:
@@ -523,6 +528,19 @@ class Shelf:
         """Bring the order of eviction and the counts of hits up to date."""
         for table in self.tables.values():
             table.replay()
+
+    def hits_lately(self, part: bytes) -> int:
+        """About how often a part was hit in the window."""
+        return round(self.hot.count(part) / self.overstated)
+
+    @property
+    def overstated(self) -> float:
+        """By which factor hits seem to be more than they are (see `tier.traffic`)."""
+        return overstated([shelf.traffic for shelf in self.account.shelves])
+
+    def size_of(self, part: bytes) -> int:
+        """Bytes of the replies kept of a part; 0: none is."""
+        return sum([len(table.replies.get(part, b"")) for table in self.tables.values()])
 
     def ends(self, part: bytes) -> float | None:
         """When a part's time is over (monotonic seconds); None: it is not kept. Looks at all there is."""
