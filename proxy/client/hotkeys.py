@@ -21,6 +21,7 @@ from proxy.resp import encode
 if TYPE_CHECKING:
     from proxy.client.session import Session
     from proxy.tier.shelf import Shelf
+    from proxy.tier.table import Table
 
 MOST = 1000
 """Keys that are listed at once."""
@@ -160,14 +161,14 @@ def _big_key(view: Scope, seen: Seen, part: bytes, size: int) -> BigKey:
 
 def _sizes(shelf: Shelf) -> Iterator[list[tuple[bytes, int]]]:
     """The parts of a shelf and their sizes, by and by: each once, though both protocols may have it."""
-    earlier: list[dict[bytes, bytes]] = []
+    earlier: list[Table] = []
     for table in list(shelf.tables.values()):
-        parts = list(table.replies)
+        parts = [*table.replies, *table.held]
         while parts:
-            some = [part for part in parts[-_SLICE:] if not any(part in replies for replies in earlier)]
+            some = [part for part in parts[-_SLICE:] if not any(part in other for other in earlier)]
             yield [(part, size) for part in some if (size := shelf.size_of(part))]
             del parts[-_SLICE:]
-        earlier.append(table.replies)
+        earlier.append(table)
 
 
 def _tallies_of(view: Scope, seen: Seen, part: bytes, tallies: _Tallies) -> Iterable[_Tally]:

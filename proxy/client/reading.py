@@ -45,7 +45,7 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
 
     `parts` is the chunk split at its stars.
     """
-    if session.shelf.tending.aside:
+    if session.shelf.sets_aside:
         _revive(session, parts)
         if len(parts) == 1 and _found(session, parts[0]):
             return len(data)
@@ -113,7 +113,7 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
     if not _vouched(session):
         return False
     if quiet:
-        if session.shelf.tending.aside:
+        if session.shelf.sets_aside:
             _revive(session, [part])
         if _found(session, part) or _join(session, part):
             return True
@@ -134,6 +134,7 @@ def _starred(session: Session, data: bytes) -> int:
     if session.clients.dispatcher.reads.wholes[-1][1](data) is None:
         return 0
     part = data[1:]
+    session.shelf.reuse.release([part])
     reply = session.find(part)
     if reply is None:
         return _one(session, data, part)
@@ -197,8 +198,11 @@ def _found(session: Session, part: bytes) -> bool:
 
 
 def _revive(session: Session, parts: list[bytes]) -> None:
-    """Bring back what may be served while it is fetched anew, and fetch it."""
-    _fill(session, session.shelf.tending.revive(parts, monotonic()))
+    """Bring back what is held, and what may be served while it is fetched anew; fetch that."""
+    shelf = session.shelf
+    shelf.reuse.release(parts)
+    if shelf.tending.aside:
+        _fill(session, shelf.tending.revive(parts, monotonic()))
 
 
 def _join(session: Session, part: bytes) -> bool:
@@ -352,6 +356,7 @@ def _kept(session: Session, drops: int, taken: list[tuple[bytes, bytes | None]])
 def _members(session: Session, part: bytes) -> bytes | None:
     """The reply to an MGET if all its members are in memory."""
     keys = find_bulks(part, _MGET_KEYS)
+    session.shelf.reuse.release([GET + key for key in keys])
     replies = [session.find(GET + key) for key in keys]
     if None in replies:
         return None
@@ -364,6 +369,7 @@ def _mget(session: Session, data: bytes, part: bytes) -> int:
     if sum(map(len, keys)) != len(part) - start:
         return 0  # a long key
     members = [GET + key for key in keys]
+    session.shelf.reuse.release(members)
     replies = list(map(session.find, members))
     found = len(replies) - replies.count(None)
     if found == len(members):

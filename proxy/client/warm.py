@@ -253,7 +253,7 @@ class Warmer:
         if read is None:
             tally.leave("not to be kept")
             return
-        if not self._anew and all(part in table.replies for table in shelf.tables.values()):
+        if not self._anew and all(part in table for table in shelf.tables.values()):
             tally.kept += 1
             return
         flight = shelf.flights.get(part)
@@ -273,7 +273,7 @@ class Warmer:
         """Take the end of a fetch; None: its reply was too long, or broke off."""
         self._flying -= 1
         part = landing.part
-        if any(part in table.replies for table in self.shelf.tables.values()):
+        if any(part in table for table in self.shelf.tables.values()):
             self.tally.kept += 1
         elif reply is None or len(reply) > self.shelf.tier.limits.max_value_size:
             self.tally.leave("too long")

@@ -21,6 +21,7 @@ from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.ghost import Ghost
 from proxy.tier.policy import NOTHING, Ruling, Serve
+from proxy.tier.reuse import Reuse
 from proxy.tier.rules import Read, key_name, marks
 from proxy.tier.stale import Staleness
 from proxy.tier.table import Table
@@ -36,6 +37,8 @@ ENTRY_COST = 225
 """Bytes an entry takes beside its part (twice: its key is in the index), its reply and its place among the
 deadlines: the headers of three objects, rounding, and slots in two dicts. Measured:
 tests/tier/test_memory.py."""
+UNNAMED = "*"
+"""The class of keys whose names have no first part: each by itself would be none."""
 _MOST_PARTS = 4096
 """Parts kept for one key: an invalidation drops them all at once."""
 _STAR = 0x2A
@@ -78,6 +81,8 @@ class Shelf:
         self.traffic = Traffic(tier.clock, lambda: account.hits)
         """Which parts are read most, and which change."""
         self.hot = self.traffic.hits
+        self.reuse = Reuse(self)
+        """When what is read is read again."""
         self.ghost: Ghost | None = Ghost() if tier.policy.observes else None
         """What memory would have done, where reads are only observed."""
         self.watched: dict[int, Callable[[bool], object]] = {}
@@ -103,7 +108,7 @@ class Shelf:
         found = self.tables.get(protocol)
         if found is None:
             found = self.tables[protocol] = Table(self.tier.stride)
-            found.hot = self.hot
+            found.hot, found.reuse = self.hot, self.reuse
         return found
 
     @property
@@ -128,6 +133,9 @@ class Shelf:
             due = [part for part in due if not self.tending.outlives(part, now)]
         if self.renewed:
             due = [part for part in due if not self._outlives(part, now)]
+        if due and self.reuse.open:
+            for part in due:
+                self.reuse.expired(part)
         self.account.expired += sum([self._forget(part) for part in due])
         gate = self._gate(now)
         self.until = min(gate, self.deadlines.first(gate))
@@ -152,6 +160,7 @@ class Shelf:
     def _go_stale(self, since: float) -> None:
         """Let nobody vouch for what is kept, from `since` on; what may not be served so, drop here."""
         self._close_flights()
+        self.reuse.clear()
         self.stale.begin(since)
         if self.tier.policy.stale_differs:
             self._limit_stale(since)
@@ -254,6 +263,7 @@ class Shelf:
         found = marks(keys)
         self.drop(found)
         self.account.invalidated += self.drops - before
+        self.reuse.marks_changed(found)
         for key in self.watched.keys() & found if self.watched else ():
             self.watched[key](True)
 
@@ -279,6 +289,7 @@ class Shelf:
         """Drop everything; how many entries that were."""
         count, waste = self.entries, self.tier.waste
         self.stale.broken = False
+        self.reuse.clear()
         for table in self.tables.values():
             waste.take(table.clear())
         for flight in self.flights.values():
@@ -312,6 +323,7 @@ class Shelf:
             flight = self.flights.pop(part, None)
             if flight is not None:
                 flight.tainted = True
+            self.reuse.changed(part)
             lapses = self.tending.known and self.tending.lapses(part, self.tier.clock())
             if not lapses and self._remove(part):
                 self.traffic.changed(part)
@@ -333,7 +345,7 @@ class Shelf:
             return count + aside
         count = size = 0
         for table in self.tables.values():
-            reply = table.replies.pop(part, None)
+            reply = table.pop(part)
             if reply is not None:
                 size += _size(part, reply)
                 count += 1
@@ -352,7 +364,7 @@ class Shelf:
         self.renewed.pop(part, None)
         found = {}
         for protocol, table in self.tables.items():
-            reply = table.replies.pop(part, None)
+            reply = table.pop(part)
             if reply is not None:
                 found[protocol] = reply
         self._count_out(len(found), sum([_size(part, reply) for reply in found.values()]))
@@ -431,6 +443,7 @@ class Shelf:
     def admits(self, part: bytes) -> bool:
         """Note that a part has been asked for and is not there; whether it may come in."""
         self.traffic.missed((part,))
+        self.reuse.missed((part,))
         return self._admits(part)
 
     def _admits(self, part: bytes) -> bool:
@@ -441,6 +454,7 @@ class Shelf:
     def admitted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
         """The same for several; those that may come in."""
         self.traffic.missed(parts)
+        self.reuse.missed(parts)
         if self.ghost is not None or self.tending.aside:
             return [part for part in parts if self._admits(part)]
         return self.budget.door.admitted(parts)
@@ -493,6 +507,8 @@ class Shelf:
                 self._remove(flight.read.part)  # what a rule kept of it
             self._give_up(flight.read)
             return
+        if flight.read.part in self.reuse.open:
+            self.reuse.landed(flight.read.part)
         self.account.fills += 1
         flight.ruling.fills += 1
         if flight.ruling.tended:
@@ -509,6 +525,7 @@ class Shelf:
         if lifetime <= 0 or ruling.refuses(reply, absent):
             return 0.0
         longest = min(ruling.l1_ttl, limits.l1_ttl_untracked) if self.mode is Mode.BUS else ruling.l1_ttl
+        self.account.capped += lifetime > longest
         return deadline(flight.began, min(lifetime, self.tier.shortened(longest, ruling.jitter)))
 
     def _store(self, read: Read, reply: bytes) -> int:
@@ -540,11 +557,29 @@ class Shelf:
 
     def size_of(self, part: bytes) -> int:
         """Bytes of the replies kept of a part; 0: none is."""
-        return sum([len(table.replies.get(part, b"")) for table in self.tables.values()])
+        return sum([len(table.get(part) or b"") for table in self.tables.values()])
+
+    def taken_by(self, part: bytes) -> int:
+        """Bytes of the budget that a part takes; 0: it is not in the tables."""
+        replies = [reply for table in self.tables.values() if (reply := table.get(part)) is not None]
+        return sum([_size(part, reply) for reply in replies])
+
+    def longest(self, part: bytes) -> float:
+        """Seconds for which a read may be kept at most."""
+        read = self.rules.read(part)
+        ruling = self.judge(read) if read is not None else self.tier.policy.default
+        return 0.0 if ruling.serve is Serve.OFF else ruling.l1_ttl
+
+    def label(self, part: bytes) -> str:
+        """The class of a read: its first key's. All that no rule names and has no first part is of one."""
+        keys = self.rules.part_keys(part)
+        key = key_name(keys[0])[len(self.rules.prefix) :] if keys else b""
+        policy = self.tier.policy
+        return policy.label(key) if b":" in key or policy.ruling(key).rule.label else UNNAMED
 
     def ends(self, part: bytes) -> float | None:
         """When a part's time is over (monotonic seconds); None: it is not kept. Looks at all there is."""
-        if not any(part in table.replies for table in self.tables.values()):
+        if not any(part in table for table in self.tables.values()):
             return None
         tended = self.tending.known.get(part)
         if tended is not None:
@@ -557,7 +592,7 @@ class Shelf:
         self.until = min(self.until, until)
 
     def _keep(self, table: Table, part: bytes, reply: bytes) -> int:
-        old = table.replies.pop(part, None)
+        old = table.pop(part)
         table.replies[part] = reply
         size = _size(part, reply)
         if old is None:
@@ -584,9 +619,14 @@ class Shelf:
         if not self.keeps(read.part):
             self._delist(read.part, marks(read.keys))
 
+    @property
+    def sets_aside(self) -> bool:
+        """Whether some of what is kept may be found only after a look aside."""
+        return bool(self.tending.aside or self.reuse.open)
+
     def keeps(self, part: bytes) -> bool:
         """Whether some table has a part, or it is aside, or imagined."""
-        if any(part in table.replies for table in self.tables.values()) or part in self.tending.aside:
+        if any(part in table for table in self.tables.values()) or part in self.tending.aside:
             return True
         return self.ghost is not None and part in self.ghost
 
@@ -605,12 +645,15 @@ class Shelf:
         aside = [part for part, _ in zip(self.tending.aside, range(count), strict=False)]
         if aside:
             return sum([self._forget(part) for part in aside])
-        table = max(self.tables.values(), key=lambda table: len(table.replies), default=None)
-        if table is None or not table.replies:
+        table = max(self.tables.values(), key=len, default=None)
+        if table is None or not len(table):
             return 0
-        table.replay(1)
-        victims = [part for part, _ in zip(table.replies, range(count), strict=False)]
-        return sum([self._forget(part) for part in victims])
+        return sum([self._evict(part) for part in table.victims(count)])
+
+    def _evict(self, part: bytes) -> int:
+        if part in self.reuse.open:
+            self.reuse.evicted(part)
+        return self._forget(part)
 
 
 class EmptyShelf:
