@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import explaining, health, homes, hotkeys, keyspace, leases, warm
+from proxy.client import advising, explaining, health, homes, hotkeys, keyspace, leases, warm
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.tier.matching import drop_matching
@@ -47,6 +47,8 @@ HOTKEYS [<n>] [READS|BYTES]
     Show the keys read most lately (n of them, 10), or those of which most bytes are read.
 BIGKEYS [<n>]
     Show the largest replies in memory.
+ADVISE
+    Show what memory of other sizes would answer, and what should be set otherwise, and why.
 CHURN [<n>]
     Show keys that change more often than memory answers them.
 HEALTH
@@ -188,6 +190,7 @@ _MANY = 1 << 31
 _MOST_LOOKED_AT = 10_000
 """Keys that Redis may look at without a pause: some milliseconds."""
 _SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], Answer]]] = {
+    "advise": (0, 0, advising.answer),
     "bigkeys": (0, 1, hotkeys.answer_big),
     "bypass": (1, 1, _bypass),
     "churn": (0, 1, hotkeys.answer_churn),
