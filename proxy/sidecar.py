@@ -304,6 +304,9 @@ class Sidecar:
             **leases,
             **_counted(space),
         }
+        if space.namespace is None:
+            fields["connected_clients"] = len(self.clients.sessions)
+            fields["total_commands_processed"] = self.clients.commands
         if space.namespace is None or space is self.warming.space:
             fields |= self.warming.fields()
         if self.bus is not None and space.namespace is None:
