@@ -81,6 +81,7 @@ class Session(asyncio.Protocol):
         "find",
         "flow",
         "hits",
+        "hits_before",
         "home",
         "id",
         "identity",
@@ -102,6 +103,7 @@ class Session(asyncio.Protocol):
         "skip_chunks",
         "space",
         "state",
+        "strikes",
         "table",
         "task",
         "transport",
@@ -136,6 +138,8 @@ class Session(asyncio.Protocol):
         """`hits` from which the next ones are to be logged."""
         self.bypass = False
         """Whether the client wants its reads answered by Redis (SIDECAR BYPASS ON)."""
+        self.strikes = self.hits_before = 0
+        """How often a pipeline was looked up in vain of late, and `hits` when it last was (`reading`)."""
         self.skip_chunks = 0
         """Pipelined chunks not to be looked up: in the last one looked up, little was found."""
         self.pending = 0
