@@ -67,7 +67,7 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
             return _one(session, data[:left], parts[0])
         data = data[:left]
     missing = [part for part, reply in zip(parts, replies, strict=True) if reply is None]
-    if any([part[7:9] in _MG for part in missing]):
+    if any(part[7:9] in _MG for part in missing):
         _find_members(session, parts, replies)
         missing = [part for part, reply in zip(parts, replies, strict=True) if reply is None]
         if not missing:
@@ -365,7 +365,7 @@ def _kept(session: Session, drops: int, parts: list[bytes], replies: list[bytes 
     if session.shelf.drops == drops:
         return True
     find = session.find
-    return all([reply is None or find(part) is reply for part, reply in zip(parts, replies, strict=True)])
+    return all(reply is None or find(part) is reply for part, reply in zip(parts, replies, strict=True))
 
 
 # --- MGET: served by its members, which are kept as if GET had asked for them

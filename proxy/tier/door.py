@@ -6,10 +6,10 @@ forgotten. So it takes a fixed amount of memory, remembers about as many parts a
 in 128 in too soon. (After the doorkeeper of Einziger, Friedman, Manes: TinyLFU, 2017, section 3.4.2, which is
 a Bloom filter.)
 
-What a pipeline reads and does not find is fetched beside it: nobody waits for that, and it pays only if later
-pipelines are answered without Redis. Where keys are written about as often as pipelines hit, it never does. So
-while hits are few for each entry that was dropped because its key changed, such a part is in *debt*: pipelines
-have to read it that many times more before it is fetched again.
+What a pipeline reads and does not find is fetched beside it: nobody waits for that, and it pays only if
+later pipelines are answered without Redis. Where keys are written about as often as pipelines hit, it never
+does. So while hits are few for each entry that was dropped because its key changed, such a part is in *debt*:
+pipelines have to read it that many times more before it is fetched again.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Door:
         self._debts[hash(part) & self._mask] = self.price
 
     def churned(self, drops: int, hits: int) -> None:
-        """Hear, now and then, how many entries have been dropped because their keys changed, and how many reads
-        were answered without Redis."""
+        """Hear, now and then, how many entries have been dropped because their keys changed, and how many
+        reads were answered without Redis."""
         before, at = self._churned
         self._churned = (drops, hits)
         drops -= before
