@@ -30,6 +30,8 @@ _FEW_DROPS = 256
 """Drops between two judgements of `churned` below which nothing is wrong."""
 _DEAREST = 63
 """The largest debt, in reads."""
+_LEDGER = 1 << 16
+"""Places for debts, by hash: parts that share one help each other to pay."""
 
 
 class Door:
@@ -48,8 +50,8 @@ class Door:
         self._judged = (0, 0)
         self.price = 0
         """The debt, in reads, of a part that is dropped now because its key changed."""
-        self._debts = bytearray(slots)
-        """What parts owe, by the first of their slots: others with the same slot help to pay."""
+        self._debts = bytearray(_LEDGER)
+        """What parts owe."""
         self._churned = (0, 0)
 
     def admits(self, part: bytes) -> bool:
@@ -67,8 +69,8 @@ class Door:
             one, other = mark & mask, mark >> 22 & mask
             mark = mark >> 44 & 0xFF or 1
             if slots[one] == mark or slots[other] == mark:
-                if piped and debts[one]:
-                    debts[one] -= 1
+                if piped and debts[one & _LEDGER - 1]:
+                    debts[one & _LEDGER - 1] -= 1
                 else:
                     known.append(part)
             else:
@@ -95,7 +97,7 @@ class Door:
 
     def charge(self, part: bytes) -> None:
         """Have a part owe the price."""
-        self._debts[hash(part) & self._mask] = self.price
+        self._debts[hash(part) & _LEDGER - 1] = self.price
 
     def churned(self, drops: int, hits: int) -> None:
         """Hear, now and then, how many entries have been dropped because their keys changed, and how many

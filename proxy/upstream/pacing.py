@@ -4,8 +4,8 @@ When many clients send one command at a time and Redis runs on another core, it 
 nothing gathers: every request costs a system call here, a wake-up and a context switch there, and three times
 the CPU of the same load in batches (measured: 10.5 + 4.7 µs an operation instead of 7.2 + 1.3). Network cards
 meet this with interrupt moderation; a `Pacer` is the same for a link: while requests come fast and leave in
-ones and twos, they wait `DELAY` for company. At lower rates, as long as the sidecar has time to spare, and where
-requests gather by themselves, nothing waits; and where waiting lowers the rate, it ends.
+ones and twos, they wait `DELAY` for company. At lower rates, as long as the sidecar has time to spare, and
+where requests gather by themselves, nothing waits; and where waiting lowers the rate, it ends.
 
 Event loops count in milliseconds, so the delay comes from a timerfd (Linux; man 2 timerfd_create). Without
 one the link simply does not pace.
