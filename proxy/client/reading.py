@@ -55,7 +55,7 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
         return _one(session, data, parts[0])
     replies = list(map(session.find, parts))
     if replies[0] is None and not _is_read(session, parts[0]):
-        return _starred(session, data, len(parts))  # or no read: then neither may be what comes behind
+        return _starred(session, data)  # or no read: then neither may be what comes behind
     if replies[-1] is None and not _is_read(session, parts[-1]):
         # Cut off by the chunk's end, most likely, or a write.
         left = len(data) - len(parts.pop()) - 1
@@ -78,9 +78,10 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
         _several(session, data, parts, replies, missing, whole)
         return len(data)
     first = replies.index(None)
-    if not first or session.clients.dispatcher.patterns.count(data):
+    requests = session.clients.dispatcher.patterns.count(data)
+    if not first or requests:
         # With a write in it, a pipeline waits for Redis anyway: what memory holds would save it nothing.
-        _strike(session, len(parts))
+        _strike(session, requests)
         return 0
     answer(session, parts[:first], replies[:first])
     return sum(map(len, parts[:first])) + first
@@ -132,10 +133,10 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
     return _fetch(session, wanted)
 
 
-def _starred(session: Session, data: bytes, pieces: int) -> int:
+def _starred(session: Session, data: bytes) -> int:
     """Deal with a single read that has stars in its arguments."""
     if session.clients.dispatcher.reads.wholes[-1][1](data) is None:
-        _strike(session, pieces)
+        _strike(session, session.clients.dispatcher.patterns.count(data))
         return 0
     part = data[1:]
     reply = session.find(part)
@@ -263,10 +264,12 @@ def _strike(session: Session, n: int) -> None:
     If fewer than one in three were answered from memory since, the next ones are not looked up: most of them
     would only cost.
     """
+    if n < _PIPELINE:
+        return
     answered = (session.hits - session.hits_before) // n
     session.hits_before = session.hits
     session.strikes = min(max(session.strikes - 2 * answered, 0) + 1, _STRIKES)
-    if session.strikes == _STRIKES and n >= _PIPELINE and not session.home.refusing:
+    if session.strikes == _STRIKES and not session.home.refusing:
         session.skip(_SKIPPED)
 
 
