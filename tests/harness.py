@@ -27,6 +27,8 @@ SYSTEM = shutil.which(
     "redis-server", path=os.pathsep.join(p for p in os.get_exec_path() if not p.startswith(sys.prefix))
 )
 READY_TIMEOUT = 20.0
+TIED = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+"""Begins a command that is to end with the process of tests that runs it: one of several may be killed."""
 
 
 def servers() -> dict[str, str]:
@@ -170,7 +172,7 @@ def running(
     log = directory / f"{Path(command[0]).name}-{port}-{time.monotonic_ns()}.log"
     with log.open("wb") as out:
         popen = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT,
+            [*TIED, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT,
             env={**os.environ, **(env or {})}, start_new_session=True,
         )  # fmt: skip
     process = Process(popen, port, log)

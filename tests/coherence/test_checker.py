@@ -185,6 +185,7 @@ class TestReplies:
             assert story.read("one", read, reply) == []
 
 
+@pytest.mark.alone
 class TestAgainstAStaleCache:
     """The whole machinery in front of a cache that is wrong: it must be found out, in about a second."""
 

@@ -23,6 +23,8 @@ from tests.coherence.workers import Run
 from tests.coherence.writes import WHOLE_DATABASES
 from tests.harness import Process, pannier, redis_server
 
+pytestmark = pytest.mark.alone
+
 LONG = float(os.environ.get("LONG_TESTS") or 0)
 SECONDS = 120.0 if LONG == 1 else LONG or 5.0
 SEED = int(os.environ.get("COHERENCE_SEED") or 1)

@@ -147,6 +147,7 @@ class Client:
         return question, [expected]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("killed", ["", "clients", "links"])
 class TestEveryReplyBelongsToItsRequest:
     async def test_under_random_disconnects(self, upstream: Process, proxied: Process, killed: str) -> None:

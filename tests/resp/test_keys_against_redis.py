@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from proxy.resp.commands import Command, CommandTable
 from proxy.resp.keys import key_positions
-from tests.harness import reserved
+from tests.harness import TIED, reserved
 
 TABLE = CommandTable.load()
 
@@ -68,7 +68,7 @@ def started(path: str) -> Iterator[Any]:
     """Run a server on a free port; yield a client that returns replies undecoded and unparsed."""
     with reserved(None) as port, tempfile.TemporaryDirectory() as directory:
         arguments = ["--port", str(port), "--save", "", "--appendonly", "no", "--dir", directory]
-        process = subprocess.Popen([path, *arguments], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([*TIED, path, *arguments], stdout=subprocess.DEVNULL)
         try:
             client: Any = redis.Redis(port=port, protocol=2)
             client.response_callbacks.clear()
