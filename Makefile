@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+# How many processes run tests at once: most of these wait for servers, so that two for each of two cores gain most.
+WORKERS ?= 4
 
 # The interpreter: given as `make PYTHON=...`, else python3 if it is 3.11 or 3.12, for which there is a wheel with
 # a redis-server in it, else a python3.12 or python3.11, else any from 3.11 on. Each is run to see if it works.
@@ -46,7 +48,8 @@ run: $(VENV)/.runs  ## start pannier on 127.0.0.1:6380 (options: make run ARGS="
 
 test: $(VENV)/.tests redis  ## run every check and test
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	  --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.tests  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
