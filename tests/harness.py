@@ -170,6 +170,8 @@ def pannier(
         f"127.0.0.1:{port}",
         *options,
     ]
+    if "--admin-listen" not in options:
+        command += ["--admin-listen", "off"]
     with running(command, port, directory) as process:
         yield process
 

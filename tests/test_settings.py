@@ -40,7 +40,7 @@ class TestDefaults:
         assert set(origins.values()) == {"default"}
 
     def test_are_what_the_documentation_promises(self) -> None:
-        assert dataclasses.asdict(Settings()) | {"listen": None} == {
+        assert dataclasses.asdict(Settings()) | {"listen": None, "admin_listen": None} == {
             "upstream": None,
             "listen": None,
             "max_clients": 10_000,
@@ -81,6 +81,14 @@ class TestDefaults:
             "namespace_channels": False,
             "namespace_scripts": "warn",
             "auth": "auto",
+            "admin_listen": None,
+            "admin_token": "",
+            "admin_token_file": "",
+            "admin_token_env": "",
+            "admin_changes": "auto",
+            "admin_protect": "changes",
+            "admin_tls_cert": "",
+            "admin_tls_key": "",
             "log_level": "info",
             "mode": "cache",
             "rules_file": "",
@@ -89,8 +97,11 @@ class TestDefaults:
             "verify_demote": 0,
             "rules": (),
             "tenants": (),
+            "token": "",
+            "origins": {},
         }
         assert Settings().listen == (Listen("127.0.0.1", 6380),)
+        assert Settings().admin_listen == Listen("127.0.0.1", 9464)
 
     @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
     def test_pass_their_own_check(self, option: Any) -> None:

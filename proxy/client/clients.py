@@ -90,6 +90,10 @@ class Clients:
             self.verifier = Verifier(tier, settings.verify, settings.verify_demote, lag)
         self.warm: Callable[[], bool] = lambda: True
         """Whether memory has been warmed as far as one wants to wait for it."""
+        self.listening = True
+        """Whether new clients are served."""
+        self.draining = False
+        """Whether who looks for a place to serve clients is told to look elsewhere."""
         self.bus: Bus | None = None
         """Over which other sidecars are told what to forget; None: they are not."""
         self.tells_writes = False

@@ -33,6 +33,8 @@ from tests.harness import (
 def launched(directory: Path, *options: str) -> Iterator[Process]:
     """A pannier started with just these options, once it has printed its banner."""
     log = directory / f"pannier-{time.monotonic_ns()}.log"
+    if "--admin-listen" not in options:
+        options = (*options, "--admin-listen", "off")
     with log.open("wb") as out:
         popen = subprocess.Popen(
             [sys.executable, "-m", "proxy", *options], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
@@ -292,7 +294,7 @@ class TestNoSecretGetsIntoTheLog:
 class TestBundledServer:
     def test_pannier_ends_with_it_and_says_so(self, directory: Path) -> None:
         port = free_port()
-        command = [sys.executable, "-m", "proxy", "run", "--listen", f"127.0.0.1:{port}"]
+        command = [sys.executable, "-m", "proxy", "run", "--listen", f"127.0.0.1:{port}", "--admin-listen", "off"]
         with running(command, port, directory) as process:
             with process.connect() as sock:
                 sock.sendall(b"SHUTDOWN NOSAVE\r\n")
