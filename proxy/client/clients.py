@@ -32,6 +32,7 @@ log = logging.getLogger("pannier.client")
 TICK = 0.25
 """Seconds between two rounds of `Clients.tick`."""
 _IDLE_TICKS = 4
+"""Rounds between two looks at what may be looked at once a second."""
 _FADE_TICKS = 240
 """What was read a minute ago counts for half."""
 _GIVE_BACK = 0.001
@@ -216,6 +217,8 @@ class Clients:
         self._ticks += 1
         if self._ticks % _IDLE_TICKS == 0:
             self._find_idle(now)
+            for account in self.tier.accounts if self.tier is not None else ():
+                account.settle()
 
     def _refresh(self) -> None:
         """Fetch anew what rules want fresh, and let counts of hits fade."""

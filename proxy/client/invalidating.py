@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.tier.matching import drop_matching
 from proxy.tier.rules import key_frame, marks
+from proxy.tier.tier import Source
 
 if TYPE_CHECKING:
     from proxy.client.clients import Clients
@@ -37,7 +38,7 @@ def drop_keys(
     real = keys if space.namespace is None else [space.prefix + key for key in keys]
     before = _dropped(shelves)
     if tier is not None:
-        tier.drop(marks(map(key_frame, real)), space.prefix)
+        tier.drop(marks(map(key_frame, real)), space.prefix, Source.COMMAND)
     if clients.bus is not None:
         clients.bus.tell(space.namespace, link, "command", real)
     return _dropped(shelves) - before
@@ -52,7 +53,8 @@ async def drop_patterns(
         clients.bus.tell(space.namespace, link, "command", patterns=patterns)
     if tier is None:
         return dropped
-    slices = drop_matching(tier, compile_globs(real_patterns(space, patterns)), space.prefix)
+    pattern = compile_globs(real_patterns(space, patterns))
+    slices = drop_matching(tier, pattern, space.prefix, Source.COMMAND)
     while True:
         before = _dropped(shelves)
         if next(slices, None) is None:

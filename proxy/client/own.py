@@ -9,6 +9,7 @@ from proxy.client import explaining, health, homes, keyspace, leases, warm
 from proxy.client.invalidating import drop_keys, drop_patterns, real_patterns, too_long
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS
+from proxy.tier.tier import Source
 from proxy.upstream.link import LinkKey
 
 if TYPE_CHECKING:
@@ -82,13 +83,13 @@ def _bypass(session: Session, arguments: list[bytes]) -> bytes:
 def _flush(session: Session, arguments: list[bytes]) -> bytes:
     tier, space = session.clients.tier, session.space
     if space.namespace is not None and space.account is not None:
-        space.account.clear()
+        space.account.commanded += space.account.clear()
     elif tier is not None and not space.locked:
         if session.identity == session.clients.identity:
-            tier.clear()
+            tier.clear(source=Source.COMMAND)
         else:
             for shelf in _of_identity(session, tier):
-                shelf.clear()
+                shelf.account.commanded += shelf.clear()
     return encode.OK
 
 

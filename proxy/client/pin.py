@@ -459,7 +459,9 @@ class Pin:
             session.finish()
             return
         unknown = error.of_unknown_outcome()
-        session.write(b"".join(unknown.reply for what in expected if what is not Expect.DISCARDED))
+        owed = len(expected) - expected.count(Expect.DISCARDED)
+        self.link.connector.tally.unserved += owed
+        session.write(unknown.reply * owed)
         self.ending = False
         session.flow.release(Reason.PIN)
         if Expect.QUIT in expected:
