@@ -17,6 +17,7 @@ from proxy.client.session import Session
 from proxy.client.spaces import Space, Spaces
 from proxy.client.states import State
 from proxy.client.verifying import Verifier
+from proxy.client.volume import Volume
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace
 from proxy.settings import Settings
@@ -117,6 +118,7 @@ class Clients:
         self.rejected = 0
         self.killed = 0
         """Connections closed because of a limit."""
+        self.volume = Volume()
         self._next_id = FIRST_ID
         if tier is not None:
             tier.on_loose = self._refresh_all
@@ -203,6 +205,7 @@ class Clients:
     def leave(self, session: Session) -> None:
         """Forget a session that has ended."""
         if self.sessions.pop(session.id, None) is not None:
+            self.volume.leave(session)
             session.space.leave(session)
         self.stalled.pop(session, None)
         self.leases.leave(session)

@@ -174,6 +174,7 @@ class Pin:
         self.blocking = route is Route.ONCE and self.large is None and not self.transaction
         self.link.patient = self.blocking or self.large is not None
         self._note(arguments)
+        self.session.space.writes.command(name, arguments)
         self.link.expect(what)
         if self.translator is not None:
             self.translator.sent(arguments, strip)

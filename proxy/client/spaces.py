@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from proxy.client.expiry import expiring, expiring_large
+from proxy.client.writes import Writes
 from proxy.resp import encode
 from proxy.resp.commands import Command
 from proxy.resp.errors import UpstreamRefused
@@ -116,6 +117,7 @@ class Space:
         """With what each had taken, and been answered from memory, when it came."""
         self.works: set[asyncio.Task[bytes]] = set()
         """What goes on even if the client that asked for it leaves."""
+        self.writes = Writes(lambda run: [request for request, _ in dispatcher.repeatable(run)])
         self.refused = 0
         """Commands refused because of `max_ops_per_second`."""
         self._commands = self._hits = self._bypassed = 0

@@ -314,6 +314,24 @@ FAMILIES: tuple[Family, ...] = (
         _one(lambda sources: sources.clients.killed),
     ),
     Family(
+        "pannier_client_received_bytes", "counter",
+        "Bytes received from clients over TCP, as the kernel counts them; not over unix sockets.", (),
+        _one(lambda sources: sources.clients.volume.received),
+    ),
+    Family(
+        "pannier_client_sent_bytes", "counter",
+        "Bytes sent to clients over TCP and acknowledged, as the kernel counts them; not over unix sockets.",
+        (), _one(lambda sources: sources.clients.volume.sent),
+    ),
+    Family(
+        "pannier_sets", "counter", "Keys named by SET, SETEX, PSETEX, SETNX, GETSET, MSET, MSETNX.", _SPACE,
+        _spaces(attrgetter("writes.sets")),
+    ),
+    Family(
+        "pannier_deletes", "counter", "Keys named by DEL, UNLINK, GETDEL.", _SPACE,
+        _spaces(attrgetter("writes.deletes")),
+    ),
+    Family(
         "pannier_leases_granted", "counter", "Leases granted (SIDECAR LEASE).", _SPACE,
         lambda sources: [
             ((space.name,), sources.clients.leases.granted[space.name]) for space in sources.clients.spaces

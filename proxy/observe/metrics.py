@@ -48,6 +48,8 @@ class Collector:
 
     async def answer(self, request: Request) -> Answer:
         """Answer GET /metrics, in OpenMetrics' format if that is wanted."""
+        clients = self._sources.clients
+        await clients.volume.look_at(clients.sessions.values())
         encode, kind = choose_encoder(request.fields.get("accept", ""))
         metrics = list(self.collect())
         texts = []

@@ -1,4 +1,4 @@
-"""What the administration answers: /healthz, /readyz, /config, /invalidate, /drain."""
+"""What the administration answers: /healthz, /readyz, /stats, /config, /invalidate, /drain."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from proxy.observe.admin import Admin
 from proxy.observe.answers import Answer, Refused, report
 from proxy.observe.http import Request
 from proxy.observe.sources import Sources
+from proxy.observe.stats import stats
 from proxy.resp.eviction import BadMessage, read_names
 from proxy.resp.globs import LONGEST_PATTERNS
 from proxy.showing import as_fields
@@ -27,6 +28,7 @@ class Routes:
         """Have them served."""
         admin.add("GET", "/healthz", self._healthz)
         admin.add("GET", "/readyz", self._readyz)
+        admin.add("GET", "/stats", self._stats)
         admin.add("GET", "/config", self._config)
         admin.add("POST", "/invalidate", self._invalidate)
         admin.add("POST", "/drain", self._drain)
@@ -41,6 +43,13 @@ class Routes:
         fields: dict[str, Any] = {"ready": found.ready, "reasons": list(found.reasons)}
         fields |= {name: getattr(found, name) for name in health.SHOWN}
         return report(fields, 200 if found.ready else 503)
+
+    async def _stats(self, request: Request) -> Answer:
+        name = parameters(request, "namespace").get("namespace")
+        only = None if name is None else space_of(self._sources, name)
+        clients = self._sources.clients
+        await clients.volume.look_at(clients.sessions.values())
+        return report(stats(self._sources, only))
 
     def _config(self, request: Request) -> Answer:
         parameters(request)
