@@ -7,7 +7,7 @@ a metric costs nothing while nobody does. docs/metrics.md says the same for user
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from proxy import __version__
@@ -38,6 +38,8 @@ class Family:
     help: str
     labels: tuple[str, ...]
     read: Read
+    group: str = ""
+    """Under which heading it stands in docs/metrics.md."""
 
     @property
     def shown(self) -> str:
@@ -197,9 +199,7 @@ _CLASSES = (
     "from a sample while there are more than about 1000 hits, or 256 misses, a second."
 )
 
-FAMILIES: tuple[Family, ...] = (
-    Family("pannier_build", "info", "Versions of Pannier and of Redis.", ("version", "redis"), _build),
-    # Reads.
+_READS = (
     Family(
         "pannier_hits", "counter", "Reads answered from memory. Exact.", _SPACE, _of_account("hits"),
     ),
@@ -235,7 +235,8 @@ FAMILIES: tuple[Family, ...] = (
         "Commands of connections that said SIDECAR BYPASS ON.",
         _SPACE, _spaces(attrgetter("bypassed")),
     ),
-    # Memory.
+)  # fmt: skip
+_MEMORY = (
     Family("pannier_entries", "gauge", "Replies kept in memory.", _SPACE, _of_account("entries")),
     Family(
         "pannier_memory_bytes", "gauge",
@@ -282,7 +283,8 @@ FAMILIES: tuple[Family, ...] = (
         "pannier_verify_mismatches", "counter", "Of these, what was stale.",
         _SPACE, _of_account("mismatches"),
     ),
-    # Clients.
+)  # fmt: skip
+_CLIENTS = (
     Family(
         "pannier_commands", "counter", "Commands taken from clients, answered by whom ever.",
         _SPACE, _spaces(attrgetter("commands")),
@@ -337,7 +339,8 @@ FAMILIES: tuple[Family, ...] = (
             ((space.name,), sources.clients.leases.granted[space.name]) for space in sources.clients.spaces
         ],
     ),
-    # Redis.
+)  # fmt: skip
+_REDIS = (
     Family(
         "pannier_upstream_state", "gauge",
         f"1 for what the connection to Redis is now: {', '.join(STATES)}; 0 for the others.",
@@ -382,7 +385,8 @@ FAMILIES: tuple[Family, ...] = (
         "coherence_timeout.", (),
         _maybe(lambda sources: None if sources.canary is None else sources.canary.lost),
     ),
-    # The eviction bus.
+)  # fmt: skip
+_BUS = (
     Family(
         "pannier_bus_up", "gauge", "1 if the eviction bus is heard and may be spoken on.", (),
         _maybe(lambda sources: None if sources.bus is None else sources.bus.up),
@@ -404,7 +408,8 @@ FAMILIES: tuple[Family, ...] = (
         "pannier_bus_lag_seconds", "histogram", "From publishing a message to hearing it.", (),
         _maybe(lambda sources: None if sources.bus is None else sources.bus.all_lags),
     ),
-    # Rules, observing.
+)  # fmt: skip
+_RULES = (
     Family(
         "pannier_rules", "gauge", "Cache rules in force.", (),
         _one(lambda sources: len(sources.clients.policy.rulings)),
@@ -426,7 +431,8 @@ FAMILIES: tuple[Family, ...] = (
         "pannier_observed_saved_calls", "gauge",
         "Of these, about what memory of so many bytes would have answered.", ("size_bytes",), _observed,
     ),
-    # Warming.
+)  # fmt: skip
+_WARMING = (
     Family(
         "pannier_warm_keys", "gauge", "Keys fetched at the start and kept.", (),
         _maybe(lambda sources: None if sources.warming is None else sources.warming.kept),
@@ -435,7 +441,9 @@ FAMILIES: tuple[Family, ...] = (
         "pannier_warm_wanted_keys", "gauge", "Keys found that were to be fetched at the start.", (),
         _maybe(lambda sources: None if sources.warming is None else sources.warming.of),
     ),
-    # Health.
+)  # fmt: skip
+_HEALTH = (
+    Family("pannier_build", "info", "Versions of Pannier and of Redis.", ("version", "redis"), _build),
     Family(
         "pannier_ready", "gauge", "1 if /readyz and SIDECAR HEALTH say so.", (),
         _one(lambda sources: health.judge(sources.clients).ready),
@@ -454,3 +462,17 @@ FAMILIES: tuple[Family, ...] = (
         _one(lambda sources: sources.lag.lags),
     ),
 )  # fmt: skip
+
+_GROUPS = {
+    "Reads": _READS,
+    "Memory": _MEMORY,
+    "Clients": _CLIENTS,
+    "Redis and coherence": _REDIS,
+    "Eviction bus": _BUS,
+    "Rules": _RULES,
+    "Warming": _WARMING,
+    "Health": _HEALTH,
+}
+FAMILIES: tuple[Family, ...] = tuple(
+    replace(family, group=group) for group, families in _GROUPS.items() for family in families
+)
