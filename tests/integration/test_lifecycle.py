@@ -30,10 +30,13 @@ from tests.harness import (
 
 
 @contextlib.contextmanager
-def launched(directory: Path, *options: str) -> Iterator[Process]:
-    """A pannier started with just these options, once it has printed its banner."""
+def launched(directory: Path, *options: str, admin: bool = False) -> Iterator[Process]:
+    """A pannier started with just these options, once it has printed its banner.
+
+    `admin`: with the default address of the administration, of which a machine has only one.
+    """
     log = directory / f"pannier-{time.monotonic_ns()}.log"
-    if "--admin-listen" not in options:
+    if not admin and "--admin-listen" not in options:
         options = (*options, "--admin-listen", "off")
     with log.open("wb") as out:
         popen = subprocess.Popen(
