@@ -28,6 +28,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from proxy.histogram import Histogram
 from proxy.resp import encode
 from proxy.resp.eviction import BadMessage, Eviction, UnknownVersion
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
@@ -35,7 +36,7 @@ from proxy.resp.namespace import Namespace
 from proxy.resp.tracking import Mode
 from proxy.tier.matching import drop_matching
 from proxy.tier.rules import key_frame, marks
-from proxy.tier.tier import Tier
+from proxy.tier.tier import Source, Tier
 from proxy.upstream.address import Upstream
 from proxy.upstream.caller import Collector
 from proxy.upstream.canary import quantile
@@ -107,7 +108,9 @@ class Bus:
         self.refusal = ""
         """Why Redis does not let us publish or subscribe; empty if it does."""
         self.lags: deque[float] = deque(maxlen=_SAMPLES)
-        """Seconds from publishing a message to hearing it."""
+        """Seconds from publishing a message to hearing it: the latest."""
+        self.all_lags = Histogram()
+        """All of them."""
         self._by_name = {channel.name: channel for channel in self.channels.values()}
         self._id = os.urandom(8).hex()
         self._heartbeat = heartbeat
@@ -117,6 +120,11 @@ class Bus:
         self._under_way: dict[tuple[str, str, int], float] = {}
         """When messages were published that have not come back yet."""
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether it is heard, and may be spoken on."""
+        return self.subscriptions > 0 and not self.refusal
 
     def lag(self, fraction: float) -> float:
         """A quantile of the lags, in seconds; 0 if there is none."""
@@ -254,7 +262,7 @@ class Bus:
             channel.heard.clear()
         if self.subscriptions > 1:
             log.info("the eviction bus is heard again: everything kept is dropped")
-        self._tier.clear()
+        self._tier.clear(source=Source.BUS)
 
     async def _hear(self, name: str, data: bytes) -> None:
         channel = self._by_name.get(name)
@@ -273,7 +281,9 @@ class Bus:
             self.own += 1
             published = self._under_way.pop((name, message.sender, message.number), None)
             if published is not None:
-                self.lags.append(time.monotonic() - published)
+                lag = time.monotonic() - published
+                self.lags.append(lag)
+                self.all_lags.observe(lag)
             return
         self.received += 1
         if message.sender:
@@ -283,19 +293,20 @@ class Bus:
                 del channel.heard[next(iter(channel.heard))]
             if last is not None and message.number != last + 1:
                 self.gaps += 1
-                self._tier.clear(channel.prefix)
+                self._tier.clear(channel.prefix, Source.BUS)
                 return
         await self._forget(channel, message)
 
     async def _forget(self, channel: Channel, message: Eviction) -> None:
         tier = self._tier
         if message.everything or sum(map(len, message.patterns)) > LONGEST_PATTERNS:
-            tier.clear(channel.prefix)
+            tier.clear(channel.prefix, Source.BUS)
             return
-        tier.drop(marks([key_frame(channel.real(key)) for key in message.keys]), channel.prefix)
+        keys = marks([key_frame(channel.real(key)) for key in message.keys])
+        tier.drop(keys, channel.prefix, Source.BUS)
         if message.patterns:
             pattern = compile_globs([channel.pattern(pattern) for pattern in message.patterns])
-            for _ in drop_matching(tier, pattern, channel.prefix):
+            for _ in drop_matching(tier, pattern, channel.prefix, Source.BUS):
                 await asyncio.sleep(0)
 
 

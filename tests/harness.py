@@ -209,6 +209,8 @@ def pannier(
     """
     if not bus and "--broadcast" not in options:
         options = (*options, "--broadcast", "off")
+    if "--admin-listen" not in options:
+        options = (*options, "--admin-listen", "off")
     with reserved(port) as port:
         command = [sys.executable, "-m", "proxy", "run", "--upstream", upstream, "--listen", f"127.0.0.1:{port}",
                    *options]  # fmt: skip

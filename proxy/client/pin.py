@@ -174,6 +174,7 @@ class Pin:
         self.blocking = route is Route.ONCE and self.large is None and not self.transaction
         self.link.patient = self.blocking or self.large is not None
         self._note(arguments)
+        self.session.space.writes.command(name, arguments)
         self.link.expect(what)
         if self.translator is not None:
             self.translator.sent(arguments, strip)
@@ -459,7 +460,9 @@ class Pin:
             session.finish()
             return
         unknown = error.of_unknown_outcome()
-        session.write(b"".join(unknown.reply for what in expected if what is not Expect.DISCARDED))
+        owed = len(expected) - expected.count(Expect.DISCARDED)
+        self.link.connector.tally.unserved += owed
+        session.write(unknown.reply * owed)
         self.ending = False
         session.flow.release(Reason.PIN)
         if Expect.QUIT in expected:

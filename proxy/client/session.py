@@ -436,6 +436,7 @@ class Session(asyncio.Protocol):
             else:
                 keys = RUN
         self.submit(n, data, keys)
+        space.writes.run(n, data)
         if self.clients.tells_writes:
             self.clients.tell(self, "write", space.keys_written(n, data))
 

@@ -278,6 +278,7 @@ class SharedLink:
             caller.hold_back(self)
 
     def _refuse(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
+        self.connector.tally.unserved += n
         answer(caller, n, self.refusal.reply * n)
 
     def _refuse_others(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
@@ -389,6 +390,7 @@ class SharedLink:
         if self.tracking is not None:
             self.tracking.lost()
         self.reconnects += 1
+        self.connector.tally.reconnects += 1
         self.error = self.connector.lost(why)
         if self.state is not LinkState.CLOSED:
             log.warning("%s (%s); reconnecting", _plain(self.error), _describe(self.key))
@@ -425,6 +427,7 @@ class SharedLink:
                 self.fifo.append((caller, n, Run(requests) if place == 0 else requests, keys))
                 continue
             self._settle_lost(sent, keys)
+            self.connector.tally.unserved += n
             answer(caller, n, b"".join([lost if read else unknown for _, read in parts[place]]))
 
     def _fail_all(self) -> None:
@@ -432,6 +435,7 @@ class SharedLink:
         self._held = 0
         for caller, n, requests, keys in entries:
             self._settle_lost(requests, keys)
+            self.connector.tally.unserved += n
             answer(caller, n, self.error.reply * n)
 
     def _settle_lost(self, requests: bytes, keys: Keys) -> None:

@@ -70,7 +70,7 @@ def from_memory(proxy: Process, *login: str) -> Iterator[None]:
 
 def failing(*options: str) -> str:
     """What a Pannier says that does not start."""
-    command = [sys.executable, "-m", "proxy", "run", "--upstream", f"redis://127.0.0.1:{free_port()}", "--listen", "127.0.0.1:0", *options]
+    command = [sys.executable, "-m", "proxy", "run", "--upstream", f"redis://127.0.0.1:{free_port()}", "--listen", "127.0.0.1:0", "--admin-listen", "off", *options]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
     assert (run.returncode, run.stdout) == (2, "")
     return run.stderr
@@ -146,7 +146,7 @@ class TestPatterns:
 
     def test_a_terminal_shows_how_far_it_is(self, redis: Process) -> None:
         Redis(port=redis.port).mset({f"org:{n}": n for n in range(50_000)})
-        command = [sys.executable, "-m", "proxy", "run", "--upstream", url(redis), "--listen", "127.0.0.1:0", "--warm", "org:*"]
+        command = [sys.executable, "-m", "proxy", "run", "--upstream", url(redis), "--listen", "127.0.0.1:0", "--admin-listen", "off", "--warm", "org:*"]
         parent, child = pty.openpty()
         said = b""
         with subprocess.Popen(command, stdout=child, stderr=child, cwd=ROOT) as work:
