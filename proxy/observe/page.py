@@ -1,4 +1,4 @@
-"""The page at `/`: one file that needs nothing from elsewhere and asks /stats and /hotkeys again and again."""
+"""The page at `/`: one file, complete in itself, which asks /stats and /hotkeys again and again."""
 
 from __future__ import annotations
 
