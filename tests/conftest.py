@@ -95,19 +95,19 @@ class Kept:
 
 
 @pytest.fixture(scope="session")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
+def servers_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     with contextlib.ExitStack() as stack:
         yield Kept(stack, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def shared_redis(redis_binary: str, kept: Kept) -> Process:
-    return kept.redis(redis_binary)
+def shared_redis(redis_binary: str, servers_kept: Kept) -> Process:
+    return servers_kept.redis(redis_binary)
 
 
 @pytest.fixture(scope="session")
-def shared_proxy(redis_binary: str, kept: Kept) -> Process:
-    return kept.proxy(redis_binary)
+def shared_proxy(redis_binary: str, servers_kept: Kept) -> Process:
+    return servers_kept.proxy(redis_binary)
 
 
 @pytest.fixture
