@@ -11,6 +11,7 @@ from typing import Protocol
 
 from proxy.client import refilling
 from proxy.client.dispatch import Dispatcher
+from proxy.client.latency import Latency
 from proxy.client.leases import Leases
 from proxy.client.local import FIRST_ID
 from proxy.client.session import Session
@@ -119,6 +120,7 @@ class Clients:
         self.killed = 0
         """Connections closed because of a limit."""
         self.volume = Volume()
+        self.latency = Latency(dispatcher.table)
         self._next_id = FIRST_ID
         if tier is not None:
             tier.on_loose = self._refresh_all
@@ -214,6 +216,8 @@ class Clients:
         """Enforce the limits that need a clock."""
         now = time.monotonic()
         self.links.tick(now)
+        for link in self.links.shared.values():
+            self.latency.listen(link)
         self._refresh()
         for session, since in list(self.stalled.items()):
             self._check_output(session, now - since)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.client import admission, guarding, homes, local
@@ -39,9 +40,9 @@ class Pin:
     """Implements `upstream.pinned.Owner` for a session."""
 
     __slots__ = (
-        "blocking", "clean", "ending", "everything", "in_pieces", "large", "leaving", "link", "multi",
-        "named", "off", "session", "skip", "skipping", "told", "told_all", "touched", "transaction",
-        "translator", "watching",
+        "began", "blocking", "clean", "ending", "everything", "in_pieces", "large", "leaving", "link",
+        "multi", "named", "off", "session", "skip", "skipping", "timed", "told", "told_all", "touched",
+        "transaction", "translator", "watching",
     )  # fmt: skip
 
     def __init__(self, session: Session, link: PinnedLink) -> None:
@@ -57,6 +58,9 @@ class Pin:
         """Whether Redis watches keys for this connection."""
         self.blocking = False
         """Whether the one command under way may block: a client that leaves does not want its reply."""
+        self.began = 0.0
+        """When the command was sent that is timed; 0: none is."""
+        self.timed: Command | None = None
         self.leaving = False
         """Whether Redis has been told that the client sends no more while its command blocks."""
         self.ending = False
@@ -173,6 +177,8 @@ class Pin:
         self.ending = what in (Expect.QUIT, Expect.RESET)
         self.blocking = route is Route.ONCE and self.large is None and not self.transaction
         self.link.patient = self.blocking or self.large is not None
+        if self.link.idle and not self.blocking:
+            self.began, self.timed = monotonic(), dispatcher.find(arguments)
         self._note(arguments)
         self.session.space.writes.command(name, arguments)
         self.link.expect(what)
@@ -391,6 +397,9 @@ class Pin:
             self.translator.passed()
             self.in_pieces = False
         session = self.session
+        if self.began:
+            session.clients.latency.pinned(self.timed, self.began)
+            self.began = 0.0
         if what is Expect.QUIT:
             session.finish()
             return

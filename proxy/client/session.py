@@ -197,18 +197,18 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take a chunk of the client's bytes. The hot path."""
         if self.relaying:
-            if not self.pending and monotonic() < self.shelf.until:
+            if not self.pending and (now := monotonic()) < self.shelf.until:
                 if len(data) < _PIPELINED and data[0] == _STAR:
                     reply = self.find(data[1:])
                     if reply is not None:
                         self.write(reply)
                         self.hits += 1
                         if self.hits > self.log_at:
-                            reading.count(self, [data[1:]], 0)
+                            reading.count(self, [data[1:]], 0, now)
                         return
                 parts = data.split(b"*")
                 if not parts[0]:
-                    taken = self._answer_chunk(data, parts)
+                    taken = self._answer_chunk(data, parts, now)
                     if taken == len(data):
                         return
                     if taken:
@@ -225,8 +225,11 @@ class Session(asyncio.Protocol):
                 return
         self._receive(data)
 
-    def _answer_chunk(self, data: bytes, parts: list[bytes]) -> int:
-        """Answer what a chunk asks as far as the tier can; how many of its bytes have been dealt with."""
+    def _answer_chunk(self, data: bytes, parts: list[bytes], now: float) -> int:
+        """Answer what a chunk asks as far as the tier can; how many of its bytes have been dealt with.
+
+        `now`: when it was taken.
+        """
         del parts[0]
         table = self.table.replies
         try:
@@ -237,7 +240,7 @@ class Session(asyncio.Protocol):
         self.write(b"".join(replies))
         self.hits += len(parts)
         if self.hits > self.log_at:
-            reading.count(self, parts, 0)
+            reading.count(self, parts, 0, now)
         return len(data)
 
     def _ask_again(self, size: int) -> bool:
