@@ -128,7 +128,7 @@ class Pin:
         if session.state is State.BROKEN:
             self._take_broken(request)
             return request.end
-        if not self._forwardable(request.arguments):
+        if not self._forwardable(request.arguments) or admission.pauses(session):
             return pos
         session.commands += 1
         self._send(request.arguments, request.frame(buf))
@@ -325,6 +325,8 @@ class Pin:
             return pos
         if self.translator is not None and guarding.waits_for_all(self, arguments, frame):
             return admission.wait_for_all(self.session, frame, buf, pos, end)
+        if admission.pauses(self.session):
+            return pos
         self.session.commands += 1
         self.large = frame
         self._send(arguments, buf[pos:end])

@@ -42,6 +42,7 @@ from proxy.upstream.sockets import set_keepalive
 
 if TYPE_CHECKING:
     from proxy.client.clients import Clients
+    from proxy.client.meter import Meter
 
 log = logging.getLogger("pannier.client")
 
@@ -89,6 +90,7 @@ class Session(asyncio.Protocol):
         "info",
         "link",
         "log_at",
+        "meter",
         "name",
         "origin",
         "parser",
@@ -156,6 +158,8 @@ class Session(asyncio.Protocol):
         # What the client has said of itself.
         self.origin = self.space = space
         """The key space it lives in, and began in."""
+        self.meter: Meter | None = None
+        """What holds it to its tenant's operations per second, if there is a limit."""
         self.identity = clients.identity
         self.database = clients.database
         self.protocol = 2
@@ -587,19 +591,10 @@ class Session(asyncio.Protocol):
             homes.leave_side(self)
             if self.skip_chunks and self.link.refusing:
                 homes.settle_in(self, self.home)
-        if (
-            not self.barred
-            and self.discarding is None
-            and self.link is self.home
-            and not admission.spent(self)
-        ):
-            if taken := reading.ask_buffer(self, buf, pos):
+        if not self.barred and self.discarding is None and self.link is self.home:
+            window, at = (buf, pos) if self.meter is None else (self.meter.window(buf, pos), 0)
+            if window and (taken := self._take_plain(window, at)):
                 return pos + taken
-            slow = self._loose or self.link.refusing
-            end, n = self._patterns.prefix(buf, pos) if not slow else (pos, 0)
-            if n:
-                self.run(n, buf[pos:end])
-                return end
         self.parser.unauthenticated = self.barred
         if self.discarding is not None:
             return self._discard_rest(self.discarding, buf, pos)
@@ -608,6 +603,8 @@ class Session(asyncio.Protocol):
             return self._take_large(buf, pos)
         if not request.arguments:
             return request.end
+        if admission.waits(self, request.arguments):
+            return pos
         route = self._route(request.arguments)
         refusal = admission.refusal(self, route, request.arguments)
         if refusal:
@@ -622,6 +619,17 @@ class Session(asyncio.Protocol):
         self.commands += 1
         self._special(route, request.arguments, data)
         return request.end
+
+    def _take_plain(self, buf: bytes, pos: int) -> int:
+        """Take what memory can answer at `pos`, or a run of plain commands; how many bytes that was."""
+        if taken := reading.ask_buffer(self, buf, pos):
+            return taken
+        if self._loose or self.link.refusing:
+            return 0
+        end, n = self._patterns.prefix(buf, pos)
+        if n:
+            self.run(n, buf[pos:end])
+        return end - pos if n else 0
 
     def _route(self, arguments: Sequence[bytes]) -> Route:
         dispatcher = self.clients.dispatcher
@@ -676,6 +684,8 @@ class Session(asyncio.Protocol):
         if known is None:
             return pos
         arguments, frame, end = known
+        if admission.waits(self, arguments):
+            return pos
         if self.space.translates or admission.spent(self):
             refusal = admission.judge_large(self, arguments, frame)
             if refusal is None:

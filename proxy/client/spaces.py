@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -58,14 +59,14 @@ class Bucket:
         self._at = now
 
     @property
-    def empty(self) -> bool:
-        """Whether none may be done now."""
+    def left(self) -> int:
+        """How many may be done now; below 0, how many more have been done than could be."""
         self.take(0)
-        return self._left < 1.0
+        return math.floor(self._left)
 
-    def wait(self) -> float:
-        """Seconds until one may be done again."""
-        return max(0.0, (1.0 - self._left) / self._rate)
+    def wait(self, n: int = 1) -> float:
+        """Seconds until `n` may be done."""
+        return max(0.0, (n - self._left) / self._rate)
 
 
 class Space:
@@ -97,12 +98,7 @@ class Space:
         if tenant is not None and tenant.max_ops_per_second is not None:
             self.bucket = Bucket(tenant.max_ops_per_second)
         self.over = b""
-        """The error for commands beyond `max_ops_per_second`."""
-        if tenant is not None:
-            self.over = encode.error(
-                f"ERR pannier: tenant '{tenant.name}' is over its max_ops_per_second of "
-                f"{tenant.max_ops_per_second}; try again in a moment"
-            )
+        """The latest error for a command beyond `max_ops_per_second`."""
         self.refuses_auth = False
         """Whether AUTH is not for Redis to judge."""
         self.scripts = "allow"
@@ -153,6 +149,15 @@ class Space:
                 f"{tenant.max_clients}"
             )
         self.sessions[session] = (session.served, session.hits)
+
+    def say_over(self) -> bytes:
+        """The error for a command beyond `max_ops_per_second`, in a space that has it."""
+        if self.tenant is not None and self.bucket is not None:
+            self.over = encode.error(
+                f"ERR pannier: tenant '{self.tenant.name}' is over its max_ops_per_second of "
+                f"{self.tenant.max_ops_per_second}; try again in about {_rounded(self.bucket.wait())}"
+            )
+        return self.over
 
     def leave(self, session: Session) -> None:
         """Count a session out."""
@@ -268,6 +273,11 @@ class _Verdict(Collector):
 
     def cut(self) -> None:
         """Nothing: it is said in the log only."""
+
+
+def _rounded(seconds: float) -> str:
+    """A time to wait, rounded up."""
+    return f"{math.ceil(seconds)} s" if seconds > 1.0 else f"{max(1, math.ceil(seconds * 1000))} ms"
 
 
 def _second(frame: bytes) -> int:
