@@ -636,8 +636,8 @@ class Session(asyncio.Protocol):
         route = dispatcher.route(arguments)
         space = self.space
         guest = space.tenant is not None and dispatcher.name(arguments) == "acl|whoami"
-        if guest or (space.namespace is not None and dispatcher.local_in_namespace(arguments)):
-            return Route.LOCAL
+        if guest or dispatcher.local_in(arguments, space.namespace is not None):
+            return Route.LOCAL  # also for who has not authenticated: `local.answer` sees to that
         if dispatcher.disguised(arguments):
             return Route.PROBE  # it may do more to its connection than its name says
         if self.link.auth_required and dispatcher.name(arguments) not in local.WITHOUT_AUTH:

@@ -890,6 +890,56 @@ class TestUpstreamCredentials:
             assert wire.line("KEYS *") == b"*1\r\n$1\r\nk\r\n"
 
 
+LOCAL_LINES = [
+    *(f"SIDECAR {line}" for line in ("STATS", "FLUSH", "RULES", "HEALTH", "HELP", "EXPLAIN k", "BYPASS ON", "INVALIDATE k", "INVALIDATE MATCH *", "DELETE MATCH *", "LEASE k 1000", "UNLEASE k t", "WARM KEYS k", "NOSUCH", "STATS x")), "SIDECAR", "sidecar stats",
+    "DBSIZE", "FLUSHALL", "FLUSHDB", "FLUSHDB SYNC", "RANDOMKEY", "ACL WHOAMI", "INFO", "INFO sidecar", "SELECT 1", "CLIENT LIST", "CLIENT INFO", "CLIENT ID", "CLIENT GETNAME", "CLIENT SETNAME x",
+    "CLIENT KILL TYPE normal", "CLIENT KILL 127.0.0.1:1", "CLIENT UNBLOCK 1099511627777", "CLIENT TRACKING ON", "MULTI", "WATCH other", "SUBSCRIBE c", "GET k", "BLPOP other 0", "PING",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def guarded(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Process, Process]]:
+    """A Redis with a password; listeners of a pannier in front of it, one in a namespace."""
+    directory, port = tmp_path_factory.mktemp("guarded"), free_port()
+    with redis_server(redis_binary, directory, "--requirepass", "pw") as redis, pannier(url(redis), directory, "--listen", f"127.0.0.1:{port}?namespace=a") as proxy:
+        yield redis, proxy, Process(proxy.popen, port, proxy.log)
+
+
+class TestPassthroughBeforeAuth:
+    """Redis wants a password, the sidecar has none of its own: who has not given it, is told nothing and does nothing."""
+
+    @both_protocols
+    @pytest.mark.parametrize("place", [1, 2], ids=["everything", "namespace"])
+    def test_everything_of_the_sidecars_is_refused(self, guarded: tuple[Process, Process, Process], place: int, protocol: int) -> None:
+        with Wire(guarded[place].port) as wire, Wire(guarded[place].port) as known:
+            assert known.ask("HELLO", protocol, "AUTH", "default", "pw")[:1] in (b"*", b"%")
+            known.line("SET k v")
+            hot(known, "k")
+            before = hits(known)
+            for line in LOCAL_LINES:
+                found = wire.line(line)
+                assert found.startswith(b"-NOAUTH ") or (place == 2 and found.startswith(b"-ERR pannier: CLIENT ")), (line, found)
+            found = ask_all(wire, list(LOCAL_LINES))
+            assert not [reply for reply in found if not reply.startswith(b"-")], "in one piece"
+            assert known.line("GET k") == b"$1\r\nv\r\n" and hits(known) == before + 1, "nothing was dropped"
+            assert wire.line("AUTH pw") == OK
+            assert wire.line("SIDECAR STATS").startswith(b"*") and wire.line("SIDECAR FLUSH") == OK and wire.line("DBSIZE") == b":1\r\n"
+
+    def test_a_redis_that_is_down_lets_nobody_in(self, redis_binary: str, directory: Path) -> None:
+        with redis_server(redis_binary, directory, "--requirepass", "pw") as redis, pannier(url(redis), directory, "--namespace", "a") as proxy, Wire(proxy.port) as wire, Wire(proxy.port) as known:
+            assert wire.line("SIDECAR STATS") == NOAUTH and known.line("AUTH pw") == OK
+            redis.kill()
+            wait_until(lambda: known.line("GET k").startswith(b"-"))
+            assert wire.line("SIDECAR STATS").startswith(b"-") and known.line("SIDECAR STATS").startswith(b"*")
+
+    def test_a_redis_that_wants_no_password_any_more_lets_everybody_in(self, redis_binary: str, directory: Path) -> None:
+        with redis_server(redis_binary, directory, "--requirepass", "pw") as redis, pannier(url(redis), directory, "--namespace", "a") as proxy, Wire(proxy.port) as wire, Wire(redis.port) as direct:
+            assert wire.line("SIDECAR STATS") == NOAUTH
+            direct.line("AUTH pw")
+            assert direct.line("CONFIG SET requirepass ''") == OK
+            assert wire.line("SIDECAR STATS").startswith(b"*") and wire.line("DBSIZE") == b":0\r\n"
+
+
 class TestPassthrough:
     @both_protocols
     def test_users_are_redis_own(self, redis: Process, passing: Process, protocol: int) -> None:
