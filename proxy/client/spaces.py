@@ -7,14 +7,13 @@ Redis, its share of memory, its limits, and what is counted for it.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from proxy.client.expiry import expiring, expiring_large
+from proxy.client.scripts import Examiner
 from proxy.resp import encode
 from proxy.resp.commands import Command
 from proxy.resp.errors import UpstreamRefused
@@ -27,15 +26,12 @@ from proxy.tier.policy import Policy
 from proxy.tier.rules import Rules, bulk_at, key_name, marks
 from proxy.tier.tier import Account, Tier
 from proxy.upstream.address import Listen
-from proxy.upstream.caller import Collector
 from proxy.upstream.link import Identity
 
 if TYPE_CHECKING:
     from proxy.client.dispatch import Dispatcher
     from proxy.client.session import Session
     from proxy.upstream.shared import SharedLink
-
-log = logging.getLogger("pannier.namespaces")
 
 WRONG_PASSWORD = "WRONGPASS invalid username-password pair or user is disabled."
 _NO_PASSWORD = (
@@ -105,8 +101,8 @@ class Space:
         """The setting `namespace_scripts`, where there is a namespace."""
         self.policy: Policy | None = None
         """The cache rules, if they want SETs to be given a time to live."""
-        self.probe: bytes = b""
-        """A key that a restricted user must not read."""
+        self.examiner: Examiner | None = None
+        """What asks Redis about scripts, if one is to be warned of them."""
         # Who is here and what has been counted.
         self.sessions: dict[Session, tuple[int, int]] = {}
         """With what each had taken, and been answered from memory, when it came."""
@@ -243,36 +239,9 @@ class Space:
             raise RefusedHere(f"{spoken(command.name)} is refused: namespace_scripts is refuse")
 
     def examine(self, command: Command | None, link: SharedLink) -> None:
-        """At the first script, find out what scripts may reach."""
-        if self.scripts == "warn" and command is not None and command.name in SCRIPTS:
-            self.scripts = "allow"
-            link.submit(_Verdict(self), 1, self.probe)
-
-    def warn(self, verdict: bytes) -> None:
-        """Take Redis' answer to reading `probe`."""
-        if verdict.startswith(b":") and self.namespace is not None:
-            log.warning(
-                "a script runs in namespace %s, and Redis would let it reach keys of others: restrict the "
-                "upstream user by ACL (~%s:*), or set namespace_scripts to refuse",
-                self.namespace.name, self.namespace.name,
-            )  # fmt: skip
-
-
-class _Verdict(Collector):
-    """Redis' word on whether a namespace's user may read other keys."""
-
-    __slots__ = ("_space",)
-
-    def __init__(self, space: Space) -> None:
-        super().__init__(1)
-        self._space = space
-
-    def finish(self, replies: bytes) -> None:
-        """Pass it on."""
-        self._space.warn(replies)
-
-    def cut(self) -> None:
-        """Nothing: it is said in the log only."""
+        """At a script, find out what scripts may reach, unless that is known."""
+        if self.examiner is not None:
+            self.examiner.examine(command, link)
 
 
 def _rounded(seconds: float) -> str:
@@ -370,5 +339,6 @@ class Spaces:
         space.refuses_auth = self.mode != "passthrough"
         if space.namespace is not None:
             space.scripts = self._settings.namespace_scripts
-            space.probe = encode.request("EXISTS", b"\0pannier:outside:" + os.urandom(8).hex().encode())
+            if space.scripts == "warn":
+                space.examiner = Examiner(space.namespace)
         return space

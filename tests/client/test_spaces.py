@@ -246,21 +246,49 @@ class TestScripts:
                 else:
                     space.translate(command, arguments)
 
-    def test_are_asked_about_once(self, caplog: pytest.LogCaptureFixture) -> None:
-        space = Spaces(Settings(namespace="ns"), DISPATCHER, None).start
-        command = DISPATCHER.find([b"EVAL"])
+    def examined(self, *replies: bytes, channels: bool = False, users: tuple[bytes | None, ...] = (None,)) -> list[bytes]:
+        """What is asked at the scripts of these users, two of each, if these are Redis' answers to each question in turn."""
+        space = Spaces(Settings(namespace="ns", namespace_channels=channels), DISPATCHER, None).start
         asked: list[bytes] = []
-        link: Any = SimpleNamespace(submit=lambda caller, n, request: asked.append(request))
-        for each in (DISPATCHER.find([b"GET"]), None):
-            space.examine(each, link)
-        assert not asked
-        for _ in range(2):
-            space.examine(command, link)
-        assert asked == [space.probe]
-        space.warn(b"-NOPERM x\r\n")
+
+        def submit(caller: Any, n: int, request: bytes) -> None:
+            asked.append(request)
+            if len(asked) <= len(replies):
+                caller.finish(replies[len(asked) - 1])
+            else:
+                caller.cut()
+
+        for user in users:
+            link: Any = SimpleNamespace(submit=submit, key=SimpleNamespace(identity=Identity(user, b"pw")))
+            for call in ([b"GET"], [b"NOSUCH"], [b"EVAL"], [b"SCRIPT", b"LOAD"], [b"FCALL"]):
+                space.examine(DISPATCHER.find(call), link)
+        return asked
+
+    def test_are_asked_about_once_for_each_user(self, caplog: pytest.LogCaptureFixture) -> None:
+        asked = self.examined(encode.array([]), encode.array([b"$4\r\nkeys\r\n"]), encode.array([b"$3\r\nall\r\n"]), users=(b"walled", b"open", None))
+        assert len(asked) == 3 and all(b"EVAL" in request for request in asked)
+        assert [record.getMessage().partition(", and ")[0] for record in caplog.records] == ["a script runs in namespace ns as Redis' user open", "a script runs in namespace ns as Redis' user default"]
+        first, second = caplog.messages
+        assert "would let it reach keys of others: restrict" in first and "~ns:*" in first
+        assert "would let it empty or exchange whole databases (FLUSHALL" in second
+
+    def test_all_they_may_do_is_said_at_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        answer = encode.array([b"$4\r\nkeys\r\n"] * 2 + [b"$3\r\nall\r\n", b"$8\r\nchannels\r\n"])
+        self.examined(answer)
+        assert "reach keys of others, and empty" in caplog.text and "publish" not in caplog.text, "channels are everybody's"
+        self.examined(answer, channels=True)
+        assert "SWAPDB), and publish to channels of others" in caplog.text
+
+    @pytest.mark.parametrize(("about_keys", "warns"), [(b":0\r\n", True), (b"-NOPERM no key\r\n", False)])
+    def test_of_who_may_not_eval_are_asked_about_by_a_key(self, caplog: pytest.LogCaptureFixture, about_keys: bytes, warns: bool) -> None:
+        asked = self.examined(b"-NOPERM no EVAL\r\n", about_keys)
+        assert len(asked) == 2 and b"EXISTS" in asked[1]
+        assert bool(caplog.records) is warns
+
+    @pytest.mark.parametrize("reply", [[], [b"-LOADING wait\r\n"] * 3])
+    def test_of_which_redis_says_nothing_are_asked_about_again(self, caplog: pytest.LogCaptureFixture, reply: list[bytes]) -> None:
+        assert len(self.examined(*reply)) == 3
         assert not caplog.records
-        space.warn(b":0\r\n")
-        assert "~ns:*" in caplog.text
 
     def test_without_a_namespace_are_nobodys_business(self) -> None:
         space = Spaces(Settings(namespace_scripts="refuse"), DISPATCHER, None).start
