@@ -59,6 +59,16 @@ def answer(session: Session, name: str, arguments: list[bytes]) -> Answer:
     return _ANSWERS[name](session, arguments)
 
 
+async def whole_answer(session: Session, name: str, arguments: list[bytes]) -> bytes:
+    """The same, waited for. Raises UpstreamError."""
+    return await _awaited(answer(session, name, arguments))
+
+
+async def follow(session: Session, at: LinkKey) -> None:
+    """Have the session live where its own link has gone, but for the space. Raises UpstreamError."""
+    await _go_over(session, session.space, at.identity, at.database, at.protocol)
+
+
 async def _admitted(session: Session, name: str, arguments: list[bytes]) -> bytes:
     """Answer if Redis does not want the client to authenticate any more; else Redis' error is the answer."""
     verdict = await _ask(session, encode.request("PING"))
@@ -77,7 +87,10 @@ async def _permitted(session: Session, name: str, arguments: list[bytes]) -> byt
 
 
 async def _reply(session: Session, name: str, arguments: list[bytes]) -> bytes:
-    reply = _ANSWERS[name](session, arguments)
+    return await _awaited(_ANSWERS[name](session, arguments))
+
+
+async def _awaited(reply: Answer) -> bytes:
     if reply is None or isinstance(reply, bytes):
         return reply or b""
     return await reply

@@ -468,6 +468,10 @@ class Session(asyncio.Protocol):
     def start(self, work: Coroutine[None, None, bytes]) -> None:
         """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
         self.move(Event.WAIT)
+        self.work(work)
+
+    def work(self, work: Coroutine[None, None, bytes]) -> None:
+        """Have `resume` called with an answer that takes time."""
         self.task = asyncio.get_running_loop().create_task(self._answer(work))
         self.task.add_done_callback(lambda task: work.close())  # should the client leave before it begins
 
@@ -545,8 +549,14 @@ class Session(asyncio.Protocol):
         self.consume()
         if len(self.buffer) > self.clients.settings.query_buffer_limit:
             self.abort(f"query buffer over {self.clients.settings.query_buffer_limit} bytes")
-        elif len(self.buffer) > _WAITING_HIGH and self.state in (State.WAITING, State.PINNED):
+        elif len(self.buffer) > _WAITING_HIGH and self._waits:
             self.hold(Reason.BUFFER)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether commands may wait behind another one."""
+        answers = self.pin is not None and self.pin.answering is not None
+        return answers or self.state in (State.WAITING, State.PINNED)
 
     def consume(self) -> None:
         """Take what is buffered, as far as the state allows."""
@@ -720,7 +730,9 @@ class Session(asyncio.Protocol):
 
     def resume(self, reply: bytes) -> None:
         """Answer what was waited for, and go on."""
-        if self.state is State.WAITING:
+        if self.pin is not None and self.pin.answering is not None:
+            self.pin.answered_own(reply)
+        elif self.state is State.WAITING:
             self.write(reply)
             self.move(Event.RESUME)
             listen(self)

@@ -143,8 +143,7 @@ class Namespace:
             translated = arguments  # Redis refuses it
         elif name in WHOLE:
             raise RefusedHere(
-                f"{spoken(name)} takes several steps in a namespace: not in a transaction, nor on a "
-                "connection that holds state"
+                f"{spoken(name)} takes several steps in a namespace: it cannot be part of a transaction"
             )
         elif command.container and len(arguments) == 1:
             translated = arguments  # Redis refuses it

@@ -22,7 +22,7 @@ OPEN = Namespace("ns", channels=True)
 UNKNOWN = "is refused in a namespace: the command, or its sub-command, is not known"
 SERVER = "is refused in a namespace: it concerns the whole server"
 UNLOCATED = "is refused in a namespace: which arguments are keys is not known"
-WHOLE = "takes several steps in a namespace: not in a transaction, nor on a connection that holds state"
+WHOLE = "takes several steps in a namespace: it cannot be part of a transaction"
 
 
 def words(call: str) -> list[bytes]:
