@@ -422,7 +422,7 @@ def load(
                 raise SettingsError(f"{written}: {error}") from None
             origins[option.name] = origin
             break
-    tenants = read_tenants(table.get("tenants", {}), f"{path}:tenants", env)
+    tenants = read_tenants(table["tenants"], f"{path}:tenants", env) if "tenants" in table else ()
     rules = read_rules(table.get("rules", []), f"{path}:rules")
     settings = Settings(**values, rules=rules, tenants=tenants)
     origins = {option.name: origins.get(option.name, "default") for option in OPTIONS}

@@ -854,7 +854,7 @@ class TestErrors:
             for one in (direct, wire):
                 one.line("XADD x 1-1 f v")
             named = [line.replace(" g", " acme:g") for line in lines if "GROUP CREATE " not in line]  # a name that looks like a key's
-            scripts = ["EVAL 'return redis.error_reply([[ERR bad %sacme:thing%s]])' 0" % ("\\x27", "\\x27")] if not state else []
+            scripts = ["""EVAL "return redis.error_reply(\\"ERR bad 'acme:thing'\\")" 0"""]
             for line in lines + named + scripts:
                 theirs = direct.line(line)
                 if state:
