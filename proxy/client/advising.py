@@ -18,9 +18,9 @@ from proxy.client.scope import Scope, Seen
 from proxy.kinds import show_duration, show_size
 from proxy.resp import encode
 from proxy.resp.tracking import Mode
+from proxy.tier.classes import UNNAMED
 from proxy.tier.curve import Curve, Watched, curve
 from proxy.tier.reuse import Outcome, Sample
-from proxy.tier.shelf import UNNAMED
 
 if TYPE_CHECKING:
     from proxy.client.session import Session

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from proxy.resp.downgrade import downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
+from proxy.tier.classes import UNNAMED
 from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.ghost import Ghost
@@ -37,13 +38,13 @@ ENTRY_COST = 225
 """Bytes an entry takes beside its part (twice: its key is in the index), its reply and its place among the
 deadlines: the headers of three objects, rounding, and slots in two dicts. Measured:
 tests/tier/test_memory.py."""
-UNNAMED = "*"
-"""The class of keys whose names have no first part: each by itself would be none."""
 _MOST_PARTS = 4096
 """Parts kept for one key: an invalidation drops them all at once."""
 _STAR = 0x2A
 _NULL_SIZE = 5
 """Bytes of RESP2's nulls."""
+_WEIGHED = 1024
+"""Fills between two looks at whether entries last long enough to pay."""
 
 
 class Shelf:
@@ -107,8 +108,8 @@ class Shelf:
         """The table for clients of a protocol; made when the first one comes."""
         found = self.tables.get(protocol)
         if found is None:
-            found = self.tables[protocol] = Table(self.tier.stride)
-            found.hot, found.reuse = self.hot, self.reuse
+            found = self.tables[protocol] = Table(self.tier.stride, self.tier.eager)
+            found.hot, found.reuse, found.classes = self.hot, self.reuse, self.account.classes
         return found
 
     @property
@@ -239,7 +240,7 @@ class Shelf:
         """Drop everything that an earlier connection has told of: there is another, or none to come."""
         self.stale.end()
         self.until = 0.0
-        self.clear()
+        self.account.lost += self.clear()
 
     def pushed(self, frame: bytes) -> None:
         """Take a push from Redis: drop what an invalidation names."""
@@ -319,6 +320,7 @@ class Shelf:
             self._give_up(flight.read)
 
     def _drop(self, key: int, found: bytes | set[bytes]) -> None:
+        door = self.budget.door
         for part in (found,) if isinstance(found, bytes) else found:
             flight = self.flights.pop(part, None)
             if flight is not None:
@@ -327,6 +329,8 @@ class Shelf:
             lapses = self.tending.known and self.tending.lapses(part, self.tier.clock())
             if not lapses and self._remove(part):
                 self.traffic.changed(part)
+            if door.price:
+                door.charge(part)
             if self.ghost is not None:
                 self.ghost.forget(part)
             for other in self._several.pop(part, ()):
@@ -442,8 +446,7 @@ class Shelf:
 
     def admits(self, part: bytes) -> bool:
         """Note that a part has been asked for and is not there; whether it may come in."""
-        self.traffic.missed((part,))
-        self.reuse.missed((part,))
+        self._missed((part,))
         return self._admits(part)
 
     def _admits(self, part: bytes) -> bool:
@@ -452,12 +455,16 @@ class Shelf:
         return part in self.tending.aside or self.budget.door.admits(part)
 
     def admitted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
-        """The same for several; those that may come in."""
-        self.traffic.missed(parts)
-        self.reuse.missed(parts)
+        """The same for several of a pipeline; those that may come in."""
+        self._missed(parts)
         if self.ghost is not None or self.tending.aside:
             return [part for part in parts if self._admits(part)]
-        return self.budget.door.admitted(parts)
+        return self.budget.door.admitted(parts, piped=True)
+
+    def _missed(self, parts: Sequence[bytes]) -> None:
+        self.account.classes.missed(parts)
+        self.traffic.missed(parts)
+        self.reuse.missed(parts)
 
     def _observe(self, ghost: Ghost, part: bytes) -> bool | None:
         """Whether a read that is only observed has to be fetched to be known; None: it is no such read."""
@@ -510,6 +517,8 @@ class Shelf:
         if flight.read.part in self.reuse.open:
             self.reuse.landed(flight.read.part)
         self.account.fills += 1
+        if not self.account.fills % _WEIGHED:
+            self.budget.weigh()
         flight.ruling.fills += 1
         if flight.ruling.tended:
             self.tending.landed(flight.read.part, flight.ruling, flight.began + lifetime, until)
@@ -572,10 +581,7 @@ class Shelf:
 
     def label(self, part: bytes) -> str:
         """The class of a read: its first key's. All that no rule names and has no first part is of one."""
-        keys = self.rules.part_keys(part)
-        key = key_name(keys[0])[len(self.rules.prefix) :] if keys else b""
-        policy = self.tier.policy
-        return policy.label(key) if b":" in key or policy.ruling(key).rule.label else UNNAMED
+        return self.tier.label(self.rules, part) or UNNAMED
 
     def ends(self, part: bytes) -> float | None:
         """When a part's time is over (monotonic seconds); None: it is not kept. Looks at all there is."""
@@ -626,7 +632,10 @@ class Shelf:
 
     def keeps(self, part: bytes) -> bool:
         """Whether some table has a part, or it is aside, or imagined."""
-        if any(part in table for table in self.tables.values()) or part in self.tending.aside:
+        for table in self.tables.values():  # asked at every fill: half the cost of `any` with a generator
+            if part in table:
+                return True
+        if part in self.tending.aside:
             return True
         return self.ghost is not None and part in self.ghost
 

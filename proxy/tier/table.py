@@ -12,6 +12,7 @@ from itertools import islice, takewhile
 from random import randrange
 from typing import TYPE_CHECKING
 
+from proxy.tier.classes import Classes
 from proxy.tier.hot import Hot
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _LOGGED = 2048
 """Parts in a log at most; it is then replayed."""
+_FEW = 1024
+"""Parts answered between two settlements up to which all are logged."""
 _SOME = 4
 """One in so many parts of a full log is counted."""
 STRIDE = 16
@@ -28,20 +31,23 @@ STRIDE = 16
 class Table:
     """The replies of one shelf for one protocol, the least recently used first.
 
-    `stride`: how many hits at most may go unlogged behind one that is logged.
+    `stride`: how many hits at most may go unlogged behind one that is logged. `eager`: whether none do to
+    begin with.
     """
 
     __slots__ = (
-        "_gone", "_held_at", "_log", "_logged", "_longest", "_stride", "find", "held", "hot", "replies",
-        "reuse",
+        "_gone", "_held_at", "_log", "_logged", "_longest", "_seen", "_stride", "classes", "find", "held",
+        "hot", "replies", "reuse",
     )  # fmt: skip
 
-    def __init__(self, stride: int = STRIDE) -> None:
+    def __init__(self, stride: int = STRIDE, eager: bool = False) -> None:
         self.replies: dict[bytes, bytes] = {}
         self.find = self.replies.get
         """Bound once: the hot path's look-up."""
         self.hot: Hot | None = None
         """Who counts the hits by part, if anybody; hears of them at each replay."""
+        self.classes: Classes | None = None
+        """Who counts them by class."""
         self.reuse: Reuse | None = None
         """Who watches some of the hits, if anybody; hears of those that are logged."""
         self.held: dict[bytes, bytes] = {}
@@ -53,7 +59,10 @@ class Table:
         self._log: list[list[bytes]] = []
         """Parts that were answered, of a sample of chunks since the last replay."""
         self._logged = 0
-        self._longest = self._stride = stride
+        self._seen = 0
+        """Parts logged since the last settlement, and replayed already."""
+        self._longest = stride
+        self._stride = 0 if eager else stride
 
     def __len__(self) -> int:
         return len(self.replies) + len(self.held)
@@ -122,21 +131,30 @@ class Table:
         now on (None: as many as before)."""
         logged = [part for parts in self._log for part in parts]
         self._log, self._logged = [], 0
+        self._seen += len(logged)
         replies = self.replies
+        # A chunk stands for itself, and for those of its client that were not logged after it. Of a full log
+        # some will do: counting by part would cost more than all else that is done for a hit here.
+        step = _SOME if len(logged) > _LOGGED else 1
+        some = logged[randrange(step) :: step]
         if self.hot is not None:
-            # A chunk stands for itself, and for those of its client that were not logged after it. Of a full
-            # log some will do: counting by part would cost more than all else that is done for a hit here.
-            step = _SOME if len(logged) > _LOGGED else 1
-            some = logged[randrange(step) :: step]
             held = self.held
             found = [part for part in some if part in replies or part in held]
             self.hot.add(found, self.stands_for * step)
+        if self.classes is not None:
+            self.classes.hit(some, self.stands_for * step)
         if stride is not None:
             self._stride = min(stride, self._longest)
         for part in dict.fromkeys(logged):
             reply = replies.pop(part, None)
             if reply is not None:
                 replies[part] = reply
+
+    def settle(self) -> None:
+        """Bring everything up to date, once a second or so; log every hit from now on if there were few."""
+        few = (self._seen + self._logged) * self.stands_for <= _FEW
+        self.replay(0 if few else None)
+        self._seen = 0
 
     def clear(self) -> dict[bytes, bytes]:
         """Forget everything. Returns it: freeing is slow, and whoever has it may take his time."""

@@ -11,10 +11,11 @@ from proxy.client.scope import Scope, Seen
 from proxy.privacy import KeyPrivacy, Privacy
 from proxy.resp.namespace import Namespace
 from proxy.resp.tracking import Mode
+from proxy.tier.classes import UNNAMED
 from proxy.tier.policy import CacheRule, Serve
 from proxy.tier.reuse import Counts, Outcome, Sample
 from proxy.tier.rules import Rules
-from proxy.tier.shelf import UNNAMED, Shelf
+from proxy.tier.shelf import Shelf
 from tests.tier.shelves import TABLE, make, obey, part
 
 MB = 1 << 20
