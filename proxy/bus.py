@@ -1,8 +1,8 @@
 """The eviction bus: sidecars of one Redis tell each other over pub/sub what to forget (`resp.eviction`).
 
 There is a channel for each namespace. With tracking, Redis tells of writes; the bus carries what Redis cannot
-tell: invalidations by command or by an application, patterns, SWAPDB. With `broadcast = writes` it carries
-every write as well.
+tell: invalidations by command or by an application, patterns, SWAPDB. Where Redis does not track, it carries
+every write as well (`client.telling`).
 
 Messages are collected for a few milliseconds and published over the link that carried what they are about,
 behind it, so that Redis has carried it out when a peer hears of it. The subscriber is redis-py's. What may
@@ -35,6 +35,7 @@ from proxy.resp.namespace import Namespace
 from proxy.resp.tracking import Mode
 from proxy.tier.matching import drop_matching
 from proxy.tier.rules import key_frame, marks
+from proxy.tier.shelf import Shelf
 from proxy.tier.tier import Tier
 from proxy.upstream.address import Upstream
 from proxy.upstream.caller import Collector
@@ -86,14 +87,11 @@ class Bus:
     def __init__(
         self,
         upstream: Upstream,
-        tier: Tier,
+        tier: Tier | None,
         namespaces: Iterable[Namespace | None],
         prefix: str,
-        writes: bool,
         heartbeat: float = 1.0,
     ) -> None:
-        self.writes = writes
-        """Whether writes are told, too."""
         self.channels: dict[bytes, Channel] = {}
         for namespace in (None, *namespaces):
             name = namespace.name if namespace is not None else ""
@@ -110,6 +108,7 @@ class Bus:
         self._heartbeat = heartbeat
         self._upstream = upstream
         self._tier = tier
+        """What there is to forget; None: nothing is kept here, so nobody is listened to."""
         self._waiting: dict[Channel, None] = {}
         self._under_way: dict[tuple[str, str, int], float] = {}
         """When messages were published that have not come back yet."""
@@ -118,6 +117,32 @@ class Bus:
     def lag(self, fraction: float) -> float:
         """A quantile of the lags, in seconds; 0 if there is none."""
         return quantile(self.lags, fraction)
+
+    @property
+    def status(self) -> str:
+        """`up`, or what is wrong."""
+        if self.refusal:
+            return self.refusal
+        if self._tier is None:
+            return "publishing"
+        return "up" if self.subscriptions else "connecting"
+
+    def fields(self) -> dict[str, object]:
+        """What it does, for INFO and SIDECAR STATS."""
+        return {
+            "bus_status": self.status,
+            "bus_published": self.published,
+            "bus_received": self.received,
+            "bus_own": self.own,
+            "bus_unknown_version": self.unknown,
+            "bus_malformed": self.malformed,
+            "bus_gaps": self.gaps,
+            "bus_subscriptions": self.subscriptions,
+            "bus_lag_samples": len(self.lags),
+            "bus_lag_p50_us": round(self.lag(0.5) * 1e6),
+            "bus_lag_p99_us": round(self.lag(0.99) * 1e6),
+            "bus_lag_max_us": round(self.lag(1.0) * 1e6),
+        }
 
     # --- telling
 
@@ -225,17 +250,20 @@ class Bus:
                 await client.aclose()
         raise TimeoutError(f"no answer for {3 * self._heartbeat:g} s")
 
+    def _alone(self) -> list[Shelf]:
+        """The shelves that nothing but the bus keeps true."""
+        shelves = self._tier.shelves.values() if self._tier is not None else ()
+        return [shelf for shelf in shelves if shelf.mode is Mode.BUS]
+
     def _vouch(self, asked: float) -> None:
         """Everything published up to a moment has been heard."""
-        for shelf in self._tier.shelves.values():
-            if shelf.mode is Mode.BUS:
-                shelf.heard = asked
+        for shelf in self._alone():
+            shelf.heard = asked
 
     def _lose(self) -> None:
         """Nothing more is heard: what the bus alone keeps true is true no longer."""
-        for shelf in self._tier.shelves.values():
-            if shelf.mode is Mode.BUS:
-                shelf.bus_lost()
+        for shelf in self._alone():
+            shelf.bus_lost()
 
     def _begin(self) -> None:
         """A subscription begins: what was said before it has been missed."""
@@ -246,7 +274,12 @@ class Bus:
             channel.heard.clear()
         if self.subscriptions > 1:
             log.info("the eviction bus is heard again: everything kept is dropped")
-        self._tier.clear()
+        self._clear()
+
+    def _clear(self, prefix: bytes = b"") -> None:
+        """Drop what shows keys with a prefix."""
+        if self._tier is not None:
+            self._tier.clear(prefix)
 
     async def _hear(self, name: str, data: bytes) -> None:
         channel = self._by_name.get(name)
@@ -275,12 +308,14 @@ class Bus:
                 del channel.heard[next(iter(channel.heard))]
             if last is not None and message.number != last + 1:
                 self.gaps += 1
-                self._tier.clear(channel.prefix)
+                self._clear(channel.prefix)
                 return
         await self._forget(channel, message)
 
     async def _forget(self, channel: Channel, message: Eviction) -> None:
         tier = self._tier
+        if tier is None:
+            return
         if message.everything or sum(map(len, message.patterns)) > LONGEST_PATTERNS:
             tier.clear(channel.prefix)
             return
@@ -327,6 +362,7 @@ def _client(upstream: Upstream) -> redis.Redis:
         "username": upstream.username,
         "password": upstream.password,
         "client_name": "pannier-bus",
+        "protocol": 2,  # every server speaks it
         "retry": Retry(NoBackoff(), 0),  # a lost connection is to be heard of
     }
     if upstream.path is not None:

@@ -236,8 +236,8 @@ class Settings:
     tracking: str = option(
         choice("auto", "default", "bcast", "off"), "auto", TIER,
         "How Redis tells of changes (CLIENT TRACKING). auto takes the best that the server grants: default, "
-        "else bcast. off: none. Where none is granted, other Panniers may tell (broadcast writes); otherwise "
-        "nothing is served from memory, everything goes to Redis.",
+        "else bcast. Where none is granted, other Panniers tell (broadcast auto or writes). off: none; "
+        "nothing is served from memory, unless broadcast is writes.",
     )
     mode: str = option(
         choice("cache", "observe", "off"), "cache", TIER,
@@ -356,8 +356,8 @@ class Settings:
     broadcast: str = option(
         choice("auto", "explicit", "writes", "off"), "auto", TIER,
         "What is told to other Panniers of the same Redis over pub/sub. explicit: what Redis cannot tell "
-        "(SIDECAR INVALIDATE, patterns, SWAPDB). writes: every write as well. auto: explicit. off: nothing, "
-        "nor is anything heard.",
+        "(SIDECAR INVALIDATE, patterns, SWAPDB). writes: every write as well. auto: writes while Redis "
+        "refuses to track, else explicit. off: nothing, nor is anything heard.",
     )
     evict_channel: str = option(
         CHANNEL, "pannier:evict:", TIER,

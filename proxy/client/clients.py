@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from proxy.client import refilling
+from proxy.client import refilling, telling
 from proxy.client.dispatch import Dispatcher
 from proxy.client.leases import Leases
 from proxy.client.local import FIRST_ID
@@ -93,7 +93,7 @@ class Clients:
         self.bus: Bus | None = None
         """Over which other sidecars are told what to forget; None: they are not."""
         self.tells_writes = False
-        """Whether they are told of every write."""
+        """Whether they are told of every write; with `broadcast = auto`, see `weigh`."""
         self.policy = Policy((), Defaults(settings.l1_ttl, settings.max_value_size))
         """The cache rules in force."""
         self.expires = False
@@ -144,6 +144,11 @@ class Clients:
         """Have other sidecars forget what a session's command was about (see `Bus.tell`)."""
         if self.bus is not None:
             self.bus.tell(session.space.namespace, session.link, why, keys, patterns, everything)
+
+    def weigh(self) -> None:
+        """Find out whether other sidecars are to be told of every write, a link having come or settled."""
+        if self.bus is not None and self.settings.broadcast == "auto" and self.tier is not None:
+            self.tells_writes = telling.needed(self.links.shared.values())
 
     def _give_back(self) -> None:
         """Free what the tier has dropped all at once, a slice now and then: nobody waits for it."""

@@ -15,13 +15,13 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from proxy.resp.downgrade import downgrade
+from proxy.resp.downgrade import Shape, downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
 from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.ghost import Ghost
 from proxy.tier.hot import Hot
-from proxy.tier.policy import NOTHING, Ruling, Serve
+from proxy.tier.policy import NULLS, Ruling, Serve
 from proxy.tier.rules import Read, key_name, marks
 from proxy.tier.stale import Staleness
 from proxy.tier.table import Table
@@ -60,6 +60,8 @@ class Shelf:
         self.index: dict[int, bytes | set[bytes]] = {}
         """From the marks of keys to the part, or parts, that show the key."""
         self.mode = Mode.OFF
+        self.spoken = 3
+        """The protocol in which replies come; if it is 2, only clients of RESP2 can be answered."""
         self.trouble = ""
         """Why nothing is kept although Redis tells of changes; empty if something is."""
         self.until = 0.0
@@ -187,11 +189,11 @@ class Shelf:
 
     # --- what the link tells (upstream.shared.Keeper)
 
-    def link_up(self, mode: Mode) -> None:
-        """Begin an epoch: Redis tracks from now on what the link reads."""
+    def link_up(self, mode: Mode, protocol: int = 3) -> None:
+        """Begin an epoch: Redis tracks from now on what the link reads, or the bus tells of changes."""
         if self.stale.since is not None:
             self.forget()
-        self.mode = mode
+        self.mode, self.spoken = mode, protocol
         self.trouble = ""
         self.tier.loose = any(shelf.mode.late for shelf in self.tier.shelves.values())
         if self.tier.loose:
@@ -481,7 +483,7 @@ class Shelf:
             self._imagine(flight, reply, until)
             return
         if flight.ruling.keeps and not failed:
-            self.tending.heard(flight.read.part, absent or reply == NOTHING, self.tier.clock())
+            self.tending.heard(flight.read.part, absent or reply in NULLS, self.tier.clock())
         kept = self._store(flight.read, reply) if until > self.tier.clock() else 0
         if not kept:
             if not failed:
@@ -506,14 +508,18 @@ class Shelf:
         longest = min(ruling.l1_ttl, limits.l1_ttl_untracked) if self.mode is Mode.BUS else ruling.l1_ttl
         return deadline(flight.began, min(lifetime, self.tier.shortened(longest, ruling.jitter)))
 
+    def lowered(self, read: Read, reply: bytes) -> bytes:
+        """A reply as it came over the link, in RESP2."""
+        return reply if self.spoken == 2 else downgrade(reply, read.shape or Shape.TYPED)
+
     def _store(self, read: Read, reply: bytes) -> int:
-        """Put a RESP3 reply into the tables; into how many."""
+        """Put a reply into the tables; into how many."""
         kept = 0
         for protocol, table in self.tables.items():
             if protocol == 3:
-                kept += self._keep(table, read.part, reply)
+                kept += self._keep(table, read.part, reply) if self.spoken == 3 else 0
             elif read.shape is not None:
-                lowered = downgrade(reply, read.shape)
+                lowered = self.lowered(read, reply)
                 if len(lowered) == _NULL_SIZE:
                     lowered = b"%b" % lowered  # all nulls are one object: this fill is to be told from others
                 kept += self._keep(table, read.part, lowered)

@@ -85,6 +85,8 @@ class Care:
     """What all keys begin with that the link reads."""
     away_after: float = 0.0
     """Seconds without an answer after which Redis counts as away, and stale entries are served; 0: never."""
+    on_settled: Callable[[], object] = list
+    """Called when it is known for a connection how Redis tells of changes."""
 
 
 class SharedLink:
@@ -122,7 +124,7 @@ class SharedLink:
         self.tracking: Tracking | None = None
         if care.keeper is not None:
             self.tracking = Tracking(
-                self, care.keeper, care.ladder, care.heartbeat, care.prefix, care.away_after
+                self, care.keeper, care.ladder, care.heartbeat, care.prefix, care.away_after, care.on_settled
             )
         self.wire: Wire | None = None
         self.auth_required = False
