@@ -25,6 +25,7 @@ from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.explaining import rule_fields
 from proxy.client.health import outage_fields, status
 from proxy.client.spaces import Space
+from proxy.client.work import under_way
 from proxy.kinds import show_size
 from proxy.reload import Load, Reloader
 from proxy.resp import encode
@@ -300,6 +301,7 @@ class Sidecar:
             )
         if tier is None or link is None or link.tracking is None:
             fields = {"tracking": "off", "tracking_reason": "switched off", **leases} | _counted(space)
+            fields |= under_way(self.clients.sessions.values(), space)
             return fields | self._bus_fields(space)
         shelf = tier.shelves.get(link.key)
         trouble = shelf.trouble if shelf is not None else ""
@@ -313,6 +315,7 @@ class Sidecar:
             **_tier_fields(accounts),
             **rule_fields(tier, accounts, self.clients.verifier is not None),
             **leases,
+            **under_way(self.clients.sessions.values(), space),
             **_counted(space),
         }
         if space.namespace is None or space is self.warming.space:
