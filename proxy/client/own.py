@@ -145,7 +145,8 @@ async def _delete(session: Session, arguments: list[bytes]) -> bytes:
     page = b"1000"
     if len(patterns) > 2 and patterns[-2].upper() == b"COUNT":
         *patterns, _, page = patterns
-    if how.upper() != b"MATCH":
+    if how.upper() != b"MATCH" or patterns[-1].upper() == b"COUNT" or b"LIMIT" in patterns[1:]:
+        # Nobody wants keys of these names deleted who has mistaken the options.
         return encode.error("ERR SIDECAR DELETE takes MATCH <pattern> [<pattern> ...] [COUNT <n>]")
     if not page.isdigit() or not 0 < int(page[:10]) <= _MOST_LOOKED_AT:
         return encode.error(f"ERR SIDECAR DELETE takes COUNT <n> of 1 to {_MOST_LOOKED_AT}")
