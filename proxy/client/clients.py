@@ -106,6 +106,8 @@ class Clients:
         """Bytes of large commands of which all is waited for."""
         self.stalled: dict[Session, float] = {}
         """Sessions that do not read their replies, and since when (monotonic seconds)."""
+        self.works: set[asyncio.Task[bytes]] = set()
+        """What goes on though its client leaves."""
         # What is counted.
         self.received = 0
         """Connections admitted since the start."""

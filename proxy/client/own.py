@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from proxy.client import explaining, health, homes, keyspace, leases, warm, work
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
-from proxy.tier.matching import drop_matching
+from proxy.tier.matching import SLICE, drop_matching
 from proxy.tier.rules import key_frame, marks
 from proxy.upstream.link import LinkKey
 
@@ -107,7 +107,8 @@ def _dropped(shelves: list[Shelf]) -> int:
 
 def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
     if len(arguments) > 1 and arguments[0].upper() == b"MATCH":
-        return _invalidate_matching(session, arguments[1:])
+        session.work = work.Work("sidecar|invalidate", ends=False)
+        return work.going_on(session, _invalidate_matching(session, session.work, arguments[1:]))
     tier, namespace = session.clients.tier, session.space.namespace
     keys = arguments if namespace is None else [namespace.prefix + key for key in arguments]
     dropped = 0
@@ -120,23 +121,26 @@ def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
     return encode.integer(dropped)
 
 
-async def _invalidate_matching(session: Session, patterns: list[bytes]) -> bytes:
+async def _invalidate_matching(session: Session, shown: work.Work, patterns: list[bytes]) -> bytes:
     tier, space = session.clients.tier, session.space
     if sum(map(len, patterns)) > LONGEST_PATTERNS:
         return encode.error(
             f"ERR SIDECAR INVALIDATE MATCH takes patterns of {LONGEST_PATTERNS} bytes together"
         )
     session.clients.tell(session, "command", patterns=patterns)
-    dropped = 0
+    dropped = looked_at = 0
     if tier is None:
         return encode.integer(dropped)
     shelves = _of_identity(session, tier)
+    size = sum([shelf.entries for shelf in shelves])
+    shown.figures = lambda: {"dropped": dropped, "looked_at": min(looked_at, size), "of": size}
     slices = drop_matching(tier, compile_globs(_real(space, patterns)), space.prefix)
     while True:
         before = _dropped(shelves)
         if next(slices, None) is None:
             return encode.integer(dropped)
         dropped += _dropped(shelves) - before
+        looked_at += SLICE
         await asyncio.sleep(0)
 
 

@@ -476,7 +476,7 @@ class Session(asyncio.Protocol):
 
     def _give_up_work(self) -> None:
         """Stop what a client waits for that sends no more, if it is to end then."""
-        if self.task is not None and self.work is not None:
+        if self.task is not None and self.work is not None and self.work.ends:
             self.task.cancel()
             self.task.add_done_callback(lambda task: self._stopped())
 

@@ -6,6 +6,7 @@ that is gone.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING
@@ -16,14 +17,17 @@ if TYPE_CHECKING:
     from proxy.client.session import Session
     from proxy.client.spaces import Space
 
+Answer = Callable[["Session", list[bytes]], Coroutine[None, None, bytes]]
+
 
 class Work:
-    """What a session waits for. `name`: as CLIENT LIST calls commands."""
+    """What a session waits for. `name`: as CLIENT LIST has it. `ends`: whether it does with the client."""
 
-    __slots__ = ("_began", "figures", "name")
+    __slots__ = ("_began", "ends", "figures", "name")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, ends: bool = True) -> None:
         self.name = name
+        self.ends = ends
         self.figures: Callable[[], dict[str, int]] = dict
         """How far it is, in numbers by name."""
         self._began = time.monotonic()
@@ -39,9 +43,7 @@ class Work:
         return encode.error(f"ERR pannier: stopped before the end: {figures or 'nothing done'}")
 
 
-def lasting(
-    name: str, answer: Callable[[Session, list[bytes]], Coroutine[None, None, bytes]]
-) -> Callable[[Session, list[bytes]], Coroutine[None, None, bytes]]:
+def lasting(name: str, answer: Answer) -> Answer:
     """What answers a command that may take long, given what makes its answer (which finds `session.work`)."""
 
     def begin(session: Session, arguments: list[bytes]) -> Coroutine[None, None, bytes]:
@@ -49,6 +51,14 @@ def lasting(
         return answer(session, arguments)
 
     return begin
+
+
+async def going_on(session: Session, work: Coroutine[None, None, bytes]) -> bytes:
+    """The reply of work that goes on though the client leaves."""
+    task = asyncio.get_running_loop().create_task(work)
+    session.clients.works.add(task)
+    task.add_done_callback(session.clients.works.discard)
+    return await asyncio.shield(task)
 
 
 def under_way(sessions: Iterable[Session], space: Space) -> dict[str, object]:
