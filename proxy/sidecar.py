@@ -381,10 +381,16 @@ class Sidecar:
         if settings.broadcast == "off":
             return None
         from proxy.bus import Bus  # with redis-py: 9 MB that broadcast = off does without
+        from proxy.ledger import Counting
 
         namespaces = [space.namespace for space in self.clients.spaces if space.namespace is not None]
         heartbeat = settings.coherence_timeout / 3
-        self.bus = Bus(self.upstream, self.tier, namespaces, settings.evict_channel, heartbeat)
+        channel = settings.evict_channel
+        unheard = f"{channel}:nobody:{os.urandom(8).hex()}"
+        counting = Counting(lambda: self.links.shared.get(self._main), unheard)
+        self.bus = Bus(
+            self.upstream, self.tier, namespaces, channel, counting, heartbeat, settings.upstream_timeout
+        )
         self.clients.bus, self.clients.tells_writes = self.bus, settings.broadcast == "writes"
         self.clients.weigh()
         return loop.create_task(self.bus.run()) if self.tier is not None else None
