@@ -341,12 +341,10 @@ class Bus:
         self.subscriptions += 1
         self.refusal = ""
         self._under_way.clear()
-        for shelf in self._alone():
-            shelf.clear()
         if self.subscriptions == 1:
             self._clear()
             self._proof = asyncio.ensure_future(self._prove())
-        elif self._counts:
+        elif self._counts and not self._alone():
             self._doubts = _TRIES
             self._ledger.ask()
         else:

@@ -220,8 +220,8 @@ class Settings:
     )
     breaker_failures: int = option(
         count(0, 1_000_000, "failures"), 3, REDIS,
-        "Failures in a row (attempts to connect, replies not given within upstream_timeout) after which no "
-        "command waits for Redis any more, until a probe is answered. 0: never.",
+        "Failures in a row (attempts to connect, those made when Redis has been silent for coherence_timeout "
+        "too; replies not given within upstream_timeout) after which no command waits for Redis any more, until a probe is answered. 0: never.",
     )
     on_upstream_down: str = option(
         choice("error", "stale"), "error", TIER,

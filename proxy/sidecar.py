@@ -123,6 +123,7 @@ class Sidecar:
             self._care,
             self._closed,
             settings.breaker_failures,
+            settings.coherence_timeout,
         )
         identity = Identity(_bytes(upstream.username), _bytes(upstream.password))
         self.clients = Clients(

@@ -63,7 +63,7 @@ def judge(clients: Clients, space: Space | None = None) -> Health:
     ready = (upstream == "up" or serving == "stale") and warm
     why = ""
     if upstream != "up":
-        why = "closed" if link is None else str(link.refusal).removeprefix("ERR pannier: ")
+        why = _why(link)
     elif breaker.open and breaker.error is not None:
         why = str(breaker.explain(breaker.error)).removeprefix("ERR pannier: ")
     elif not warm:
@@ -79,6 +79,16 @@ def judge(clients: Clients, space: Space | None = None) -> Health:
         stale_since=since,
         why=why,
     )
+
+
+def _why(link: SharedLink | None) -> str:
+    """What is wrong with a link, in a few words."""
+    if link is None:
+        return "closed"
+    error = link.refusal
+    if link.mute:
+        error = link.breaker.explain(link.connector.lost(f"has not answered for {link.mute:.0f} s"))
+    return str(error).removeprefix("ERR pannier: ")
 
 
 def outage_fields(clients: Clients, space: Space) -> dict[str, object]:
@@ -101,6 +111,8 @@ def status(link: SharedLink | None) -> str:
         return "closed"
     if link.state is LinkState.DOWN and isinstance(link.error, UpstreamRefused):
         return "refused"
+    if link.mute:
+        return "silent"
     return {LinkState.READY: "up", LinkState.FULL: "up"}.get(link.state, link.state.name.lower())
 
 
