@@ -220,8 +220,9 @@ class Settings:
     )
     breaker_failures: int = option(
         count(0, 1_000_000, "failures"), 3, REDIS,
-        "Failures in a row (attempts to connect, those made when Redis has been silent for coherence_timeout "
-        "too; replies not given within upstream_timeout) after which no command waits for Redis any more, until a probe is answered. 0: never.",
+        "Failures in a row after which no command waits for Redis any more, until a probe is answered: "
+        "attempts to connect, which are also made once Redis has been silent for coherence_timeout; replies not "
+        "given within upstream_timeout. 0: never.",
     )
     on_upstream_down: str = option(
         choice("error", "stale"), "error", TIER,
@@ -283,7 +284,7 @@ class Settings:
     refill_limit: int = option(
         count(0, 1_000_000, "fetches"), 64, TIER,
         "Fetches of one class under way at once in the half minute after a thousand entries and more were "
-        "dropped together; what else misses waits for its turn. 0: any number.",
+        "dropped within a second; what else misses waits for its turn. 0: any number.",
     )
     verify: float = option(
         share(), 0.0, TIER,

@@ -29,9 +29,7 @@ def drop_matching(tier: Tier, pattern: re.Pattern[bytes], prefix: bytes) -> Iter
     for shelf in list(tier.views(prefix)):
         _taint(shelf, pattern)
         for parts in _slices(shelf, len(pattern.pattern)):
-            count = _drop(shelf, pattern, parts)
-            shelf.account.governor.dropped(count, tier.clock())
-            yield count
+            yield _drop(shelf, pattern, parts)
 
 
 def _cheap(parts: list[bytes], weight: int) -> list[bytes]:

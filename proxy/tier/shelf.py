@@ -88,6 +88,8 @@ class Shelf:
 
         True: Redis names the key. False: everything was dropped, or the link is lost.
         """
+        self._lost = 0
+        """Entries dropped when the link was lost, up to the next one."""
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
         self.deadlines = Deadlines(self.keeps, tier.waste)
@@ -200,6 +202,9 @@ class Shelf:
             self.tier.on_loose()
         self.epoch += 1
         self.until = 0.0
+        if self._lost:  # it is now that all of it is asked for again
+            self.account.governor.dropped(self._lost, self.tier.clock())
+            self._lost = 0
 
     def link_lost(self) -> None:
         """Empty the shelf, or let it be stale: nobody vouches for it any more."""
@@ -209,6 +214,7 @@ class Shelf:
         self.epoch += 1
         self.until = 0.0
         if not serves:
+            self._lost += self.entries
             self.forget()
             return
         self._go_stale(min(now, self._heard + self.tier.limits.coherence_timeout))
@@ -272,6 +278,12 @@ class Shelf:
 
     def drop(self, keys: Iterable[int]) -> None:
         """Drop what shows any of the keys (their marks), and taint the flights under way to them."""
+        before = self.drops
+        self._drop_all(keys)
+        if self.drops != before:
+            self.account.governor.dropped(self.drops - before, self.tier.clock())
+
+    def _drop_all(self, keys: Iterable[int]) -> None:
         index = self.index
         for key in keys:
             found = index.pop(key, None)
@@ -580,7 +592,7 @@ class Shelf:
 
     def _drop_others(self, read: Read) -> None:
         keys = marks(read.keys)
-        self.drop(keys)
+        self._drop_all(keys)
         for key in keys:
             self.index[key] = read.part
         if len(keys) > 1:
