@@ -23,6 +23,7 @@ from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.explaining import rule_fields
 from proxy.client.health import outage_fields, status
 from proxy.client.spaces import Space
+from proxy.client.work import under_way
 from proxy.kinds import show_size
 from proxy.listening import addresses, clear_away, serve
 from proxy.observe.admin import Admin
@@ -124,6 +125,7 @@ class Sidecar:
             self._care,
             self._closed,
             settings.breaker_failures,
+            settings.coherence_timeout,
         )
         identity = Identity(_bytes(upstream.username), _bytes(upstream.password))
         self.clients = Clients(
@@ -293,17 +295,27 @@ class Sidecar:
         settle = functools.partial(self.tier.drop, prefix=space.prefix)
         settle_run = functools.partial(self.clients.settle_run, prefix=space.prefix)
         ladder = LADDERS[self.settings.tracking]
-        if self.settings.broadcast == "writes":
+        if self.settings.broadcast == "writes" or (self.settings.broadcast == "auto" and ladder):
             ladder = (*ladder, Mode.BUS)
+            asyncio.get_running_loop().call_soon(self.clients.weigh)  # when the pool has the link
         away_after = self.settings.coherence_timeout if self.settings.on_upstream_down == "stale" else 0.0
-        return Care(shelf, ladder, heartbeat, settle, settle_run, space.prefix, away_after)
+        weigh = self.clients.weigh
+        return Care(shelf, ladder, heartbeat, settle, settle_run, space.prefix, away_after, weigh)
 
     def _closed(self, key: LinkKey) -> None:
         if self.tier is not None:
             self.tier.discard(key)
 
+    def _bus_fields(self, space: Space) -> dict[str, object]:
+        """What the eviction bus does; in a namespace, nothing about the others."""
+        if self.bus is None or space.namespace is not None:
+            return {}
+        told = "writes" if self.clients.tells_writes else "explicit"
+        return {"bus_tells": told, **self.bus.fields()}
+
     def stats(self, space: Space) -> dict[str, object]:
         """What the memory tier holds and does, by name: all of it, or for a namespace."""
+        fields: dict[str, object]
         tier, links = self.tier, self.links.shared
         leases = self.clients.leases.figures(space)
         link = links.get(self._main)
@@ -312,25 +324,27 @@ class Sidecar:
                 (link for key, link in links.items() if key.space == space.name and link.tracking), None
             )
         if tier is None or link is None or link.tracking is None:
-            return {"tracking": "off", "tracking_reason": "switched off", **leases} | _counted(space)
+            fields = {"tracking": "off", "tracking_reason": "switched off", **leases} | _counted(space)
+            fields |= under_way(self.clients.sessions.values(), space)
+            return fields | self._bus_fields(space)
         shelf = tier.shelves.get(link.key)
         trouble = shelf.trouble if shelf is not None else ""
         accounts = (
             [space.account] if space.namespace is not None and space.account is not None else tier.accounts
         )
-        fields: dict[str, object] = {
+        fields = {
             "tracking": "off" if trouble else link.tracking.mode.label,
             "tracking_reason": trouble or link.tracking.reason,
             **outage_fields(self.clients, space),
             **_tier_fields(accounts),
             **rule_fields(tier, accounts, self.clients.verifier is not None),
             **leases,
+            **under_way(self.clients.sessions.values(), space),
             **_counted(space),
         }
         if space.namespace is None or space is self.warming.space:
             fields |= self.warming.fields()
-        if self.bus is not None and space.namespace is None:
-            fields |= _bus_fields(self.bus)
+        fields |= self._bus_fields(space)
         if self._canary is not None:
             canary = self._canary
             fields |= {
@@ -364,19 +378,28 @@ class Sidecar:
         return None
 
     def _join_bus(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
-        """Listen to other sidecars, and have them listen."""
+        """Listen to other sidecars, and have them listen.
+
+        Without a tier there is nothing to forget here, but clients may have the others forget.
+        """
         settings = self.settings
-        if self.tier is None or settings.broadcast == "off":
+        if settings.broadcast == "off":
             return None
         from proxy.bus import Bus  # with redis-py: 9 MB that broadcast = off does without
+        from proxy.ledger import Counting
 
         namespaces = [space.namespace for space in self.clients.spaces if space.namespace is not None]
-        writes = settings.broadcast == "writes"
         heartbeat = settings.coherence_timeout / 3
-        self.bus = Bus(self.upstream, self.tier, namespaces, settings.evict_channel, writes, heartbeat)
-        self.clients.bus, self.clients.tells_writes = self.bus, writes
+        channel = settings.evict_channel
+        unheard = f"{channel}:nobody:{os.urandom(8).hex()}"
+        counting = Counting(lambda: self.links.shared.get(self._main), unheard)
+        self.bus = Bus(
+            self.upstream, self.tier, namespaces, channel, counting, heartbeat, settings.upstream_timeout
+        )
+        self.clients.bus, self.clients.tells_writes = self.bus, settings.broadcast == "writes"
+        self.clients.weigh()
         self.sources.bus = self.bus
-        return loop.create_task(self.bus.run())
+        return loop.create_task(self.bus.run()) if self.tier is not None else None
 
     async def _learn_first(self, main: SharedLink) -> None:
         """Learn what the server has before anybody is served, if it can be reached.
@@ -469,23 +492,6 @@ def _tier(settings: Settings, table: CommandTable) -> Tier | None:
 def _named(stats: dict[str, object]) -> dict[str, object]:
     """Statistics as INFO calls them."""
     return {f"pannier_{name}": value for name, value in stats.items()}
-
-
-def _bus_fields(bus: Bus) -> dict[str, object]:
-    """What the eviction bus does."""
-    return {
-        "bus_status": bus.refusal or ("up" if bus.subscriptions else "connecting"),
-        "bus_published": bus.published,
-        "bus_received": bus.received,
-        "bus_own": bus.own,
-        "bus_unknown_version": bus.unknown,
-        "bus_malformed": bus.malformed,
-        "bus_gaps": bus.gaps,
-        "bus_subscriptions": bus.subscriptions,
-        "bus_lag_p50_us": round(bus.lag(0.5) * 1e6),
-        "bus_lag_p99_us": round(bus.lag(0.99) * 1e6),
-        "bus_lag_max_us": round(bus.lag(1.0) * 1e6),
-    }
 
 
 def _tier_fields(accounts: list[Account]) -> dict[str, object]:

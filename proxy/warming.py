@@ -263,11 +263,12 @@ class Warming:
         return warmer
 
     async def _heard(self) -> int:
-        """How often the eviction bus has begun to be heard, once it is: all that is kept is dropped then."""
+        """How often something may have been missed of the eviction bus, once it is heard: all that is kept is
+        dropped then."""
         bus = self._bus
         while bus is not None and not (bus.subscriptions or bus.refusal):
             await asyncio.sleep(_LOOK)
-        return bus.subscriptions if bus is not None else 0
+        return bus.missed if bus is not None else 0
 
     def _tell(self, tally: Tally) -> None:
         tally.end()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from proxy.client import refilling
+from proxy.client import refilling, telling
 from proxy.client.dispatch import Dispatcher
 from proxy.client.latency import Latency
 from proxy.client.leases import Leases
@@ -100,7 +100,7 @@ class Clients:
         self.bus: Bus | None = None
         """Over which other sidecars are told what to forget; None: they are not."""
         self.tells_writes = False
-        """Whether they are told of every write."""
+        """Whether they are told of every write; with `broadcast = auto`, see `weigh`."""
         self.policy = Policy((), Defaults(settings.l1_ttl, settings.max_value_size))
         """The cache rules in force."""
         self.expires = False
@@ -113,6 +113,8 @@ class Clients:
         """Bytes of large commands of which all is waited for."""
         self.stalled: dict[Session, float] = {}
         """Sessions that do not read their replies, and since when (monotonic seconds)."""
+        self.works: set[asyncio.Task[bytes]] = set()
+        """What goes on though its client leaves."""
         # What is counted.
         self.received = 0
         """Connections admitted since the start."""
@@ -153,6 +155,11 @@ class Clients:
         """Have other sidecars forget what a session's command was about (see `Bus.tell`)."""
         if self.bus is not None:
             self.bus.tell(session.space.namespace, session.link, why, keys, patterns, everything)
+
+    def weigh(self) -> None:
+        """Find out whether other sidecars are to be told of every write, a link having come or settled."""
+        if self.bus is not None and self.settings.broadcast == "auto" and self.tier is not None:
+            self.tells_writes = telling.needed(self.links.shared.values())
 
     def _give_back(self) -> None:
         """Free what the tier has dropped all at once, a slice now and then: nobody waits for it."""

@@ -11,7 +11,6 @@ import logging
 import random
 from typing import TYPE_CHECKING
 
-from proxy.resp.downgrade import downgrade
 from proxy.resp.replies import split_replies
 from proxy.tier.policy import Ruling, Serve
 from proxy.tier.rules import Read, key_name, marks
@@ -69,8 +68,8 @@ class Verifier:
         check.shelf.account.verified += 1
         for each in ruling.sources:
             each.verified += 1
-        if check.protocol != 3 and check.read.shape is not None:
-            answer = downgrade(answer, check.read.shape)
+        if check.protocol != 3:
+            answer = check.shelf.lowered(check.read, answer)
         if not _same(check.read, check.reply, answer):
             asyncio.get_running_loop().call_later(self._lag, self._convict, check, ruling)
 

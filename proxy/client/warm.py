@@ -394,6 +394,8 @@ async def answer(session: Session, arguments: list[bytes]) -> bytes:
         return encode.error(f"ERR {error}")
     shelf.table(session.protocol)
     tally = Tally()
+    if session.work is not None:
+        session.work.figures = lambda: {"warmed": tally.kept, "wanted": tally.of}
     try:
         await Warmer(session.home, shelf, tally).warm(wishes, limit)
     except UpstreamError as error:
