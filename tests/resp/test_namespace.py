@@ -344,9 +344,11 @@ class TestChannels:
             ("PUBLISH a", "PUBLISH a", "PUBLISH a"),
             ("PUBSUB NUMSUB a b", "PUBSUB NUMSUB a b", "PUBSUB NUMSUB ns:a ns:b"),
             ("PUBSUB SHARDNUMSUB a", "PUBSUB SHARDNUMSUB a", "PUBSUB SHARDNUMSUB ns:a"),
-            ("PUBSUB CHANNELS", "PUBSUB CHANNELS", "PUBSUB CHANNELS ns:*"),
+            ("PUBSUB CHANNELS", "PUBSUB CHANNELS", "PUBSUB CHANNELS"),
+            ("PUBSUB CHANNELS *", "PUBSUB CHANNELS", "PUBSUB CHANNELS"),
+            ("PUBSUB CHANNELS __key*", "PUBSUB CHANNELS", "PUBSUB CHANNELS"),
             ("PUBSUB CHANNELS a*", "PUBSUB CHANNELS a*", "PUBSUB CHANNELS ns:a*"),
-            ("PUBSUB SHARDCHANNELS", "PUBSUB SHARDCHANNELS", "PUBSUB SHARDCHANNELS ns:*"),
+            ("PUBSUB SHARDCHANNELS", "PUBSUB SHARDCHANNELS", "PUBSUB SHARDCHANNELS"),
             ("PUBSUB CHANNELS a b", "PUBSUB CHANNELS a b", "PUBSUB CHANNELS a b"),
             ("PUBSUB NUMPAT", "PUBSUB NUMPAT", "PUBSUB NUMPAT"),
             # notifications
@@ -371,9 +373,8 @@ class TestChannels:
         why = "a pattern of notifications must begin with __keyspace@ or __keyevent@ in a namespace, or end behind its __:*"
         assert refusal(f"PSUBSCRIBE a {pattern}") == refusal(f"PUNSUBSCRIBE {pattern}", OPEN) == why
 
-    def test_listed_are_those_of_notifications_as_well(self) -> None:
-        """What SUBSCRIBE __keyspace@0__:k subscribes to is found under that name."""
-        assert translated("PUBSUB CHANNELS __keyspace@0__:k") == words("PUBSUB CHANNELS __keyspace@0__:ns:k")
+    def test_listed_by_a_pattern_of_endless_length(self) -> None:
+        assert refusal("PUBSUB CHANNELS " + "a" * 5000) == "a pattern of channels has at most 4096 bytes in a namespace"
 
     @pytest.mark.parametrize("namespace", [NS, OPEN, Namespace("a*[b]?\\c"), Namespace("a-b^", True)])
     @pytest.mark.parametrize("name", [b"a", b"", b"ns:a", b"ns:*", b"__keyspace@0__:k", b"__keyspace@0__:", b"__keyspace@*__:ns:k", b"__keyevent@0__:set", b"__keyspace@0__", b"\xff\r\n", b"a*[b]?\\c:x"])
@@ -397,8 +398,17 @@ class TestChannels:
         seen = [b"ns:a", b"__keyspace@0__:k", b"news"]
         assert stripped("PUBSUB CHANNELS", reply) == encode.array(map(encode.bulk, seen))
         assert stripped("PUBSUB CHANNELS", reply, OPEN) == encode.array(map(encode.bulk, [b"a", b"__keyspace@0__:k"]))
+        for namespace in (NS, OPEN):  # by what the client calls them
+            for pattern in ("*:k", "*__:k", "__keyspace@0__:k", "?_key*", "[_]*", "\\\\_*"):
+                assert stripped(f"PUBSUB CHANNELS {pattern}", reply, namespace) == encode.array([encode.bulk(b"__keyspace@0__:k")])
+        assert stripped("PUBSUB CHANNELS *s:a", reply) == encode.array([encode.bulk(b"ns:a")])
+        assert stripped("PUBSUB CHANNELS *ns*", reply, OPEN) == b"*0\r\n"
         assert stripped("PUBSUB SHARDCHANNELS", b"*0\r\n") == b"*0\r\n"
         assert stripped("PUBSUB CHANNELS", b"-ERR x\r\n") == b"-ERR x\r\n"
+
+    def test_listed_without_the_eviction_buss(self) -> None:
+        reply = encode.array(map(encode.bulk, [b"bus:ns", b"bus:other", b"news"]))
+        assert stripped("PUBSUB CHANNELS", reply, Namespace("ns", bus="bus:")) == encode.array([encode.bulk(b"news")])
 
     def test_counted(self) -> None:
         reply = b"*4\r\n$4\r\nns:a\r\n:1\r\n$18\r\n__keyspace@0__:ns:\r\n:0\r\n"
