@@ -23,7 +23,7 @@ from proxy.resp import encode
 from proxy.resp.commands import Command, CommandTable
 from proxy.resp.errors import PannierError
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
-from proxy.resp.keys import key_positions, pattern_positions, word
+from proxy.resp.keys import BY_OPTIONS, key_positions, pattern_positions, word
 from proxy.resp.patterns import SHORT
 from proxy.resp.replies import split_replies
 
@@ -184,6 +184,10 @@ class Namespace:
             )
         uses = key_positions(command, arguments)
         patterns = pattern_positions(command, arguments)
+        if (uses is None or patterns is None) and command.name in BY_OPTIONS:
+            fits = len(arguments) == command.arity or len(arguments) >= -command.arity > 0
+            wrong = f"wrong number of arguments for '{command.name}' command"
+            raise RefusedAsRedis("syntax error" if fits else wrong)
         if uses is None or patterns is None:
             raise RefusedHere(
                 f"{spoken(command.name)} is refused in a namespace: which arguments are keys is not known"
@@ -224,8 +228,10 @@ class Namespace:
         table = self.table
         if command is not None and (table is None or table.reports(command)):
             return command
-        container = table is not None and table.find(arguments[0])
+        container = table.find(arguments[0]) if table is not None else None
         if table is None or not table.server_reported or (container and table.reports(container)):
+            if table is not None and container is not None and table.lists_all(container):
+                raise RefusedAsRedis(_unknown_sub(arguments))
             name = b" ".join(arguments[:1]).decode("utf-8", "replace")[:128]
             raise RefusedHere(
                 f"'{name}' is refused in a namespace: the command, or its sub-command, is not known"
@@ -450,6 +456,13 @@ def _unknown(arguments: Sequence[bytes], full_form: bool) -> str:
     quoted = b"'%b'" % name if full_form else b"`%b`" % name
     text = b"unknown command %b, with args beginning with: %b" % (quoted, said)
     return text.decode("utf-8", "surrogateescape")
+
+
+def _unknown_sub(arguments: Sequence[bytes]) -> str:
+    """What Redis 7 says of a sub-command that it does not have."""
+    given = arguments[1].partition(b"\0")[0][:128]
+    text = b"unknown subcommand '%b'. Try %b HELP." % (given, arguments[0].upper())
+    return text.translate(_ONE_LINE).decode("utf-8", "surrogateescape")
 
 
 def _in_error(key: bytes) -> bytes:
