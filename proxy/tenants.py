@@ -214,6 +214,12 @@ def _exactly_one(stem: str) -> str:
     return f"give exactly one of {', '.join(_spellings(stem))}"
 
 
+def read_secret(key: str, value: str, written: str, env: Mapping[str, str]) -> str:
+    """The secret that a setting gives: `key` ends in `_file`, `_env` or neither of them, as a tenant's
+    password does. Raises SettingsError."""
+    return _find_secret(key, value, written, env)
+
+
 def _find_secret(key: str, value: object, written: str, env: Mapping[str, str]) -> str:
     """The password that a key gives or leads to. What leads nowhere is not quoted: it may be the password."""
     if not isinstance(value, str):

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from proxy.client import admission, guarding, homes, local
@@ -43,9 +44,9 @@ class Pin:
     """Implements `upstream.pinned.Owner` for a session."""
 
     __slots__ = (
-        "answering", "at", "blocking", "clean", "ending", "everything", "in_pieces", "large", "leaving",
-        "link", "multi", "named", "off", "session", "skip", "skipping", "strayed", "told", "told_all",
-        "touched", "transaction", "translator", "watching",
+        "answering", "at", "began", "blocking", "clean", "ending", "everything", "in_pieces", "large",
+        "leaving", "link", "multi", "named", "off", "session", "skip", "skipping", "strayed", "timed",
+        "told", "told_all", "touched", "transaction", "translator", "watching",
     )  # fmt: skip
 
     def __init__(self, session: Session, link: PinnedLink) -> None:
@@ -61,6 +62,9 @@ class Pin:
         """Whether Redis watches keys for this connection."""
         self.blocking = False
         """Whether the one command under way may block: a client that leaves does not want its reply."""
+        self.began = 0.0
+        """When the command was sent that is timed; 0: none is."""
+        self.timed: Command | None = None
         self.leaving = False
         """Whether Redis has been told that the client sends no more while its command blocks."""
         self.ending = False
@@ -238,7 +242,10 @@ class Pin:
         self.ending = what in (Expect.QUIT, Expect.RESET)
         self.blocking = route is Route.ONCE and self.large is None and not self.transaction
         self.link.patient = self.blocking or self.large is not None
+        if self.link.idle and not self.blocking:
+            self.began, self.timed = monotonic(), dispatcher.find(arguments)
         self._note(arguments)
+        self.session.space.writes.command(name, arguments)
         self.link.expect(what)
         if self.translator is not None:
             self.translator.sent(arguments, strip)
@@ -466,6 +473,9 @@ class Pin:
             self.translator.passed()
             self.in_pieces = False
         session = self.session
+        if self.began:
+            session.clients.latency.pinned(self.timed, self.began)
+            self.began = 0.0
         if what is Expect.QUIT:
             session.finish()
             return
@@ -535,7 +545,9 @@ class Pin:
             session.finish()
             return
         unknown = error.of_unknown_outcome()
-        session.write(b"".join(unknown.reply for what in expected if what is not Expect.DISCARDED))
+        owed = len(expected) - expected.count(Expect.DISCARDED)
+        self.link.connector.tally.unserved += owed
+        session.write(unknown.reply * owed)
         self.ending = False
         session.flow.release(Reason.PIN)
         if Expect.QUIT in expected:

@@ -82,6 +82,7 @@ class Session(asyncio.Protocol):
         "find",
         "flow",
         "hits",
+        "hits_before",
         "home",
         "id",
         "identity",
@@ -104,6 +105,7 @@ class Session(asyncio.Protocol):
         "skip_chunks",
         "space",
         "state",
+        "strikes",
         "table",
         "task",
         "transport",
@@ -138,6 +140,8 @@ class Session(asyncio.Protocol):
         """`hits` from which the next ones are to be logged."""
         self.bypass = False
         """Whether the client wants its reads answered by Redis (SIDECAR BYPASS ON)."""
+        self.strikes = self.hits_before = 0
+        """How often a pipeline was looked up in vain of late, and `hits` when it last was (`reading`)."""
         self.skip_chunks = 0
         """Pipelined chunks not to be looked up: in the last one looked up, little was found."""
         self.pending = 0
@@ -197,18 +201,18 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take a chunk of the client's bytes. The hot path."""
         if self.relaying:
-            if not self.pending and monotonic() < self.shelf.until:
+            if not self.pending and (now := monotonic()) < self.shelf.until:
                 if len(data) < _PIPELINED and data[0] == _STAR:
                     reply = self.find(data[1:])
                     if reply is not None:
                         self.write(reply)
                         self.hits += 1
                         if self.hits > self.log_at:
-                            reading.count(self, [data[1:]], 0)
+                            reading.count(self, [data[1:]], 0, now)
                         return
                 parts = data.split(b"*")
                 if not parts[0]:
-                    taken = self._answer_chunk(data, parts)
+                    taken = self._answer_chunk(data, parts, now)
                     if taken == len(data):
                         return
                     if taken:
@@ -225,8 +229,11 @@ class Session(asyncio.Protocol):
                 return
         self._receive(data)
 
-    def _answer_chunk(self, data: bytes, parts: list[bytes]) -> int:
-        """Answer what a chunk asks as far as the tier can; how many of its bytes have been dealt with."""
+    def _answer_chunk(self, data: bytes, parts: list[bytes], now: float) -> int:
+        """Answer what a chunk asks as far as the tier can; how many of its bytes have been dealt with.
+
+        `now`: when it was taken.
+        """
         del parts[0]
         table = self.table.replies
         try:
@@ -237,7 +244,7 @@ class Session(asyncio.Protocol):
         self.write(b"".join(replies))
         self.hits += len(parts)
         if self.hits > self.log_at:
-            reading.count(self, parts, 0)
+            reading.count(self, parts, 0, now)
         return len(data)
 
     def _ask_again(self, size: int) -> bool:
@@ -436,6 +443,7 @@ class Session(asyncio.Protocol):
             else:
                 keys = RUN
         self.submit(n, data, keys)
+        space.writes.run(n, data)
         if self.clients.tells_writes:
             self.clients.tell(self, "write", space.keys_written(n, data))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from proxy.client.expiry import expiring, expiring_large
 from proxy.client.scripts import Examiner
+from proxy.client.writes import Writes
 from proxy.resp import encode
 from proxy.resp.commands import Command
 from proxy.resp.errors import UpstreamRefused
@@ -108,10 +109,13 @@ class Space:
         """With what each had taken, and been answered from memory, when it came."""
         self.works: set[asyncio.Task[bytes]] = set()
         """What goes on even if the client that asked for it leaves."""
+        self.writes = Writes(lambda run: [request for request, _ in dispatcher.repeatable(run)])
         self.refused = 0
         """Commands refused because of `max_ops_per_second`."""
-        self._commands = self._hits = 0
+        self._commands = self._hits = self._bypassed = 0
         """Of sessions that have left."""
+        self._bypassing: dict[Session, int] = {}
+        """With what each had taken when it began to bypass memory."""
         self._prefixer = Prefixer(namespace, dispatcher.table) if namespace is not None else None
         if account is not None:
             account.count_hits = lambda: self.hits
@@ -136,6 +140,19 @@ class Space:
         """Reads answered from memory since the start."""
         return self._hits + sum([session.hits - base for session, (_, base) in self.sessions.items()])
 
+    @property
+    def bypassed(self) -> int:
+        """Commands since the start of sessions that wanted all of them answered by Redis."""
+        now = [session.commands - before for session, before in self._bypassing.items()]
+        return self._bypassed + sum(now)
+
+    def bypass(self, session: Session, bypass: bool) -> None:
+        """Hear that a session bypasses memory, or does so no longer."""
+        if bypass:
+            self._bypassing.setdefault(session, session.commands)
+        else:
+            self._bypassed += session.commands - self._bypassing.pop(session, session.commands)
+
     def enter(self, session: Session) -> None:
         """Count a session in. Raises UpstreamRefused if the tenant has as many as it may."""
         tenant = self.tenant
@@ -145,6 +162,7 @@ class Space:
                 f"{tenant.max_clients}"
             )
         self.sessions[session] = (session.served, session.hits)
+        self.bypass(session, session.bypass)
 
     def say_over(self) -> bytes:
         """The error for a command beyond `max_ops_per_second`, in a space that has it."""
@@ -160,6 +178,7 @@ class Space:
         commands, hits = self.sessions.pop(session, (session.served, session.hits))
         self._commands += session.served - commands
         self._hits += session.hits - hits
+        self.bypass(session, False)
 
     @property
     def patterns(self) -> RequestPatterns:
