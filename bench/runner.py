@@ -13,7 +13,7 @@ from bench.load import Generator, LoadResult, generator_for
 from bench.progress import Progress
 from bench.servers import BenchError, Server, Stable
 from bench.traffic import MANY_KEYS, parts
-from bench.workloads import GROUPS, Group, Side, Workload
+from bench.workloads import DIRECT, GROUPS, Group, Side, Workload
 
 SETTLE = 0.02  # lets the scheduler's account of the last requests reach the kernel's files
 MIN_WARMUP = 0.25
@@ -30,6 +30,8 @@ class Contender:
     own: Server
     store: Store
     behind: Server | None = None
+    ends: bool = False
+    """Whether it is of its group only; the Redis of a side serves all."""
 
 
 @dataclass
@@ -140,12 +142,15 @@ class Runner:
         """
         if side.options and not self.stable.proxy.knows(side.options[0]):
             raise BenchError(f"{side.title} needs {side.options[0]}, which is no option that is known")
+        if side.program:
+            server = self.stable.start_program(side.program, side.title)
+            return Contender(side.name, server, self.redis_of(DIRECT)[1], ends=True)
         redis, store = self.redis_of(side)
         if not side.proxied:
             return Contender(side.name, redis, store)
         title = side.title.removeprefix("the ")
         proxy = self.stable.start_proxy(redis, [*options, *side.options], title)
-        return Contender(side.name, proxy, store, redis)
+        return Contender(side.name, proxy, store, redis, ends=True)
 
     def run_group(self, group: Group, rows: Sequence[Workload], result: Result) -> None:
         """The rows of one group, against proxies of its own; a failure ends its row, not the run."""
@@ -169,7 +174,7 @@ class Runner:
                 except (BenchError, OSError) as error:
                     result.failures.append(f"{group.name}: {workload.name}: {error}")
         finally:
-            self.stable.stop([contender.own for contender in contenders if contender.behind])
+            self.stable.stop([contender.own for contender in contenders if contender.ends])
 
     @staticmethod
     def tierless(contenders: Sequence[Contender]) -> str:

@@ -249,6 +249,11 @@ class Stable:
         options = ["--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no"]
         return self.start(title, [self.redis.path, *options], port)
 
+    def start_program(self, module: str, title: str) -> Server:
+        """A module of this package that serves the port it is given."""
+        port = free_port()
+        return self.start(title, [sys.executable, "-m", module, str(port)], port)
+
     def options_for(self, wanted: Sequence[str]) -> tuple[Sequence[str], str]:
         """The options to start the proxy with, and a note where it does not know the first of them."""
         if not wanted or self.proxy.knows(wanted[0]):

@@ -35,6 +35,8 @@ class Side:
     """Whether the load meets a proxy in front of the Redis, or that itself."""
     options: tuple[str, ...] = ()
     """What its proxy is started with, beside the group's options; it is not itself without them."""
+    program: str = ""
+    """The module of this package that faces the load instead of a proxy and its Redis."""
     prefix: bytes = b""
     """What stands in Redis before the key names that the load sends."""
 
@@ -43,6 +45,7 @@ NAMESPACE = "agent_service"
 DIRECT = Side("redis", "Redis", "Redis direct", proxied=False)
 PROXY = Side("proxy", "proxy", "the proxy")
 PLAIN = Side("plain", "plain", "the plain proxy")
+ECHO = Side("echo", "echo", "a bare echo server", proxied=False, program="bench.echo")
 NAMESPACED = Side(
     "namespaced",
     "namespaced",
@@ -110,6 +113,13 @@ FILL_REQUESTS = 4_000_000
 
 GROUPS = (
     Group(
+        "floor",
+        "Floor",
+        "A server on the same event loop that does nothing but answer each chunk with so many copies of the "
+        "one value: what receiving and sending alone cost here, whatever the program.",
+        contender=ECHO,
+    ),
+    Group(
         "pass-through",
         "Pass-through",
         "The tier is off: every command goes to Redis.",
@@ -169,6 +179,14 @@ NAMESPACE_REST = Target(1.15, 1.15)
 def warmup(depth: int) -> int:
     """Requests that last a good part of a second at that depth."""
     return 20_000 if depth == 1 else 160_000
+
+
+def floor_rows() -> list[Workload]:
+    """What no server on this event loop can undercut."""
+    return [
+        Workload("get", depth, title="GET, any key", group="floor", warmup_requests=warmup(depth))
+        for depth in DEPTHS
+    ]
 
 
 def pass_through_rows() -> list[Workload]:
@@ -243,7 +261,7 @@ def namespace_rows() -> list[Workload]:
     return [*hits, *rest]
 
 
-WORKLOADS = (*pass_through_rows(), *hit_rows(), *miss_rows(), *namespace_rows())
+WORKLOADS = (*pass_through_rows(), *hit_rows(), *miss_rows(), *namespace_rows(), *floor_rows())
 
 
 @dataclass(frozen=True)

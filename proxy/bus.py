@@ -51,7 +51,10 @@ _MOST_BYTES = 100_000
 """Names of one message: written in JSON they may take six times as much."""
 _MOST_SENDERS = 10_000
 _SAMPLES = 1000
-_LONGEST_PAUSE = 2.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+"""Seconds before it is tried again to listen: twice as long after each failure in a row."""
+_UNANSWERED = 3
+"""Questions in a row, a heartbeat apart, that go without an answer before a subscription is given up."""
 
 
 class Channel:
@@ -190,16 +193,19 @@ class Bus:
 
     async def run(self) -> None:
         """Listen for ever, over reconnections."""
-        pause = 0.05
+        pause = _SHORTEST_PAUSE
         while True:
+            begun = self.subscriptions
             try:
                 await self._listen()
             except (RedisError, OSError, TimeoutError) as error:
                 if str(error) != self.refusal:
                     log.warning("the eviction bus is not heard: %s; trying again", error)
                 self.refusal = str(error)
+            if self.subscriptions > begun:
+                pause = _SHORTEST_PAUSE  # it was heard: this is the first failure after that
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE) if self.refusal else 0.05
+            pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _listen(self) -> None:
         client = _client(self._upstream)
@@ -207,12 +213,14 @@ class Bus:
             async with client.pubsub() as pubsub:
                 await pubsub.subscribe(*self._by_name)
                 missing = len(self._by_name)
-                asked = answered = time.monotonic()
-                while asked - answered < 3 * self._heartbeat:
+                asked = time.monotonic()
+                unanswered = 0
+                while unanswered < _UNANSWERED:
                     wait = asked + self._heartbeat - time.monotonic()
                     message = await pubsub.get_message(timeout=max(0.0, wait)) if wait > 0 else None
                     if message is None:
                         asked = time.monotonic()
+                        unanswered += 1
                         await pubsub.ping(f"{asked:.6f}")
                     elif message["type"] == "subscribe":
                         if not missing:  # redis-py has connected anew
@@ -223,15 +231,15 @@ class Bus:
                             self._begin()
                             await pubsub.ping(f"{time.monotonic():.6f}")
                     elif message["type"] == "pong":
-                        answered = float(message["data"])
-                        self._vouch(answered)
+                        unanswered = 0
+                        self._vouch(float(message["data"]))
                     elif message["type"] == "message":
                         await self._hear(message["channel"].decode("utf-8", "replace"), message["data"])
         finally:
             self._lose()
             with contextlib.suppress(RedisError, OSError):
                 await client.aclose()
-        raise TimeoutError(f"no answer for {3 * self._heartbeat:g} s")
+        raise TimeoutError(f"no answer for {_UNANSWERED * self._heartbeat:g} s")
 
     def _vouch(self, asked: float) -> None:
         """Everything published up to a moment has been heard."""

@@ -491,7 +491,7 @@ def load(
             break
     named = named_variables(table.get("tenants")) | {values.get("admin_token_env", "")}
     _no_unknown_variables(env, named)
-    tenants = read_tenants(table.get("tenants", {}), f"{path}:tenants", env)
+    tenants = read_tenants(table["tenants"], f"{path}:tenants", env) if "tenants" in table else ()
     rules = read_rules(table.get("rules", []), f"{path}:rules")
     settings = Settings(**values, rules=rules, tenants=tenants)
     origins = {option.name: origins.get(option.name, "default") for option in OPTIONS}

@@ -26,6 +26,7 @@ from proxy.client.spaces import Space
 from proxy.kinds import show_size
 from proxy.listening import addresses, clear_away, serve
 from proxy.observe.admin import Admin
+from proxy.observe.page import add_page
 from proxy.observe.routes import Routes
 from proxy.observe.sources import Sources
 from proxy.reload import Load, Reloader
@@ -134,6 +135,7 @@ class Sidecar:
         self.sources = Sources(settings, self.clients, self.links, self._main, self._started, self.stats)
         self.admin = Admin(settings)
         Routes(self.sources).add_to(self.admin)
+        add_page(self.admin)
         if settings.admin_listen is not None:
             # With prometheus-client: 2 MB and a twentieth of a second that admin_listen = off does without.
             from proxy.observe.metrics import Collector

@@ -367,9 +367,18 @@ class TestTenants:
         assert "s3cr3t" not in repr(settings)
 
     def test_no_table_no_tenant(self, tmp_path: Path) -> None:
-        settings, origins = load({}, {}, toml(tmp_path, "[tenants]"))
+        settings, origins = load({}, {}, toml(tmp_path, 'auth = "none"'))
         assert settings.tenants == ()
         assert "tenants" not in origins
+
+    @pytest.mark.parametrize("auth", ["", 'auth = "none"\n', 'auth = "tenants"\n'])
+    def test_an_empty_table_stops_the_start(self, tmp_path: Path, auth: str) -> None:
+        """Whoever writes it wants passwords; as if it were not there, everybody would be in."""
+        path = toml(tmp_path, auth + "[tenants]")
+        assert complaint({}, {}, path) == (
+            f"{path}:tenants: no tenant stands in it; add tables such as [tenants.acme], or take it out of the "
+            "file: then Pannier asks for no passwords itself"
+        )
 
     def test_a_wrong_one_stops_the_start(self, tmp_path: Path) -> None:
         path = toml(tmp_path, ACME + "max_clients = 0")

@@ -226,6 +226,8 @@ class Clients:
             self._find_idle(now)
             for account in self.tier.accounts if self.tier is not None else ():
                 account.settle()
+            for space in self.spaces:
+                space.writes.settle()
 
     def _refresh(self) -> None:
         """Fetch anew what rules want fresh, and let counts of hits fade."""

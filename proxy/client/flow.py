@@ -6,8 +6,11 @@ import asyncio
 import enum
 
 
-class Reason(enum.IntFlag):
-    """Why no more commands are taken from a client for now."""
+class Reason(enum.IntEnum):
+    """Why no more commands are taken from a client for now: one bit each.
+
+    No IntFlag: that combines them in Python, which would cost a wait half a microsecond.
+    """
 
     OUTPUT = 1
     """The client does not read its replies."""

@@ -22,7 +22,8 @@ SIDECAR <subcommand> [<arg> ...]. Subcommands are:
 BYPASS (ON|OFF)
     Have Redis answer all reads of this connection, or let memory answer them again.
 FLUSH
-    Drop everything kept in memory, in a namespace what is kept of it. Redis is not touched.
+    Drop everything kept in memory: in a namespace what is kept of it, as a user of Redis what is kept for
+    that user. Redis is not touched.
 INVALIDATE <key> [<key> ...]
     Drop what is kept in memory of these keys; replies with the number of entries dropped.
 INVALIDATE MATCH <pattern> [<pattern> ...]
@@ -82,14 +83,16 @@ def _bypass(session: Session, arguments: list[bytes]) -> bytes:
 
 def _flush(session: Session, arguments: list[bytes]) -> bytes:
     tier, space = session.clients.tier, session.space
-    if space.namespace is not None and space.account is not None:
-        space.account.commanded += space.account.clear()
-    elif tier is not None and not space.locked:
-        if session.identity == session.clients.identity:
-            tier.clear(source=Source.COMMAND)
-        else:
-            for shelf in _of_identity(session, tier):
+    if tier is None or space.locked:
+        return encode.OK
+    if session.identity != (space.identity or session.clients.identity):  # somebody whom Redis has let in
+        for shelf in _of_identity(session, tier):
+            if space.namespace is None or shelf.account is space.account:
                 shelf.account.commanded += shelf.clear()
+    elif space.namespace is not None and space.account is not None:
+        space.account.commanded += space.account.clear()
+    else:
+        tier.clear(source=Source.COMMAND)
     return encode.OK
 
 

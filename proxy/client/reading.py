@@ -34,6 +34,8 @@ _FEW_HITS = 4
 """Of a pipeline of which less than one in so many was found, the next ones are not looked up (tier full)."""
 _SKIPPED = 3
 _PIPELINE = 8
+_STRIKES = 6
+"""See `_strike`."""
 _WINDOW = 16384
 """Bytes of a buffer that are looked up at once: where other commands stand between, it is done again for
 each."""
@@ -51,9 +53,9 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
             return len(data)
     if len(parts) == 1:
         return _one(session, data, parts[0])
-    if session.find(parts[0]) is None and not _is_read(session, parts[0]):
-        return _starred(session, data)  # or no read: then neither may be what comes behind
     replies = list(map(session.find, parts))
+    if replies[0] is None and not _is_read(session, parts[0]):
+        return _starred(session, data)  # or no read: then neither may be what comes behind
     if replies[-1] is None and not _is_read(session, parts[-1]):
         # Cut off by the chunk's end, most likely, or a write.
         left = len(data) - len(parts.pop()) - 1
@@ -64,20 +66,22 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
         if len(parts) == 1:
             return _one(session, data[:left], parts[0])
         data = data[:left]
-    for place, part in enumerate(parts):
-        if replies[place] is None and part[7:9] in _MG and _is_read(session, part):
-            replies[place] = _members(session, part)
-    if None not in replies:
-        answer(session, parts, replies)
-        return len(data)
     missing = [part for part, reply in zip(parts, replies, strict=True) if reply is None]
+    if any(part[7:9] in _MG for part in missing):
+        _find_members(session, parts, replies)
+        missing = [part for part, reply in zip(parts, replies, strict=True) if reply is None]
+        if not missing:
+            answer(session, parts, replies)
+            return len(data)
     whole = b"*" + b"*".join(missing)
     if session.clients.dispatcher.reads.count(whole) == len(missing):
-        _several(session, data, parts, replies, missing)
+        _several(session, data, parts, replies, missing, whole)
         return len(data)
     first = replies.index(None)
-    if not first or session.clients.dispatcher.patterns.count(data):
+    requests = session.clients.dispatcher.patterns.count(data)
+    if not first or requests:
         # With a write in it, a pipeline waits for Redis anyway: what memory holds would save it nothing.
+        _strike(session, requests)
         return 0
     answer(session, parts[:first], replies[:first])
     return sum(map(len, parts[:first])) + first
@@ -132,6 +136,7 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
 def _starred(session: Session, data: bytes) -> int:
     """Deal with a single read that has stars in its arguments."""
     if session.clients.dispatcher.reads.wholes[-1][1](data) is None:
+        _strike(session, session.clients.dispatcher.patterns.count(data))
         return 0
     part = data[1:]
     reply = session.find(part)
@@ -256,22 +261,40 @@ def _fill(session: Session, parts: list[bytes]) -> None:
 # --- pipelines
 
 
+def _strike(session: Session, n: int) -> None:
+    """Note that a pipeline of `n` goes to Redis whole although it was looked up.
+
+    If fewer than one in three were answered from memory since, the next ones are not looked up: most of them
+    would only cost.
+    """
+    if n < _PIPELINE:
+        return
+    answered = (session.hits - session.hits_before) // n
+    session.hits_before = session.hits
+    session.strikes = min(max(session.strikes - 2 * answered, 0) + 1, _STRIKES)
+    if session.strikes == _STRIKES and not session.home.refusing:
+        session.skip(_SKIPPED)
+
+
 def _several(
     session: Session,
     data: bytes,
     parts: list[bytes],
     replies: list[bytes | None],
     missing: list[bytes],
+    request: bytes,
 ) -> None:
-    """Deal with a pipeline of reads and nothing else."""
+    """Deal with a pipeline of reads and nothing else; `request`: those that are missing."""
     account = session.shelf.account
     n, hits = len(parts), len(parts) - len(missing)
     admitted = session.shelf.admitted(missing)
     account.misses += len(missing)
     if hits * 2 >= n or (hits and session.home.refusing):
         count(session, parts, hits)
+        account.pieced += hits
+        session.hits_before += hits
         session.commands -= hits
-        Mosaic(session, data, parts, replies, missing)
+        Mosaic(session, data, parts, replies, len(missing), request)
     else:
         account.passed += hits
         session.commands += n
@@ -302,7 +325,7 @@ def _send(session: Session, parts: list[bytes], data: bytes) -> None:
 class Mosaic(ForClient):
     """A pipeline of reads of which most are in memory: the others are fetched, all are answered together."""
 
-    __slots__ = ("_data", "_drops", "_missing", "_replies", "_taken")
+    __slots__ = ("_data", "_drops", "_missing", "_parts", "_replies")
 
     def __init__(
         self,
@@ -310,46 +333,55 @@ class Mosaic(ForClient):
         data: bytes,
         parts: list[bytes],
         replies: list[bytes | None],
-        missing: list[bytes],
+        missing: int,
+        request: bytes,
     ) -> None:
-        super().__init__(session, len(missing))
+        super().__init__(session, missing)
         self._data = data
-        self._taken = list(zip(parts, replies, strict=True))
+        self._parts = parts
         self._replies = replies
-        self._missing = len(missing)
+        self._missing = missing
         self._drops = session.shelf.drops
         session.commands += len(parts)
         session.expect(len(parts))
-        session.home.submit(self, len(missing), session.real(len(missing), b"*" + b"*".join(missing)))
+        session.home.submit(self, missing, session.real(missing, request))
         session.ready()
 
     def finish(self, replies: bytes) -> None:
         """Put the pipeline's replies together."""
         session = self._session
-        if not _kept(session, self._drops, self._taken):
-            _send(session, [part for part, _ in self._taken], self._data)
+        if not _kept(session, self._drops, self._parts, self._replies):
+            _send(session, self._parts, self._data)
             return
         if session.protocol != 3 and b"_\r\n" in replies:
             replies = lower_nulls(replies, 0)
         fetched = iter(split_replies(replies, 0, self._missing))
         whole = b"".join([next(fetched) if reply is None else reply for reply in self._replies])
-        session.take_all(len(self._taken), whole)
+        session.take_all(len(self._parts), whole)
 
     def cut(self) -> None:
         """Ask again: nothing has been passed on."""
-        _send(self._session, [part for part, _ in self._taken], self._data)
+        _send(self._session, self._parts, self._data)
 
 
-def _kept(session: Session, drops: int, taken: list[tuple[bytes, bytes | None]]) -> bool:
+def _kept(session: Session, drops: int, parts: list[bytes], replies: list[bytes | None]) -> bool:
     """Whether what was taken from the table is what it has held ever since."""
     if not _vouched(session):
         return False
     if session.shelf.drops == drops:
         return True
-    return all(reply is None or session.find(part) is reply for part, reply in taken)
+    find = session.find
+    return all(reply is None or find(part) is reply for part, reply in zip(parts, replies, strict=True))
 
 
 # --- MGET: served by its members, which are kept as if GET had asked for them
+
+
+def _find_members(session: Session, parts: list[bytes], replies: list[bytes | None]) -> None:
+    """Fill in the replies to those MGETs of a pipeline whose members are all in memory."""
+    for place, part in enumerate(parts):
+        if replies[place] is None and part[7:9] in _MG and _is_read(session, part):
+            replies[place] = _members(session, part)
 
 
 def _members(session: Session, part: bytes) -> bytes | None:
@@ -443,8 +475,7 @@ class PartialMget(ForClient):
         fetched = dict(
             zip(missing, split_replies(replies, replies.index(b"\n", pos) + 1, len(missing)), strict=True)
         )
-        taken = list(zip(self._members, self._replies, strict=True))
-        kept = _kept(session, self._drops, taken)
+        kept = _kept(session, self._drops, self._members, self._replies)
         for (member, flight), line in zip(self._flights.items(), lives, strict=True):
             reply = fetched[member]
             milliseconds = int(line[1:]) if line.startswith(b":") else None
@@ -456,8 +487,9 @@ class PartialMget(ForClient):
             return
         if session.protocol != 3:
             fetched = {member: downgrade(reply, Shape.PLAIN) for member, reply in fetched.items()}
+        taken = zip(self._members, self._replies, strict=True)
         whole = b"".join([fetched[member] if reply is None else reply for member, reply in taken])
-        session.take(b"*%d\r\n%b" % (len(taken), whole))
+        session.take(b"*%d\r\n%b" % (len(self._members), whole))
 
     def cut(self) -> None:
         """Ask again: nothing has been passed on."""

@@ -42,6 +42,7 @@ from proxy.upstream.sockets import set_keepalive
 
 if TYPE_CHECKING:
     from proxy.client.clients import Clients
+    from proxy.client.meter import Meter
 
 log = logging.getLogger("pannier.client")
 
@@ -81,6 +82,7 @@ class Session(asyncio.Protocol):
         "find",
         "flow",
         "hits",
+        "hits_before",
         "home",
         "id",
         "identity",
@@ -89,6 +91,7 @@ class Session(asyncio.Protocol):
         "info",
         "link",
         "log_at",
+        "meter",
         "name",
         "origin",
         "parser",
@@ -102,6 +105,7 @@ class Session(asyncio.Protocol):
         "skip_chunks",
         "space",
         "state",
+        "strikes",
         "table",
         "task",
         "transport",
@@ -136,6 +140,8 @@ class Session(asyncio.Protocol):
         """`hits` from which the next ones are to be logged."""
         self.bypass = False
         """Whether the client wants its reads answered by Redis (SIDECAR BYPASS ON)."""
+        self.strikes = self.hits_before = 0
+        """How often a pipeline was looked up in vain of late, and `hits` when it last was (`reading`)."""
         self.skip_chunks = 0
         """Pipelined chunks not to be looked up: in the last one looked up, little was found."""
         self.pending = 0
@@ -156,6 +162,8 @@ class Session(asyncio.Protocol):
         # What the client has said of itself.
         self.origin = self.space = space
         """The key space it lives in, and began in."""
+        self.meter: Meter | None = None
+        """What holds it to its tenant's operations per second, if there is a limit."""
         self.identity = clients.identity
         self.database = clients.database
         self.protocol = 2
@@ -468,6 +476,10 @@ class Session(asyncio.Protocol):
     def start(self, work: Coroutine[None, None, bytes]) -> None:
         """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
         self.move(Event.WAIT)
+        self.work(work)
+
+    def work(self, work: Coroutine[None, None, bytes]) -> None:
+        """Have `resume` called with an answer that takes time."""
         self.task = asyncio.get_running_loop().create_task(self._answer(work))
         self.task.add_done_callback(lambda task: work.close())  # should the client leave before it begins
 
@@ -545,8 +557,14 @@ class Session(asyncio.Protocol):
         self.consume()
         if len(self.buffer) > self.clients.settings.query_buffer_limit:
             self.abort(f"query buffer over {self.clients.settings.query_buffer_limit} bytes")
-        elif len(self.buffer) > _WAITING_HIGH and self.state in (State.WAITING, State.PINNED):
+        elif len(self.buffer) > _WAITING_HIGH and self._waits:
             self.hold(Reason.BUFFER)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether commands may wait behind another one."""
+        answers = self.pin is not None and self.pin.answering is not None
+        return answers or self.state in (State.WAITING, State.PINNED)
 
     def consume(self) -> None:
         """Take what is buffered, as far as the state allows."""
@@ -591,19 +609,10 @@ class Session(asyncio.Protocol):
             homes.leave_side(self)
             if self.skip_chunks and self.link.refusing:
                 homes.settle_in(self, self.home)
-        if (
-            not self.barred
-            and self.discarding is None
-            and self.link is self.home
-            and not admission.spent(self)
-        ):
-            if taken := reading.ask_buffer(self, buf, pos):
+        if not self.barred and self.discarding is None and self.link is self.home:
+            window, at = (buf, pos) if self.meter is None else (self.meter.window(buf, pos), 0)
+            if window and (taken := self._take_plain(window, at)):
                 return pos + taken
-            slow = self._loose or self.link.refusing
-            end, n = self._patterns.prefix(buf, pos) if not slow else (pos, 0)
-            if n:
-                self.run(n, buf[pos:end])
-                return end
         self.parser.unauthenticated = self.barred
         if self.discarding is not None:
             return self._discard_rest(self.discarding, buf, pos)
@@ -612,6 +621,8 @@ class Session(asyncio.Protocol):
             return self._take_large(buf, pos)
         if not request.arguments:
             return request.end
+        if admission.waits(self, request.arguments):
+            return pos
         route = self._route(request.arguments)
         refusal = admission.refusal(self, route, request.arguments)
         if refusal:
@@ -627,13 +638,24 @@ class Session(asyncio.Protocol):
         self._special(route, request.arguments, data)
         return request.end
 
+    def _take_plain(self, buf: bytes, pos: int) -> int:
+        """Take what memory can answer at `pos`, or a run of plain commands; how many bytes that was."""
+        if taken := reading.ask_buffer(self, buf, pos):
+            return taken
+        if self._loose or self.link.refusing:
+            return 0
+        end, n = self._patterns.prefix(buf, pos)
+        if n:
+            self.run(n, buf[pos:end])
+        return end - pos if n else 0
+
     def _route(self, arguments: Sequence[bytes]) -> Route:
         dispatcher = self.clients.dispatcher
         route = dispatcher.route(arguments)
         space = self.space
         guest = space.tenant is not None and dispatcher.name(arguments) == "acl|whoami"
-        if guest or (space.namespace is not None and dispatcher.local_in_namespace(arguments)):
-            return Route.LOCAL
+        if guest or dispatcher.local_in(arguments, space.namespace is not None):
+            return Route.LOCAL  # also for who has not authenticated: `local.answer` sees to that
         if dispatcher.disguised(arguments):
             return Route.PROBE  # it may do more to its connection than its name says
         if self.link.auth_required and dispatcher.name(arguments) not in local.WITHOUT_AUTH:
@@ -680,6 +702,8 @@ class Session(asyncio.Protocol):
         if known is None:
             return pos
         arguments, frame, end = known
+        if admission.waits(self, arguments):
+            return pos
         if self.space.translates or admission.spent(self):
             refusal = admission.judge_large(self, arguments, frame)
             if refusal is None:
@@ -714,7 +738,9 @@ class Session(asyncio.Protocol):
 
     def resume(self, reply: bytes) -> None:
         """Answer what was waited for, and go on."""
-        if self.state is State.WAITING:
+        if self.pin is not None and self.pin.answering is not None:
+            self.pin.answered_own(reply)
+        elif self.state is State.WAITING:
             self.write(reply)
             self.move(Event.RESUME)
             listen(self)

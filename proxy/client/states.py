@@ -23,6 +23,8 @@ from proxy.resp.errors import PannierError
 class State(enum.Enum):
     """What a session does with the bytes that come from its client."""
 
+    __hash__ = object.__hash__  # each is one object; Enum's own hashes its name, in Python
+
     RELAY = enum.auto()
     """Stateless commands go to the shared link."""
     WAITING = enum.auto()
@@ -43,6 +45,8 @@ class State(enum.Enum):
 
 class Event(enum.Enum):
     """What moves a session from state to state."""
+
+    __hash__ = object.__hash__  # as for states
 
     WAIT = enum.auto()
     RESUME = enum.auto()

@@ -26,8 +26,9 @@ from proxy.upstream.address import Listen
 log = logging.getLogger("pannier.admin")
 
 Respond = Callable[[Request], Answer | Awaitable[Answer]]
-PROBES = frozenset({"/healthz", "/readyz"})
-"""What is served without a token always: whoever restarts or balances does not have it."""
+OPEN = frozenset({"/", "/healthz", "/readyz"})
+"""What is served without a token always: whoever restarts or balances does not have it, and the page holds no
+figures but asks for them, with the token that its reader has given it."""
 _OPTION = "--admin-listen"
 
 
@@ -99,7 +100,7 @@ class Admin:
         if changes:
             self._judge_changes()
         _judge_origin(request, self._guards_host)
-        everything = self._settings.admin_protect == "all" and request.path not in PROBES
+        everything = self._settings.admin_protect == "all" and request.path not in OPEN
         if self._token and (changes or everything) and not self._shows_token(request):
             raise Refused(
                 401, "this takes the token (Authorization: Bearer …)", ("WWW-Authenticate", "Bearer")

@@ -39,6 +39,7 @@ def stats(sources: Sources, only: Space | None = None) -> dict[str, Any]:
         "memory": _memory(accounts),
         "invalidations": _invalidations(accounts),
         "clients": _clients(sources, spaces),
+        "latency": {path: quantiles(times) for path, times in sources.clients.latency.by_path.items()},
         "upstream": _upstream(sources, judged),
         "invalidation_lag": _lag(sources),
         "bus": _bus(sources),

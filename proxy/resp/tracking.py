@@ -30,10 +30,12 @@ class Mode(enum.Enum):
     BUS = "bus"
     """Redis does not; other sidecars do, of what passes through them."""
 
-    @property
-    def late(self) -> bool:
+    def __init__(self, label: str) -> None:
+        self.late = label in ("bcast", "bus")
         """Whether a reply may show a change before the link is told of it."""
-        return self in (Mode.BCAST, Mode.BUS)
+        self.lead = CACHING if label == "optin" else b""
+        """What goes before a read whose key Redis is to track."""
+        self.lead_replies = 1 if self.lead else 0
 
     def requests(self, prefix: bytes) -> tuple[bytes, ...]:
         """What turns it on; all but the first must be answered +OK.
@@ -52,7 +54,7 @@ class Mode(enum.Enum):
     def tracked(self, request: bytes) -> tuple[int, bytes]:
         """A read whose key Redis is to track: how many replies it has, and its bytes; its own reply is the
         last."""
-        return (2, CACHING + request) if self is Mode.OPTIN else (1, request)
+        return self.lead_replies + 1, self.lead + request
 
     @property
     def label(self) -> str:

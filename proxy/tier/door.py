@@ -5,6 +5,11 @@ of the hash names. What is found there when it comes again may come in; newer pa
 forgotten. So it takes a fixed amount of memory, remembers about as many parts as it has slots, and lets one
 in 128 in too soon. (After the doorkeeper of Einziger, Friedman, Manes: TinyLFU, 2017, section 3.4.2, which is
 a Bloom filter.)
+
+What a pipeline reads and does not find is fetched beside it: nobody waits for that, and it pays only if
+later pipelines are answered without Redis. Where keys are written about as often as pipelines hit, it never
+does. So while hits are few for each entry that was dropped because its key changed, such a part is in *debt*:
+pipelines have to read it that many times more before it is fetched again.
 """
 
 from __future__ import annotations
@@ -19,6 +24,14 @@ _THRASH_AFTER = 1024
 _PAYS = 16.0
 """Hits for each fill above which all that is read twice may come in. A fill costs what six hits save."""
 _RAREST = 64
+_WORTH = 4.0
+"""Hits for each entry dropped because its key changed, below which such parts fall into debt."""
+_FEW_DROPS = 256
+"""Drops between two judgements of `churned` below which nothing is wrong."""
+_DEAREST = 63
+"""The largest debt, in reads."""
+_LEDGER = 1 << 16
+"""Places for debts, by hash: parts that share one help each other to pay."""
 
 
 class Door:
@@ -35,23 +48,31 @@ class Door:
         """One in so many of those who may come in does."""
         self._due = self._turn = 0
         self._judged = (0, 0)
+        self.price = 0
+        """The debt, in reads, of a part that is dropped now because its key changed."""
+        self._debts = bytearray(_LEDGER)
+        """What parts owe."""
+        self._churned = (0, 0)
 
     def admits(self, part: bytes) -> bool:
         """Note a part; whether it may come in."""
         return bool(self.admitted((part,)))
 
-    def admitted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
-        """Note parts; those that may come in."""
+    def admitted(self, parts: Sequence[bytes], piped: bool = False) -> Sequence[bytes]:
+        """Note parts; those that may come in. `piped`: read in a pipeline, so debts are to be paid first."""
         if self.open:
             return parts
-        slots, mask = self._slots, self._mask
+        slots, mask, debts = self._slots, self._mask, self._debts
         known = []
         for part in parts:
             mark = hash(part)
             one, other = mark & mask, mark >> 22 & mask
             mark = mark >> 44 & 0xFF or 1
             if slots[one] == mark or slots[other] == mark:
-                known.append(part)
+                if piped and debts[one & _LEDGER - 1]:
+                    debts[one & _LEDGER - 1] -= 1
+                else:
+                    known.append(part)
             else:
                 self._turn += 1
                 slots[one if self._turn & 1 else other] = mark
@@ -73,3 +94,18 @@ class Door:
         worth = (hits - at) / (fills - since)
         self._judged = (fills, hits)
         self._every = min(self._every * 2, _RAREST) if worth < _PAYS else max(self._every // 2, 1)
+
+    def charge(self, part: bytes) -> None:
+        """Have a part owe the price."""
+        self._debts[hash(part) & _LEDGER - 1] = self.price
+
+    def churned(self, drops: int, hits: int) -> None:
+        """Hear, now and then, how many entries have been dropped because their keys changed, and how many
+        reads were answered without Redis."""
+        before, at = self._churned
+        self._churned = (drops, hits)
+        drops -= before
+        if drops >= _FEW_DROPS and hits - at < drops * _WORTH:
+            self.price = min(self.price * 2 + 1, _DEAREST)
+        else:
+            self.price //= 2

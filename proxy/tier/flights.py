@@ -118,8 +118,7 @@ class Flight:
     def drained(self) -> None:
         """Take the end of the reply: keep it, and answer all who wait."""
         self._land()
-        if self.place:
-            self.shelf.account.governor.leave(self.place)
+        self._end()
 
     def _land(self) -> None:
         if self._spilling:
@@ -165,6 +164,11 @@ class Flight:
                 waiter.cut()
         else:
             self.answer(b"-ERR pannier: upstream connection broke in the middle of a reply\r\n")
+        self._end()
+
+    def _end(self) -> None:
+        """Leave nothing behind."""
+        self.relay = self.skipped = _over  # its own methods would keep it until the next garbage collection
         if self.place:
             self.shelf.account.governor.leave(self.place)
 
@@ -212,4 +216,9 @@ def lifetime(milliseconds: int | None) -> float:
 
 
 def _nothing_skipped() -> int:
+    return 0
+
+
+def _over(data: bytes = b"") -> int:
+    """Stands for what a flight that is over does with more bytes."""
     return 0

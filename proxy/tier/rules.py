@@ -106,14 +106,16 @@ class Read:
     """What Redis is asked."""
 
 
-def lifetimes(keys: Iterable[bytes], mode: Mode) -> tuple[int, bytes]:
+def lifetimes(keys: Sequence[bytes], mode: Mode) -> tuple[int, bytes]:
     """What asks PTTL for each key and has Redis track it: how many replies that has, and its bytes.
 
     It is what registers the key, so that a read behind it is covered whether itself is tracked or not.
     """
-    n, question = mode.tracked(b"*2\r\n$4\r\nPTTL\r\n")
-    asked = [question + key for key in keys]
-    return n * len(asked), b"".join(asked)
+    question = mode.lead + b"*2\r\n$4\r\nPTTL\r\n"
+    n = mode.lead_replies + 1
+    if len(keys) == 1:
+        return n, question + keys[0]
+    return n * len(keys), b"".join([question + key for key in keys])
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,11 @@ class Budget:
         """Replies kept."""
         self.accounts: list[Account] = []
 
+    def weigh(self) -> None:
+        """Have the doorkeeper judge whether entries last long enough to pay; called now and then."""
+        drops = sum([account.overwritten + account.invalidated for account in self.accounts])
+        self.door.churned(drops, sum([account.hits - account.pieced for account in self.accounts]))
+
     @property
     def full(self) -> bool:
         """Whether the limits are exceeded."""
@@ -103,6 +108,8 @@ class Account:
         """Reads that were looked up and not there."""
         self.passed = 0
         """Commands of pipelines that went to Redis with their neighbours, looked up or not."""
+        self.pieced = 0
+        """Of the hits, those in pipelines that had to wait for Redis all the same."""
         self.coalesced = 0
         """Of these, reads that joined another's flight."""
         self.fills = 0

@@ -1,4 +1,4 @@
-"""SETs and DELs are counted exactly, parsed or not."""
+"""SETs and DELs are counted, parsed or not: exactly, but for pipelines in great number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from proxy.client.writes import Writes
+from proxy.client.writes import EXACT, SOME, Writes
 from proxy.resp import encode
 from tests.client.linked import DISPATCHER
 
@@ -66,3 +66,20 @@ def test_a_value_that_looks_like_a_command_is_none() -> None:
     run = encode.request("SET", "k*", SET + DEL) + encode.request("GET", DEL) + DEL
     counted.run(3, run)
     assert (counted.sets, counted.deletes) == (1, 1)
+
+
+def test_of_pipelines_in_great_number_some_stand_for_all() -> None:
+    counted = writes()
+    for _ in range(EXACT):
+        counted.run(2, SET + DEL)
+    assert (counted.sets, counted.deletes) == (EXACT, EXACT)
+    for _ in range(SOME - 1):
+        counted.run(2, SET + DEL)
+    assert counted.sets == EXACT
+    counted.run(2, SET + DEL)
+    assert (counted.sets, counted.deletes) == (EXACT + SOME, EXACT + SOME)
+    counted.run(1, SET)
+    assert counted.sets == EXACT + SOME + 1, "single ones always"
+    counted.settle()
+    counted.run(2, SET + DEL)
+    assert counted.deletes == EXACT + SOME + 1

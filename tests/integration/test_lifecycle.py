@@ -19,6 +19,7 @@ import pytest
 from proxy import __version__
 from tests.harness import (
     ROOT,
+    TIED,
     Process,
     free_port,
     pannier,
@@ -40,7 +41,7 @@ def launched(directory: Path, *options: str, admin: bool = False) -> Iterator[Pr
         options = (*options, "--admin-listen", "off")
     with log.open("wb") as out:
         popen = subprocess.Popen(
-            [sys.executable, "-m", "proxy", *options], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            [*TIED, sys.executable, "-m", "proxy", *options], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
             cwd=ROOT, start_new_session=True,
         )  # fmt: skip
     process = Process(popen, 0, log)

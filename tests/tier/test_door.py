@@ -57,3 +57,62 @@ def test_what_does_not_pay_comes_in_less_until_it_pays_again() -> None:
         hits += 100_000
         door.paid(fills * 4096, lambda hits=hits: hits)  # type: ignore[misc]
     assert let_in() == 320
+
+
+class TestDebts:
+    """Where keys change about as often as pipelines hit, pipelines fill less."""
+
+    def churn(self, door: Door, times: int = 1) -> None:
+        drops, hits = door._churned
+        for n in range(1, times + 1):
+            door.churned(drops + n * 1000, hits + n * 100)
+
+    def known(self) -> Door:
+        door = Door(2, 1 << 26)
+        door.admits(b"x")
+        return door
+
+    def test_grow_while_hits_are_few_for_each_drop(self) -> None:
+        door = self.known()
+        assert door.price == 0
+        prices = []
+        for _ in range(8):
+            self.churn(door)
+            prices.append(door.price)
+        assert prices == [1, 3, 7, 15, 31, 63, 63, 63]
+
+    def test_shrink_when_hits_are_many(self) -> None:
+        door = self.known()
+        self.churn(door, 3)
+        drops, hits = door._churned
+        door.churned(drops + 1000, hits + 4000)
+        assert door.price == 3
+
+    def test_shrink_when_hardly_anything_is_dropped(self) -> None:
+        door = self.known()
+        self.churn(door, 3)
+        drops, hits = door._churned
+        door.churned(drops + 255, hits)
+        assert door.price == 3
+
+    def test_are_paid_by_reads_in_pipelines(self) -> None:
+        door = self.known()
+        self.churn(door, 2)
+        door.charge(b"x")
+        for _ in range(3):
+            assert not door.admitted([b"x"], piped=True)
+        assert list(door.admitted([b"x"], piped=True)) == [b"x"]
+
+    def test_do_not_hold_up_who_reads_one_by_one(self) -> None:
+        door = self.known()
+        self.churn(door, 2)
+        door.charge(b"x")
+        assert door.admits(b"x")
+        assert not door.admitted([b"x"], piped=True), "nor are they paid so"
+
+    def test_are_of_what_was_dropped_only(self) -> None:
+        door = self.known()
+        door.admits(b"y")
+        self.churn(door, 2)
+        door.charge(b"x")
+        assert list(door.admitted([b"x", b"y"], piped=True)) == [b"y"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from proxy.resp.tracking import CACHING, Mode
@@ -149,3 +151,26 @@ class TestItsReply:
         flight.go_on()
         assert flight.owners() == flight.waiters
         assert flight.skipped() == 0
+
+
+class TestItsEnd:
+    @pytest.mark.parametrize("cut", [False, True])
+    def test_leaves_nothing_for_the_garbage_collection(self, cut: bool) -> None:
+        """A hundred thousand fills would otherwise hold tens of megabytes until then."""
+        tier, shelf, _ = make()
+        gc.collect()
+        gc.disable()
+        try:
+            for n in range(100):
+                flight = shelf.open(read(tier, "GET", n))
+                assert flight is not None
+                if cut:
+                    flight.cut()
+                else:
+                    flight.relay(b"+OK\r\n:-1\r\n$1\r\nv\r\n")
+                    flight.drained()
+            del flight
+            shelf.clear()
+            assert not any(isinstance(each, Flight) and each.shelf is shelf for each in gc.get_objects())
+        finally:
+            gc.enable()

@@ -1249,6 +1249,52 @@ class TestBypass:
         assert each.hit(other, "GET", "k") == b""
 
 
+# --- pipelines that are looked up in vain
+
+
+class TestStrikes:
+    """After some pipelines with a write in them, of which memory could save nothing, the next are not looked up."""
+
+    PIPELINE = R("SET", "other", "x") + R("GET", "k") * 16
+
+    async def pipeline(self, race: Race, client: Client, data: bytes) -> bool:
+        """Send it and take its replies; whether Redis was asked."""
+        client.feed(data)
+        asked = client.take() == b""
+        await race.settle()
+        client.take()
+        return asked
+
+    async def test_skip_the_next_ones(self, race: Race) -> None:
+        client = await race.ready()
+        await warm(race, client)
+        for _ in range(5):
+            assert await self.pipeline(race, client, self.PIPELINE)
+            assert not client.session.skip_chunks
+        assert await self.pipeline(race, client, self.PIPELINE)
+        for _ in range(3):
+            assert await self.pipeline(race, client, R("GET", "k") * 16), "not looked up"
+        client.feed(R("GET", "k"))
+        await race.settle()
+        assert client.take() == OLD
+        assert not await self.pipeline(race, client, R("GET", "k") * 16), "looked up again"
+
+    async def test_none_while_others_hit(self, race: Race) -> None:
+        client = await race.ready()
+        await warm(race, client)
+        for _ in range(20):
+            assert await self.pipeline(race, client, self.PIPELINE)
+            assert not await self.pipeline(race, client, R("GET", "k") * 17)
+        assert not client.session.skip_chunks
+
+    async def test_short_ones_are_looked_up_all_the_same(self, race: Race) -> None:
+        client = await race.ready()
+        await warm(race, client)
+        for _ in range(20):
+            await self.pipeline(race, client, R("SET", "other", "x") + R("GET", "k"))
+        assert race.hit(client, "GET", "k") == OLD
+
+
 # --- frames
 
 

@@ -383,3 +383,37 @@ class AgainstAModel(RuleBasedStateMachine):
 
 TestAgainstAModel = AgainstAModel.TestCase
 TestAgainstAModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+
+
+class TestChurn:
+    """Entries that are dropped before they pay make pipelines fill less."""
+
+    def test_what_is_dropped_owes_the_price(self) -> None:
+        tier, shelf, _ = make(admit_after=2)
+        shelf.admitted([part("GET", "k"), part("GET", "other")])
+        tier.common.door.price = 3
+        fill(shelf, "GET", "k")
+        shelf.drop(marks([key_frame(b"k")]))
+        asked = [list(shelf.admitted([part("GET", "k"), part("GET", "other")])) for _ in range(4)]
+        assert asked == [[part("GET", "other")]] * 3 + [[part("GET", "k"), part("GET", "other")]]
+
+    def test_is_judged_now_and_then(self) -> None:
+        tier, shelf, _ = make(admit_after=2)
+        for n in range(1024):
+            fill(shelf, "GET", n)
+            tier.drop(marks([key_frame(b"%d" % n)]))
+        assert tier.common.door.price == 1, "no hit for a thousand entries that were written"
+        tier.main.count_hits = lambda: 4 * 1024
+        for n in range(1024):
+            fill(shelf, "GET", n)
+            tier.drop(marks([key_frame(b"%d" % n)]))
+        assert tier.common.door.price == 0, "four hits for each"
+
+    def test_hits_that_waited_for_redis_all_the_same_do_not_count(self) -> None:
+        tier, shelf, _ = make(admit_after=2)
+        tier.main.count_hits = lambda: 100_000
+        tier.main.pieced = 99_000
+        for n in range(1024):
+            fill(shelf, "GET", n)
+            tier.drop(marks([key_frame(b"%d" % n)]))
+        assert tier.common.door.price == 1

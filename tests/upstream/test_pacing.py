@@ -15,19 +15,24 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 100.0
+        self.ran = 0.0
         self.soon: list[object] = []
 
     def time(self) -> float:
         return self.now
 
+    def cpu(self) -> float:
+        return self.ran
+
     def call_soon(self, call: object) -> None:
         self.soon.append(call)
 
 
-def window(pacer: Pacer, clock: Clock, rate: float, batch: int) -> None:
+def window(pacer: Pacer, clock: Clock, rate: float, batch: int, busy: float = 0.5) -> None:
     """Let one window of sends pass in which `rate` runs a second leave in batches of `batch`."""
     for _ in range(pacing.WINDOW):
         clock.now += batch / rate
+        clock.ran += busy * batch / rate
         pacer.sent(batch)
 
 
@@ -39,7 +44,7 @@ def clock() -> Clock:
 @pytest.fixture
 def pacer(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Pacer:
     monkeypatch.setattr(Pacer, "_open", lambda self: True)
-    return Pacer(clock, lambda: None, clock.time)  # type: ignore[arg-type]
+    return Pacer(clock, lambda: None, clock.time, clock.cpu)  # type: ignore[arg-type]
 
 
 class TestDecision:
@@ -51,6 +56,19 @@ class TestDecision:
     def test_slow_or_gathered_ones_are_not(self, pacer: Pacer, clock: Clock, rate: float, batch: int) -> None:
         window(pacer, clock, rate, batch)
         assert not pacer.active
+
+    def test_slower_ones_are_when_there_is_no_time_to_spare(self, pacer: Pacer, clock: Clock) -> None:
+        window(pacer, clock, pacing.BUSY_RATE * 1.5, 1, pacing.BUSY * 0.95)
+        assert not pacer.active
+        window(pacer, clock, pacing.BUSY_RATE * 0.9, 1, 1.0)
+        assert not pacer.active
+        window(pacer, clock, pacing.BUSY_RATE * 1.5, 1, pacing.BUSY * 1.05)
+        assert pacer.active
+        window(pacer, clock, pacing.BUSY_RATE * 1.5, 9, 0.3)
+        assert pacer.active, "that there is time now is its doing"
+        window(pacer, clock, pacing.BUSY_RATE * 1.5 * pacing.END_SHARE * 0.9, 9, 0.3)
+        window(pacer, clock, pacing.BUSY_RATE * 1.5 * pacing.END_SHARE * 0.9, 9, 0.3)
+        assert not pacer.active, "this is another load"
 
     def test_ends_when_the_rate_falls(self, pacer: Pacer, clock: Clock) -> None:
         window(pacer, clock, pacing.BEGIN_RATE * 1.1, 1)
