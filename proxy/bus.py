@@ -28,6 +28,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from proxy.events import fields, without_arguments
 from proxy.resp import encode
 from proxy.resp.eviction import BadMessage, Eviction, UnknownVersion
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
@@ -173,9 +174,10 @@ class Bus:
         if not reply.startswith(b"-"):
             self.refusal = ""
             return
-        why = reply[1:-2].decode("utf-8", "replace")
+        why = without_arguments(reply[1:-2].decode("utf-8", "replace"))
         if why != self.refusal:
-            log.warning("an eviction message could not be published: %s", why)
+            about = fields("bus_unpublished", reason=why)
+            log.warning("an eviction message could not be published: %s", why, extra=about)
         self.refusal = why
 
     # --- hearing
@@ -187,9 +189,11 @@ class Bus:
             try:
                 await self._listen()
             except (RedisError, OSError, TimeoutError) as error:
-                if str(error) != self.refusal:
-                    log.warning("the eviction bus is not heard: %s; trying again", error)
-                self.refusal = str(error)
+                why = without_arguments(str(error))
+                if why != self.refusal:
+                    about = fields("bus_lost", reason=why)
+                    log.warning("the eviction bus is not heard: %s; trying again", why, extra=about)
+                self.refusal = why
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE) if self.refusal else 0.05
 
@@ -244,8 +248,11 @@ class Bus:
         self._under_way.clear()
         for channel in self.channels.values():
             channel.heard.clear()
-        if self.subscriptions > 1:
-            log.info("the eviction bus is heard again: everything kept is dropped")
+        again = self.subscriptions > 1
+        level = logging.INFO if again else logging.DEBUG  # the first time is as expected
+        how = "heard again: everything kept is dropped" if again else "heard"
+        about = fields("bus_heard", subscriptions=self.subscriptions)
+        log.log(level, "the eviction bus is %s", how, extra=about)
         self._tier.clear()
 
     async def _hear(self, name: str, data: bytes) -> None:
@@ -259,7 +266,7 @@ class Bus:
             return
         except BadMessage as error:
             self.malformed += 1
-            log.debug("a message on %s %s", name, error)
+            log.debug("a message on %s %s", name, error, extra=fields("bus_malformed", channel=name))
             return
         if message.sender.startswith(self._id):
             self.own += 1
@@ -275,6 +282,10 @@ class Bus:
                 del channel.heard[next(iter(channel.heard))]
             if last is not None and message.number != last + 1:
                 self.gaps += 1
+                log.warning(
+                    "messages of the eviction bus were lost on %s: what is kept under it is dropped", name,
+                    extra=fields("bus_gap", channel=name, missing=message.number - last - 1),
+                )  # fmt: skip
                 self._tier.clear(channel.prefix)
                 return
         await self._forget(channel, message)

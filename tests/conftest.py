@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.harness import Process, pannier, redis_server, servers, wait_until
+
+os.environ.setdefault("PANNIER_LOG_FORMAT", "text")
+"""Servers under test write to files, which by itself would mean JSON and no banner."""
 
 
 @pytest.fixture(scope="session", params=["bundled", "system"])

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from proxy.client import refilling
+from proxy.client import journal, refilling
 from proxy.client.dispatch import Dispatcher
 from proxy.client.leases import Leases
 from proxy.client.local import FIRST_ID
@@ -17,6 +17,8 @@ from proxy.client.session import Session
 from proxy.client.spaces import Space, Spaces
 from proxy.client.states import State
 from proxy.client.verifying import Verifier
+from proxy.events import fields
+from proxy.privacy import KeyPrivacy, Privacy
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace
 from proxy.settings import Settings
@@ -27,13 +29,14 @@ from proxy.upstream.link import Identity
 from proxy.upstream.pool import LinkPool
 from proxy.upstream.shared import LinkState, SharedLink
 
-log = logging.getLogger("pannier.client")
+log = logging.getLogger("pannier.tenants")
 
 TICK = 0.25
 """Seconds between two rounds of `Clients.tick`."""
 _IDLE_TICKS = 4
 _FADE_TICKS = 240
 """What was read a minute ago counts for half."""
+_TELL_EVERY = 60.0
 _GIVE_BACK = 0.001
 """Seconds between two slices of memory that are freed: 100,000 entries take a third of a second."""
 
@@ -96,6 +99,10 @@ class Clients:
         """Whether they are told of every write."""
         self.policy = Policy((), Defaults(settings.l1_ttl, settings.max_value_size))
         """The cache rules in force."""
+        self.privacy = Privacy(KeyPrivacy(settings.key_privacy))
+        """What may be shown of keys' names."""
+        if self.verifier is not None:
+            self.verifier.privacy = self.privacy
         self.expires = False
         """Whether rules give SETs a time to live."""
         self.spaces = Spaces(settings, dispatcher, tier)
@@ -174,6 +181,8 @@ class Clients:
         """Register a session; the error to refuse it with if there are too many, else nothing."""
         if len(self.sessions) >= self.settings.max_clients:
             self.rejected += 1
+            why = f"max_clients is {self.settings.max_clients}"
+            journal.say(session, logging.WARNING, "client_rejected", "rejected", why)
             return encode.error("ERR max number of clients reached")
         self.received += 1
         self.sessions[session.id] = session
@@ -212,6 +221,8 @@ class Clients:
         self._ticks += 1
         if self._ticks % _IDLE_TICKS == 0:
             self._find_idle(now)
+            for space in self.spaces:
+                _tell_refused(space, now)
 
     def _refresh(self) -> None:
         """Fetch anew what rules want fresh, and let counts of hits fade."""
@@ -224,14 +235,19 @@ class Clients:
             if link is not None and link.state is LinkState.READY and shelf.tending.known:
                 refilling.refresh(shelf, link)
 
+    def kill(self, session: Session, why: str, level: int = logging.WARNING) -> None:
+        """Close a connection because of a limit."""
+        self.killed += 1
+        session.abort(why, level, "client_killed")
+
     def _check_output(self, session: Session, stalled: float) -> None:
         settings = self.settings
         size = session.transport.get_write_buffer_size()
         hard = size > settings.output_buffer_limit
         soft = size > settings.output_buffer_soft_limit and stalled > settings.output_buffer_soft_seconds
         if hard or soft:
-            self.killed += 1
-            session.abort(f"{size} bytes of replies not read" + ("" if hard else f" for {stalled:.0f} s"))
+            since = "" if hard else f" for {stalled:.0f} s"
+            self.kill(session, f"{size} bytes of replies not read{since}")
 
     def _find_idle(self, now: float) -> None:
         """Note who has been idle since when; close who has been so for too long (Redis' `timeout`)."""
@@ -241,8 +257,7 @@ class Clients:
                 session.idle_mark = session.served
                 session.idle_since = now
             elif timeout and now - session.idle_since > timeout:
-                self.killed += 1
-                session.abort(f"idle for more than {timeout:g} s")
+                self.kill(session, f"idle for more than {timeout:g} s", logging.INFO)
 
     @staticmethod
     def address(transport: asyncio.BaseTransport, which: str) -> str:
@@ -263,7 +278,19 @@ class Clients:
         while (self.sessions or self.leases.returns) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         for session in list(self.sessions.values()):
-            session.abort("pannier stops")
+            session.abort("pannier stops", logging.DEBUG)
+
+
+def _tell_refused(space: Space, now: float) -> None:
+    """Tell the log of a tenant whose commands were refused, once a minute at most."""
+    refused = space.refused - space.told[0]
+    if refused and now - space.told[1] >= _TELL_EVERY and space.tenant is not None:
+        space.told = (space.refused, now)
+        name, limit = space.tenant.name, space.tenant.max_ops_per_second
+        log.warning(
+            "tenant %s is over its max_ops_per_second of %s: %d commands refused", name, limit, refused,
+            extra=fields("tenant_limited", user=name, limit=limit, refused=refused),
+        )  # fmt: skip
 
 
 def _may_be_idle(session: Session) -> bool:

@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from proxy.client import journal
 from proxy.client.expiry import expiring, expiring_large
+from proxy.events import fields
 from proxy.resp import encode
 from proxy.resp.commands import Command
 from proxy.resp.errors import UpstreamRefused
@@ -118,6 +120,8 @@ class Space:
         """What goes on even if the client that asked for it leaves."""
         self.refused = 0
         """Commands refused because of `max_ops_per_second`."""
+        self.told = (0, float("-inf"))
+        """How many of them the log has been told of, and when (monotonic seconds)."""
         self._commands = self._hits = 0
         """Of sessions that have left."""
         self._prefixer = Prefixer(namespace, dispatcher.table) if namespace is not None else None
@@ -148,6 +152,8 @@ class Space:
         """Count a session in. Raises UpstreamRefused if the tenant has as many as it may."""
         tenant = self.tenant
         if tenant is not None and tenant.max_clients is not None and len(self.sessions) >= tenant.max_clients:
+            why = f"tenant {tenant.name} has its max_clients of {tenant.max_clients}"
+            journal.say(session, logging.WARNING, "client_rejected", "rejected", why)
             raise UpstreamRefused(
                 f"ERR max number of clients reached: tenant '{tenant.name}' has its max_clients of "
                 f"{tenant.max_clients}"
@@ -250,6 +256,7 @@ class Space:
                 "a script runs in namespace %s, and Redis would let it reach keys of others: restrict the "
                 "upstream user by ACL (~%s:*), or set namespace_scripts to refuse",
                 self.namespace.name, self.namespace.name,
+                extra=fields("script_reach", namespace=self.namespace.name),
             )  # fmt: skip
 
 
