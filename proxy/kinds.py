@@ -159,6 +159,34 @@ def show_duration(seconds: float) -> str:
     return f"{seconds:.9f}".rstrip("0") + "s"
 
 
+class Secret(str):
+    """A password or token: no `repr`, of it or of what holds it, shows it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(MASKED if self else "")
+
+
+def _parse_secret(text: str) -> Secret:
+    if text == MASKED:
+        # What `pannier config` prints can be read back; without this everybody would then know the secret.
+        raise ValueError(f"{MASKED} stands for a secret not shown; give the secret itself")
+    if not re.fullmatch("[!-~]*", text):
+        raise ValueError("it has white space or a character beyond ASCII; give one without")
+    if "://" in text:
+        raise ValueError("it is a URL; give a text that nobody guesses")
+    return Secret(text)
+
+
+SECRET: Kind[Secret] = Kind(
+    _parse_secret,
+    lambda value: MASKED if value else "",
+    "TEXT",
+    "printable ASCII without white space; empty: none",
+)
+
+
 def _parse_namespace(text: str) -> str:
     try:
         return check_namespace(text)

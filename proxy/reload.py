@@ -64,7 +64,7 @@ class Reloader:
         self._complain(name for name in _changed(settings, self._settings) if name not in _LIVE)
         old = self._settings
         changed = set(_changed(settings, old)).intersection(_LIVE)
-        self._settings = dataclasses.replace(old, **{name: getattr(settings, name) for name in _LIVE})
+        self._settings = _with_live(old, settings)
         self._seen = self._look()  # there may be another file of rules now
         if "log_level" in changed:
             set_level(settings.log_level)
@@ -90,8 +90,16 @@ class Reloader:
         return [_stamp(path) for path in (self._config, self._settings.rules_file) if path]
 
 
+def _with_live(old: Settings, new: Settings) -> Settings:
+    """The old settings with what of the new ones takes effect at once."""
+    origins = {name: origin for name, origin in old.origins.items() if name not in _LIVE}
+    origins |= {name: origin for name, origin in new.origins.items() if name in _LIVE}
+    live = {name: getattr(new, name) for name in _LIVE}
+    return dataclasses.replace(old, **live, origins=origins)
+
+
 def _changed(one: Settings, other: Settings) -> list[str]:
-    names = [field.name for field in dataclasses.fields(Settings)]
+    names = [field.name for field in dataclasses.fields(Settings) if field.compare]
     return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 

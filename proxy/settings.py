@@ -21,7 +21,9 @@ from typing import Any, TypeVar
 
 from proxy.kinds import (
     NAMESPACE,
+    SECRET,
     Kind,
+    Secret,
     choice,
     count,
     did_you_mean,
@@ -36,7 +38,7 @@ from proxy.kinds import (
 from proxy.privacy import KeyPrivacy
 from proxy.resp.errors import SettingsError
 from proxy.rules_file import read_rules, read_rules_file
-from proxy.tenants import Tenant, check_nesting, check_shares, named_variables, read_tenants
+from proxy.tenants import Tenant, check_nesting, check_shares, named_variables, read_secret, read_tenants
 from proxy.tier.policy import CacheRule
 from proxy.upstream.address import Listen, Upstream, shown
 
@@ -110,6 +112,33 @@ WISHES: Kind[tuple[str, ...]] = Kind(
     many=True,
 )  # fmt: skip
 _IS_ADDRESS = re.compile("(rediss?|unix|tcp)://").match
+OFF = "off"
+"""The word for `admin_listen = None`."""
+
+
+def _parse_admin(text: str) -> Listen | None:
+    if text.strip().lower() in ("", OFF):
+        return None
+    found = Listen.parse(text)
+    if found.namespace is not None:
+        raise ValueError(f"{shown(text)} has a namespace; nobody reads or writes keys there, leave it out")
+    return found
+
+
+def _parse_variable(text: str) -> str:
+    if not re.fullmatch("([A-Za-z_][A-Za-z0-9_]*)?", text):
+        # It may be the secret itself, so it is not quoted.
+        raise ValueError("it is no name of a variable; give one such as ADMIN_TOKEN")
+    return text
+
+
+ADMIN: Kind[Listen | None] = Kind(
+    _parse_admin,
+    lambda value: str(value) if value else OFF,
+    "ADDRESS",
+    f"host:port, [::1]:port, :port, port or unix:///path?mode=660; `{OFF}`: none",
+)
+VARIABLE: Kind[str] = Kind(_parse_variable, str, "NAME", "the name of a variable; empty: none")
 LISTEN: Kind[tuple[Listen, ...]] = Kind(
     _parse_listen,
     lambda value: ",".join(map(str, value)),
@@ -150,7 +179,7 @@ def option(kind: Kind[T], default: T, group: str, help: str) -> T:
 
 
 WHERE, CLIENTS, REDIS, TIER = "Addresses", "Limits per client", "Redis behind", "Memory tier"
-WARMING = "Warming"
+WARMING, ADMINISTRATION = "Warming", "Administration"
 SPACES, LOG = "Namespaces and tenants", "Logging"
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 
@@ -364,6 +393,41 @@ class Settings:
         CHANNEL, "pannier:evict:", TIER,
         "What the channels of the eviction bus begin with; the namespace follows.",
     )
+    admin_listen: Listen | None = option(
+        ADMIN, Listen(port=9464), ADMINISTRATION,
+        "Where /metrics, /healthz, /readyz, /stats and the like are served over HTTP (docs/admin.md). If "
+        "another program has the default address, Pannier goes on without.",
+    )
+    admin_token: Secret = option(
+        SECRET, Secret(), ADMINISTRATION,
+        "What whoever changes something there has to show (Authorization: Bearer). Others can read flags: "
+        "better PANNIER_ADMIN_TOKEN or one of the next two.",
+    )
+    admin_token_file: str = option(
+        FILE, "", ADMINISTRATION,
+        "File whose first line is that token.",
+    )
+    admin_token_env: str = option(
+        VARIABLE, "", ADMINISTRATION,
+        "Environment variable that holds that token.",
+    )
+    admin_changes: str = option(
+        choice("auto", "on", "off"), "auto", ADMINISTRATION,
+        "Whether POST /invalidate and /drain are served. auto: where there is a token, or the address is one "
+        "of this machine only.",
+    )
+    admin_protect: str = option(
+        choice("changes", "all"), "changes", ADMINISTRATION,
+        "What the token is needed for. all: for everything but /healthz and /readyz.",
+    )
+    admin_tls_cert: str = option(
+        FILE, "", ADMINISTRATION,
+        "PEM file with the certificate to serve HTTPS there with, and those that vouch for it.",
+    )
+    admin_tls_key: str = option(
+        FILE, "", ADMINISTRATION,
+        "PEM file with its key, if that is not in the same file.",
+    )
     log_format: str = option(
         choice("auto", "text", "json"), "auto", LOG,
         "How the log is written to standard error: text for people, or JSON, one object a line. auto: text "
@@ -384,6 +448,10 @@ class Settings:
     """From the files' [[rules]] tables, those of the file of the settings first."""
     tenants: tuple[Tenant, ...] = ()
     """From the file's [tenants.*] tables only. No option: a password in a flag can be read by others."""
+    token: Secret = Secret()  # noqa: RUF009 - it is a text
+    """The token that admin_token or one of its two other spellings gives; empty: none."""
+    origins: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    """For each option where its value came from, as `load` tells it; empty if that did not make it."""
 
     @property
     def auth_mode(self) -> str:
@@ -423,7 +491,6 @@ def load(
     """
     flag, path = ("--config", config) if config is not None else (CONFIG_VARIABLE, env.get(CONFIG_VARIABLE))
     table = _read_toml(flag, path) if path else {}
-    _no_unknown_variables(env, named_variables(table.get("tenants")))
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for option in OPTIONS:
@@ -434,7 +501,9 @@ def load(
                 raise SettingsError(f"{written}: {error}") from None
             origins[option.name] = origin
             break
-    tenants = read_tenants(table.get("tenants", {}), f"{path}:tenants", env)
+    named = named_variables(table.get("tenants")) | {values.get("admin_token_env", "")}
+    _no_unknown_variables(env, named)
+    tenants = read_tenants(table["tenants"], f"{path}:tenants", env) if "tenants" in table else ()
     rules = read_rules(table.get("rules", []), f"{path}:rules")
     settings = Settings(**values, rules=rules, tenants=tenants)
     origins = {option.name: origins.get(option.name, "default") for option in OPTIONS}
@@ -446,7 +515,8 @@ def load(
     if tenants:
         origins["tenants"] = f"file {path}:tenants"
     _check_together(settings, origins)
-    return settings, origins
+    token = _find_token(settings, origins, env)
+    return dataclasses.replace(settings, token=token, origins=origins), origins
 
 
 def _sources(
@@ -466,6 +536,22 @@ def _sources(
     if option.name in table:
         written = f"{path}:{option.name}"
         yield written, toml_text(written, table[option.name], many=option.kind.many), f"file {written}"
+
+
+def _find_token(settings: Settings, origins: Mapping[str, str], env: Mapping[str, str]) -> Secret:
+    """The token of the administration; empty if none is given."""
+    names = ("admin_token", "admin_token_file", "admin_token_env")
+    given = [name for name in names if getattr(settings, name)]
+    if not given:
+        return Secret()
+    written = [origins[name].partition(" ")[2] for name in given]
+    if len(given) > 1:
+        raise SettingsError(f"{written[0]}: wrong beside {written[1]}; give the token in one place only")
+    text = read_secret(given[0], str(getattr(settings, given[0])), written[0], env)
+    try:
+        return SECRET.parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{written[0]}: the token is none: {error}") from None
 
 
 def _no_unknown_variables(env: Mapping[str, str], named: Iterable[str]) -> None:
@@ -502,6 +588,10 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
         raise SettingsError(
             f"{written[name]}: {value!r} is wrong beside the other limit; "
             f"reconnect_min ({low}) must not exceed reconnect_max ({high})"
+        )
+    if settings.admin_tls_key and not settings.admin_tls_cert:
+        raise SettingsError(
+            f"{written['admin_tls_key']}: a key is of no use without admin_tls_cert; give the latter, too"
         )
     _check_auth(settings, written)
     if settings.auth_mode == "tenants":

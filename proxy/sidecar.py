@@ -10,8 +10,6 @@ import logging
 import os
 import resource
 import signal
-import socket
-import stat
 import time
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
@@ -26,6 +24,11 @@ from proxy.client.health import outage_fields, status
 from proxy.client.spaces import Space
 from proxy.events import fields, without_arguments
 from proxy.kinds import show_size
+from proxy.listening import addresses, clear_away, serve
+from proxy.observe.admin import Admin
+from proxy.observe.page import add_page
+from proxy.observe.routes import Routes
+from proxy.observe.sources import Sources
 from proxy.reload import Load, Reloader
 from proxy.resp import encode
 from proxy.resp.commands import CommandTable
@@ -38,7 +41,7 @@ from proxy.tier.rules import Rules
 from proxy.tier.shelf import Shelf
 from proxy.tier.table import STRIDE
 from proxy.tier.tier import Account, Limits, Tier
-from proxy.upstream.address import Listen, Upstream, cannot_listen
+from proxy.upstream.address import Upstream
 from proxy.upstream.caller import Question
 from proxy.upstream.canary import Canary
 from proxy.upstream.embedded import EmbeddedRedis
@@ -53,7 +56,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pannier")
 
-_BACKLOG = 1024
 _FIRST_WORD = 1.0
 """Seconds the banner waits to learn whether Redis tells of changes."""
 _FILES_BESIDE_CLIENTS = 128
@@ -86,7 +88,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
         sidecar = Sidecar(settings, upstream, bundled)
         if again is not None:
             reloader = Reloader(settings, again, config, sidecar.obey)
-            sidecar.reloader = reloader
+            sidecar.reloader = sidecar.sources.reloader = reloader
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload, "SIGHUP")
             watch = asyncio.create_task(reloader.run())
             stack.callback(watch.cancel)
@@ -133,18 +135,29 @@ class Sidecar:
         self.clients = Clients(
             settings, self.links, dispatcher, identity, upstream.db, self.info, self.tier, self.stats
         )
+        self._started = time.monotonic()
+        protocol = link_protocol(Shape.PLAIN, 2, self.tier is not None)
+        self._main = LinkKey(identity, upstream.db, protocol, self.clients.spaces.start.name)
+        self.sources = Sources(settings, self.clients, self.links, self._main, self._started, self.stats)
+        self.admin = Admin(settings)
+        Routes(self.sources).add_to(self.admin)
+        add_page(self.admin)
+        if settings.admin_listen is not None:
+            # With prometheus-client: 2 MB and a twentieth of a second that admin_listen = off does without.
+            from proxy.observe.metrics import Collector
+
+            self.admin.add("GET", "/metrics", Collector(self.sources).answer)
         self.obey(settings)
         self.warming = Warming(settings, self.clients)
+        self.sources.warming = self.warming
         self.clients.warm = lambda: self.warming.ready
+        self.clients.listening = False
         self.reloader: Reloader | None = None
         """What reads the rules again."""
         self.bus: Bus | None = None
         """Made when it is known which namespaces there are."""
         self.addresses: list[str] = []
         """Where clients are served, with the ports the system chose."""
-        self._started = time.monotonic()
-        protocol = link_protocol(Shape.PLAIN, 2, self.tier is not None)
-        self._main = LinkKey(identity, upstream.db, protocol, self.clients.spaces.start.name)
         self._canary: Canary | None = None
         self._learning: asyncio.Task[None] | None = None
         self._learnt: tuple[LinkKey, int] | None = None
@@ -157,27 +170,35 @@ class Sidecar:
         main = self.links.attach(self._main)
         servers: list[asyncio.Server] = []
         ticker: asyncio.Task[None] | None = None
+        lag: asyncio.Task[None] | None = None
         canary: asyncio.Task[None] | None = None
         listener: asyncio.Task[None] | None = None
         try:
+            await self.admin.start()
             spaces = [self.clients.spaces.of(listen) for listen in self.settings.listen]
             if any(space.namespace is not None or space.locked for space in spaces):
                 await self._learn_first(main)
             for listen in self.settings.listen:
-                servers.append(await self._listen(loop, listen))
+                make = functools.partial(self.clients.session, self.clients.spaces.of(listen))
+                servers.append(await serve(make, listen))
+                self.addresses += addresses(servers[-1], listen)
+            self.clients.listening = True
             ticker = loop.create_task(self._tick(main))
+            lag = loop.create_task(self.sources.lag.run())
             listener = self._join_bus(loop)
             if self.tier is not None and self.settings.canary_interval:
                 timeout = self.settings.coherence_timeout
                 prefix = self.clients.spaces.start.prefix
                 self._canary = Canary(self.links, main, self.settings.canary_interval, timeout, prefix)
+                self.sources.canary = self._canary
                 canary = loop.create_task(self._canary.run())
             self.warming.start(self.bus)
             yield
         finally:
+            self.clients.listening = False
             for server in servers:
                 server.close()
-            for task in (ticker, canary, listener, self._learning):
+            for task in (ticker, lag, canary, listener, self._learning):
                 if task is not None:
                     task.cancel()
             while listener is not None and not listener.done():
@@ -189,16 +210,16 @@ class Sidecar:
             if self.tier is not None:
                 self.tier.close()
             await self.links.close()
+            self.admin.close()
             for listen in self.settings.listen[: len(servers)]:
-                if listen.path is not None:
-                    with contextlib.suppress(OSError):
-                        os.unlink(listen.path)
+                clear_away(listen)
 
     def obey(self, settings: Settings) -> None:
         """Put the cache rules and the mode of some settings in force."""
         stale = settings.stale_max if settings.on_upstream_down == "stale" else 0.0
         ceiling = Serve[settings.mode.upper()]
         limits = Defaults(settings.l1_ttl, settings.max_value_size, ceiling, stale)
+        self.sources.settings = settings
         self.clients.obey(Policy(settings.rules, limits))
 
     async def first_contact(self) -> None:
@@ -224,6 +245,8 @@ class Sidecar:
             lines.append(
                 "  note       the bundled redis-server keeps nothing: give --upstream for a real one"
             )
+        if self.admin.addresses or self.admin.trouble:
+            lines.append(f"  admin      {self.admin.url or 'not served: its address is taken'}")
         lines.append("  stop       Ctrl-C")
         return "\n".join(lines)
 
@@ -256,7 +279,7 @@ class Sidecar:
             "pannier_upstream": self.upstream.redacted,
             "pannier_upstream_version": self._version(link),
             "pannier_upstream_status": status(link),
-            "pannier_upstream_reconnects": sum(shared.reconnects for shared in links.shared.values()),
+            "pannier_upstream_reconnects": links.connector.tally.reconnects,
             "pannier_connected_clients": len(clients.sessions),
             "pannier_max_clients": self.settings.max_clients,
             "pannier_total_connections_received": clients.received,
@@ -338,25 +361,6 @@ class Sidecar:
             }
         return fields
 
-    # --- listening
-
-    async def _listen(self, loop: asyncio.AbstractEventLoop, listen: Listen) -> asyncio.Server:
-        make = functools.partial(self.clients.session, self.clients.spaces.of(listen))
-        try:
-            if listen.path is not None:
-                _remove_stale_socket(listen.path)
-                server = await loop.create_unix_server(make, listen.path, backlog=_BACKLOG)
-                os.chmod(listen.path, listen.mode)
-                self.addresses.append(str(listen))
-            else:
-                server = await loop.create_server(
-                    make, listen.host, listen.port, backlog=_BACKLOG, reuse_address=True
-                )
-                self.addresses += [_address(sock.getsockname()) for sock in server.sockets]
-        except OSError as error:
-            raise cannot_listen(listen, error) from None
-        return server
-
     # --- what goes on beside the clients
 
     async def _tick(self, main: SharedLink) -> None:
@@ -390,6 +394,7 @@ class Sidecar:
         heartbeat = settings.coherence_timeout / 3
         self.bus = Bus(self.upstream, self.tier, namespaces, settings.evict_channel, writes, heartbeat)
         self.clients.bus, self.clients.tells_writes = self.bus, writes
+        self.sources.bus = self.bus
         return loop.create_task(self.bus.run())
 
     async def _learn_first(self, main: SharedLink) -> None:
@@ -478,6 +483,7 @@ def _tier(settings: Settings, table: CommandTable) -> Tier | None:
         stale_max=settings.stale_max if settings.on_upstream_down == "stale" else 0.0,
     )
     tier = Tier(limits, Rules(table))
+    tier.eager = True
     if settings.verify:
         tier.stride = max(0, min(STRIDE, round(1 / settings.verify) - 1))
     return tier
@@ -558,30 +564,8 @@ def _in_short(space: Space) -> str:
     return ",".join(f"{name}={value}" for name, value in fields.items())
 
 
-def _address(name: tuple[str, int]) -> str:
-    return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-
-
 def _bytes(text: str | None) -> bytes | None:
     return None if text is None else text.encode()
-
-
-def _remove_stale_socket(path: str) -> None:
-    """Remove what a killed predecessor left; a live socket or another file stays and fails the bind."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
-    except OSError:
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except OSError:
-            return
-        else:
-            raise StartupError(f"unix://{path}: another process serves this socket already")
 
 
 def _raise_file_limit(clients: int) -> None:

@@ -124,6 +124,12 @@ def read_tenants(table: Any, written: str, env: Mapping[str, str]) -> tuple[Tena
     """
     if not isinstance(table, Mapping):
         raise misfit(written, table, "a table per tenant, such as [tenants.acme]")
+    if not table:
+        # Without tenants no password is asked for: not what somebody means who has begun to write them.
+        raise SettingsError(
+            f"{written}: no tenant stands in it; add tables such as [tenants.acme], or take it out of the "
+            "file: then Pannier asks for no passwords itself"
+        )
     return tuple(_read_tenant(name, fields, written, env) for name, fields in table.items())
 
 
@@ -206,6 +212,12 @@ def _spellings(stem: str) -> tuple[str, ...]:
 
 def _exactly_one(stem: str) -> str:
     return f"give exactly one of {', '.join(_spellings(stem))}"
+
+
+def read_secret(key: str, value: str, written: str, env: Mapping[str, str]) -> str:
+    """The secret that a setting gives: `key` ends in `_file`, `_env` or neither of them, as a tenant's
+    password does. Raises SettingsError."""
+    return _find_secret(key, value, written, env)
 
 
 def _find_secret(key: str, value: object, written: str, env: Mapping[str, str]) -> str:

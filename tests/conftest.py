@@ -1,17 +1,38 @@
-"""Fixtures: one redis-server and one pannier per version for the whole run, flushed between tests."""
+"""Fixtures: one redis-server and one pannier per version for the whole run, flushed between tests.
+
+`make test` runs several processes of tests at once (pytest-xdist); each has these servers of its own.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
+from tests import harness
 from tests.harness import Process, pannier, redis_server, servers, wait_until
 
 os.environ.setdefault("PANNIER_LOG_FORMAT", "text")
 """Servers under test write to files, which by itself would mean JSON and no banner."""
+
+
+class ByFileAndVersion(LoadScopeScheduling):
+    """Gives a process all tests of a file for one version of Redis at once: they have servers in common."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        version = re.search(r"[\[-](bundled|system)[\]-]", test)
+        return f"{file} {version[1]}" if version else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling | None:
+    return ByFileAndVersion(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", params=["bundled", "system"])
@@ -23,24 +44,74 @@ def redis_binary(request: pytest.FixtureRequest) -> str:
     return found
 
 
-@pytest.fixture(scope="session")
-def shared_redis(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    with redis_server(redis_binary, tmp_path_factory.mktemp("redis")) as process:
-        yield process
+@contextlib.contextmanager
+def taking_turns(alone: bool) -> Iterator[None]:
+    """Hold a place among those of all processes who run a test, or the only one.
+
+    The first file is locked only to come to the second, so that who wants to be alone need not wait until nobody
+    else comes.
+    """
+    with Path(__file__).open() as door, Path(harness.__file__).open() as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with taking_turns(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+class Kept:
+    """Servers that are started when first asked for and serve until the end of the run.
+
+    A fixture of session scope would end the server of one version whenever a test of the other comes, which is twice
+    a file.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, factory: pytest.TempPathFactory) -> None:
+        self._stack, self._factory = stack, factory
+        self._redis: dict[str, Process] = {}
+        self._proxies: dict[str, Process] = {}
+
+    def redis(self, binary: str) -> Process:
+        if binary not in self._redis:
+            server = redis_server(binary, self._factory.mktemp("redis"))
+            self._redis[binary] = self._stack.enter_context(server)
+        return self._redis[binary]
+
+    def proxy(self, binary: str) -> Process:
+        """A pannier in front of it, with the eviction bus."""
+        if binary not in self._proxies:
+            upstream = f"redis://127.0.0.1:{self.redis(binary).port}"
+            proxy = self._stack.enter_context(pannier(upstream, self._factory.mktemp("pannier"), bus=True))
+            with proxy.connect() as sock, sock.makefile("rb") as replies:
+
+                def hears_the_bus() -> bool:
+                    sock.sendall(b"INFO sidecar\r\n")
+                    return b"bus_status:up" in replies.read(int(replies.readline()[1:]) + 2)
+
+                wait_until(hears_the_bus)  # it forgets everything when it begins to
+            self._proxies[binary] = proxy
+        return self._proxies[binary]
 
 
 @pytest.fixture(scope="session")
-def shared_proxy(shared_redis: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    directory = tmp_path_factory.mktemp("pannier")
-    with pannier(f"redis://127.0.0.1:{shared_redis.port}", directory, bus=True) as process:
-        with process.connect() as sock, sock.makefile("rb") as replies:
+def servers_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
+    with contextlib.ExitStack() as stack:
+        yield Kept(stack, tmp_path_factory)
 
-            def hears_the_bus() -> bool:
-                sock.sendall(b"INFO sidecar\r\n")
-                return b"bus_status:up" in replies.read(int(replies.readline()[1:]) + 2)
 
-            wait_until(hears_the_bus)  # it forgets everything when it begins to
-        yield process
+@pytest.fixture(scope="session")
+def shared_redis(redis_binary: str, servers_kept: Kept) -> Process:
+    return servers_kept.redis(redis_binary)
+
+
+@pytest.fixture(scope="session")
+def shared_proxy(redis_binary: str, servers_kept: Kept) -> Process:
+    return servers_kept.proxy(redis_binary)
 
 
 @pytest.fixture

@@ -1,6 +1,10 @@
 """Real servers for the tests: redis-server of every version at hand, and pannier as its own process.
 
 Everything listens on loopback ports the system chose, is waited for by polling, and is ended by its pid.
+
+Tests run in several processes at once, so a port that is merely free may be taken, by another test's server or as
+the near end of any connection, before the server it is meant for listens, or while that is down to be started
+again. So ports are reserved: see `free_port`.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ SYSTEM = shutil.which(
     "redis-server", path=os.pathsep.join(p for p in os.get_exec_path() if not p.startswith(sys.prefix))
 )
 READY_TIMEOUT = 20.0
+TIED = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+"""Begins a command that is to end with the process of tests that runs it: one of several may be killed."""
 
 
 def servers() -> dict[str, str]:
@@ -35,11 +41,56 @@ def servers() -> dict[str, str]:
     return found
 
 
-def free_port() -> int:
-    """A loopback port nobody listens on right now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+_reserved: dict[int, list[socket.socket]] = {}
+"""The sockets that hold ports for servers of this process."""
+
+
+def free_port(above: int = 0) -> int:
+    """A loopback port nobody listens on, and which nobody else gets until `give_back` or the end of the tests.
+
+    A socket stays bound to it and does not listen. The system then gives the port to nobody who asks for any, nor
+    to outgoing connections, and refuses connections to it, but lets a server bind it by name, since both have
+    SO_REUSEADDR. With `above`, so is the port so far above it, for the bus of a cluster.
+    """
+    while True:
+        sock = _bound(0)
+        port = int(sock.getsockname()[1])
+        try:
+            _reserved[port] = [sock, _bound(port + above)] if above else [sock]
+        except (OSError, OverflowError):  # the one above is taken, or there is none
+            sock.close()
+        else:
+            return port
+
+
+def _bound(port: int) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(("127.0.0.1", port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def give_back(port: int) -> None:
+    """Let the system give a port of `free_port` to others again."""
+    for sock in _reserved.pop(port):
+        sock.close()
+
+
+@contextlib.contextmanager
+def reserved(port: int | None) -> Iterator[int]:
+    """A port to listen on: the one given, else one for as long as the context lasts."""
+    if port is not None:
+        yield port
+        return
+    port = free_port()
+    try:
+        yield port
+    finally:
+        give_back(port)
 
 
 @dataclass
@@ -121,7 +172,7 @@ def running(
     log = directory / f"{Path(command[0]).name}-{port}-{time.monotonic_ns()}.log"
     with log.open("wb") as out:
         popen = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT,
+            [*TIED, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT,
             env={**os.environ, **(env or {})}, start_new_session=True,
         )  # fmt: skip
     process = Process(popen, port, log)
@@ -138,13 +189,13 @@ def running(
 @contextlib.contextmanager
 def redis_server(binary: str, directory: Path, *options: str, port: int | None = None) -> Iterator[Process]:
     """A redis-server that keeps nothing; `options` as on its command line."""
-    port = port or free_port()
-    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
-               "--dir", str(directory), "--enable-debug-command", "yes"]  # fmt: skip
-    if binary == str(BUNDLED):
-        command = command[:-2]  # 6.2 does not know the option and needs none
-    with running([*command, *options], port, directory) as process:
-        yield process
+    with reserved(port) as port:
+        command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+                   "--dir", str(directory), "--enable-debug-command", "yes"]  # fmt: skip
+        if binary == str(BUNDLED):
+            command = command[:-2]  # 6.2 does not know the option and needs none
+        with running([*command, *options], port, directory) as process:
+            yield process
 
 
 @contextlib.contextmanager
@@ -156,22 +207,15 @@ def pannier(
     Without the eviction bus, unless they or `bus` ask for it: when that begins to be heard, a moment after
     the start, memory is emptied, and a test that counts would have to wait for it.
     """
-    port = port or free_port()
     if not bus and "--broadcast" not in options:
         options = (*options, "--broadcast", "off")
-    command = [
-        sys.executable,
-        "-m",
-        "proxy",
-        "run",
-        "--upstream",
-        upstream,
-        "--listen",
-        f"127.0.0.1:{port}",
-        *options,
-    ]
-    with running(command, port, directory) as process:
-        yield process
+    if "--admin-listen" not in options:
+        options = (*options, "--admin-listen", "off")
+    with reserved(port) as port:
+        command = [sys.executable, "-m", "proxy", "run", "--upstream", upstream, "--listen", f"127.0.0.1:{port}",
+                   *options]  # fmt: skip
+        with running(command, port, directory) as process:
+            yield process
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:

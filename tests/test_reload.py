@@ -56,6 +56,13 @@ class TestReading:
         house.reloader.reload("SIGHUP")
         assert house.patterns == [["a", "b"], []]
 
+    def test_says_where_the_new_values_came_from(self, house: House) -> None:
+        house.replace(house.config, f'rules_file = "{house.rules}"\nmode = "observe"\nmax_clients = 7\n')
+        house.reloader.reload("SIGHUP")
+        origins = house.applied[-1].origins
+        assert origins["mode"] == f"file {house.config}:mode"
+        assert origins["max_clients"] == "default", "which takes effect at the next start only"
+
     def test_the_same_again_changes_nothing(self, house: House, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.INFO):
             house.reloader.reload("SIGHUP")

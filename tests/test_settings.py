@@ -40,7 +40,7 @@ class TestDefaults:
         assert set(origins.values()) == {"default"}
 
     def test_are_what_the_documentation_promises(self) -> None:
-        assert dataclasses.asdict(Settings()) | {"listen": None} == {
+        assert dataclasses.asdict(Settings()) | {"listen": None, "admin_listen": None} == {
             "upstream": None,
             "listen": None,
             "max_clients": 10_000,
@@ -81,6 +81,14 @@ class TestDefaults:
             "namespace_channels": False,
             "namespace_scripts": "warn",
             "auth": "auto",
+            "admin_listen": None,
+            "admin_token": "",
+            "admin_token_file": "",
+            "admin_token_env": "",
+            "admin_changes": "auto",
+            "admin_protect": "changes",
+            "admin_tls_cert": "",
+            "admin_tls_key": "",
             "log_format": "auto",
             "log_level": "info",
             "key_privacy": "plain",
@@ -91,8 +99,11 @@ class TestDefaults:
             "verify_demote": 0,
             "rules": (),
             "tenants": (),
+            "token": "",
+            "origins": {},
         }
         assert Settings().listen == (Listen("127.0.0.1", 6380),)
+        assert Settings().admin_listen == Listen("127.0.0.1", 9464)
 
     @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
     def test_pass_their_own_check(self, option: Any) -> None:
@@ -358,9 +369,18 @@ class TestTenants:
         assert "s3cr3t" not in repr(settings)
 
     def test_no_table_no_tenant(self, tmp_path: Path) -> None:
-        settings, origins = load({}, {}, toml(tmp_path, "[tenants]"))
+        settings, origins = load({}, {}, toml(tmp_path, 'auth = "none"'))
         assert settings.tenants == ()
         assert "tenants" not in origins
+
+    @pytest.mark.parametrize("auth", ["", 'auth = "none"\n', 'auth = "tenants"\n'])
+    def test_an_empty_table_stops_the_start(self, tmp_path: Path, auth: str) -> None:
+        """Whoever writes it wants passwords; as if it were not there, everybody would be in."""
+        path = toml(tmp_path, auth + "[tenants]")
+        assert complaint({}, {}, path) == (
+            f"{path}:tenants: no tenant stands in it; add tables such as [tenants.acme], or take it out of the "
+            "file: then Pannier asks for no passwords itself"
+        )
 
     def test_a_wrong_one_stops_the_start(self, tmp_path: Path) -> None:
         path = toml(tmp_path, ACME + "max_clients = 0")
@@ -494,3 +514,60 @@ class TestAWrongFile:
         path = toml(tmp_path, line)
         name = line.strip("[]").partition(" ")[0]
         assert complaint({}, {}, path) == f"{path}:{name}: {said}"
+
+
+class TestTheTokenOfTheAdministration:
+    def test_in_one_of_three_places(self, tmp_path: Path) -> None:
+        secret = tmp_path / "token"
+        secret.write_text("s3cr3t\nmore\n")
+        for flags, env in (
+            ({"admin_token": "s3cr3t"}, {}),
+            ({"admin_token_file": str(secret)}, {}),
+            ({"admin_token_env": "ADMIN"}, {"ADMIN": "s3cr3t"}),
+            ({"admin_token_env": "PANNIER_OWN"}, {"PANNIER_OWN": "s3cr3t"}),
+            ({}, {"PANNIER_ADMIN_TOKEN": "s3cr3t"}),
+        ):
+            settings, _ = load(flags, env)
+            assert settings.token == "s3cr3t"
+            assert "s3cr3t" not in repr(settings)
+        assert load({}, {})[0].token == ""
+
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            ({"admin_token": "a b"}, "--admin-token: it has white space or a character beyond ASCII; give one without"),
+            ({"admin_token": "***"}, "--admin-token: *** stands for a secret not shown; give the secret itself"),
+            (
+                {"admin_token": "x", "admin_token_env": "Y"},
+                "--admin-token: wrong beside --admin-token-env; give the token in one place only",
+            ),
+            ({"admin_token_env": "NONE"}, "--admin-token-env: the variable is not set; give the name of one that is"),
+            ({"admin_token_env": "s3cr3t!"}, "--admin-token-env: it is no name of a variable; give one such as ADMIN_TOKEN"),
+            (
+                {"admin_token_file": "/nonexistent"},
+                "--admin-token-file: the file cannot be read (No such file or directory); give one that can",
+            ),
+            ({"admin_tls_key": "k"}, "--admin-tls-key: a key is of no use without admin_tls_cert; give the latter, too"),
+            ({"admin_listen": "1?namespace=x"}, "--admin-listen: '1?namespace=x' has a namespace; nobody reads or writes keys there, leave it out"),
+        ],
+    )  # fmt: skip
+    def test_what_is_wrong_is_told_without_it(self, flags: dict[str, str], said: str) -> None:
+        assert complaint(flags) == said
+
+    def test_a_file_with_more_than_a_token(self, tmp_path: Path) -> None:
+        secret = tmp_path / "token"
+        secret.write_text("s3 cr3t\n")
+        assert complaint({"admin_token_file": str(secret)}) == (
+            "--admin-token-file: the token is none: it has white space or a character beyond ASCII; give one without"
+        )
+
+    def test_its_address(self) -> None:
+        for text, listen in (("off", None), ("OFF", None), ("", None), ("1", Listen(port=1)), (":1", Listen(None, 1))):
+            assert load({"admin_listen": text}, {})[0].admin_listen == listen
+        assert load({}, {"PANNIER_ADMIN_LISTEN": ""})[0].admin_listen == Listen(port=9464)
+
+
+def test_where_values_came_from_is_kept_with_them() -> None:
+    settings, origins = load({"max_clients": "7"}, {})
+    assert settings.origins == origins
+    assert settings == load({}, {"PANNIER_MAX_CLIENTS": "7"})[0], "and does not tell settings apart"

@@ -79,7 +79,8 @@ class TestATable:
         assert [tenant.name for tenant in read_tenants(table, WRITTEN, {})] == list(table)
 
     def test_none(self) -> None:
-        assert read_tenants({}, WRITTEN, {}) == ()
+        with pytest.raises(SettingsError, match=r"no tenant stands in it; add tables such as \[tenants.acme\], or take it out"):
+            read_tenants({}, WRITTEN, {})
 
 
 class TestPasswords:

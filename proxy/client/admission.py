@@ -19,10 +19,40 @@ _ALL_LIMIT = 4 * _WHOLE_LIMIT
 """Bytes of all commands that are being waited for."""
 
 
+_SHAPING = frozenset({Route.TRANSACTION, Route.STATE, Route.PROBE, Route.TUNNEL})
+
+
 def spent(session: Session) -> bool:
     """Whether the tenant has done all it may for now."""
-    bucket = session.space.bucket
-    return bucket is not None and bucket.empty
+    return session.meter is not None and not session.meter.left
+
+
+def waits(session: Session, arguments: list[bytes]) -> bool:
+    """Have the client wait, if the tenant has done all it may for now and the command is one on which it
+    depends what later ones do.
+
+    Without its MULTI, WATCH or SELECT what has been sent behind it would be carried out all the same, as
+    something else than was meant.
+    """
+    if session.meter is None or session.meter.left:
+        return False
+    dispatcher = session.clients.dispatcher
+    shaping = dispatcher.route(arguments) in _SHAPING or dispatcher.name(arguments) == "select"
+    bypass = [argument.lower() for argument in arguments[:2]] == [b"sidecar", b"bypass"]
+    if shaping or bypass:
+        session.meter.wait()
+    return shaping or bypass
+
+
+def pauses(session: Session) -> bool:
+    """Have the client wait, whatever it says, if the tenant has done all it may for now.
+
+    On a link of the client's own an error of the sidecar's might stand in the wrong place.
+    """
+    if session.meter is None or session.meter.left:
+        return False
+    session.meter.wait()
+    return True
 
 
 def refusal(session: Session, route: Route, arguments: list[bytes]) -> bytes:
@@ -33,7 +63,7 @@ def refusal(session: Session, route: Route, arguments: list[bytes]) -> bytes:
     if space.locked or spent(session):
         if dispatcher.name(arguments) in local.WITHOUT_AUTH:
             return b""
-        return local.NOAUTH if space.locked else space.over
+        return local.NOAUTH if space.locked else space.say_over()
     if space.namespace is None or route in (Route.SHARED, Route.LOCAL):
         return b""  # if it is refused, it is where it is sent
     try:
@@ -125,7 +155,7 @@ def judge_large(session: Session, arguments: list[bytes], frame: LargeFrame) -> 
     `arguments` are those of its leading ones that are complete.
     """
     if spent(session):
-        return session.space.over
+        return session.space.say_over()
     try:
         command = session.clients.dispatcher.find(arguments)
         if session.space.leading(command, arguments, frame.count) is None:

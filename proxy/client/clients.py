@@ -11,12 +11,14 @@ from typing import Protocol
 
 from proxy.client import journal, refilling
 from proxy.client.dispatch import Dispatcher
+from proxy.client.latency import Latency
 from proxy.client.leases import Leases
 from proxy.client.local import FIRST_ID
 from proxy.client.session import Session
 from proxy.client.spaces import Space, Spaces
 from proxy.client.states import State
 from proxy.client.verifying import Verifier
+from proxy.client.volume import Volume
 from proxy.events import fields
 from proxy.privacy import KeyPrivacy, Privacy
 from proxy.resp import encode
@@ -34,6 +36,7 @@ log = logging.getLogger("pannier.tenants")
 TICK = 0.25
 """Seconds between two rounds of `Clients.tick`."""
 _IDLE_TICKS = 4
+"""Rounds between two looks at what may be looked at once a second."""
 _FADE_TICKS = 240
 """What was read a minute ago counts for half."""
 _TELL_EVERY = 60.0
@@ -93,6 +96,10 @@ class Clients:
             self.verifier = Verifier(tier, settings.verify, settings.verify_demote, lag)
         self.warm: Callable[[], bool] = lambda: True
         """Whether memory has been warmed as far as one wants to wait for it."""
+        self.listening = True
+        """Whether new clients are served."""
+        self.draining = False
+        """Whether who looks for a place to serve clients is told to look elsewhere."""
         self.bus: Bus | None = None
         """Over which other sidecars are told what to forget; None: they are not."""
         self.tells_writes = False
@@ -119,6 +126,8 @@ class Clients:
         self.rejected = 0
         self.killed = 0
         """Connections closed because of a limit."""
+        self.volume = Volume()
+        self.latency = Latency(dispatcher.table)
         self._next_id = FIRST_ID
         if tier is not None:
             tier.on_loose = self._refresh_all
@@ -207,6 +216,7 @@ class Clients:
     def leave(self, session: Session) -> None:
         """Forget a session that has ended."""
         if self.sessions.pop(session.id, None) is not None:
+            self.volume.leave(session)
             session.space.leave(session)
         self.stalled.pop(session, None)
         self.leases.leave(session)
@@ -215,12 +225,18 @@ class Clients:
         """Enforce the limits that need a clock."""
         now = time.monotonic()
         self.links.tick(now)
+        for link in self.links.shared.values():
+            self.latency.listen(link)
         self._refresh()
         for session, since in list(self.stalled.items()):
             self._check_output(session, now - since)
         self._ticks += 1
         if self._ticks % _IDLE_TICKS == 0:
             self._find_idle(now)
+            for account in self.tier.accounts if self.tier is not None else ():
+                account.settle()
+            for space in self.spaces:
+                space.writes.settle()
             for space in self.spaces:
                 _tell_refused(space, now)
 

@@ -224,12 +224,12 @@ class Dispatcher:
         there, which end at a zero byte."""
         return any(b"\0" in word for word in arguments[:2]) and self.find(arguments) is None
 
-    def local_in_namespace(self, arguments: Sequence[bytes]) -> bool:
-        """Whether the sidecar answers a command for clients in a namespace."""
+    def local_in(self, arguments: Sequence[bytes], namespace: bool) -> bool:
+        """Whether a command is the sidecar's own, or one that it answers for clients in a namespace."""
         command = self.find(arguments)
         if command is None:
             return arguments[0].lower() == b"sidecar"
-        return command.name in LOCAL_IN_NAMESPACE and _fits(command.arity, len(arguments))
+        return namespace and command.name in LOCAL_IN_NAMESPACE and _fits(command.arity, len(arguments))
 
     def expect(self, arguments: Sequence[bytes]) -> Expect:
         """What a command means for the state of a counted link."""

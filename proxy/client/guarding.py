@@ -4,7 +4,7 @@ namespace, or where Redis is not to judge who the client is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from proxy.client import local
 from proxy.resp import encode
@@ -12,9 +12,11 @@ from proxy.resp.keys import word
 from proxy.resp.messages import SUBSCRIPTIONS
 from proxy.resp.namespace import RefusedAsRedis, RefusedHere, Strip, spoken
 from proxy.resp.requests import LargeFrame
+from proxy.upstream.link import Identity
 
 if TYPE_CHECKING:
     from proxy.client.pin import Pin
+    from proxy.client.session import Session
 
 INVALID = [b"GET"]
 """A command that Redis refuses, in whatever state a connection is."""
@@ -72,6 +74,39 @@ def _allow(pin: Pin, arguments: list[bytes]) -> None:
     redirects = name == "client|tracking" and b"redirect" in words[3:]
     if redirects and local.redirect_target(pin.session, arguments) is None:
         raise RefusedAsRedis("The client ID you want redirect to does not exist")
+
+
+def subscribed(session: Session, name: str) -> bytes:
+    """Redis' error for what cannot be said on a RESP2 connection that subscribes."""
+    kinds = "P|S" if session.clients.dispatcher.table.full_form else "P"
+    return encode.error(
+        f"ERR Can't execute '{name}': only ({kinds})SUBSCRIBE / ({kinds})UNSUBSCRIBE / PING / QUIT / RESET "
+        "are allowed in this context"
+    )
+
+
+def strayed(name: str) -> bytes:
+    """The error for a command of the sidecar's own where it is not known for whom it would be answered."""
+    return encode.error(
+        f"ERR pannier: {spoken(name)} is refused after SELECT, AUTH or HELLO on a connection that holds "
+        "state: send RESET first"
+    )
+
+
+def moved(name: str, arguments: list[bytes]) -> dict[str, Any]:
+    """What a SELECT, AUTH or HELLO that succeeds changes about a connection."""
+    change: dict[str, Any] = {}
+    if name == "select" and len(arguments) > 1 and arguments[1].isdigit():
+        change["database"] = int(arguments[1])
+    elif name == "hello" and len(arguments) > 1 and arguments[1] in (b"2", b"3"):
+        change["protocol"] = int(arguments[1])
+        words = [argument.lower() for argument in arguments]
+        if b"auth" in words[2:-2]:
+            at_user = words.index(b"auth", 2) + 1
+            change["identity"] = Identity(arguments[at_user], arguments[at_user + 1])
+    elif name == "auth" and len(arguments) in (2, 3):
+        change["identity"] = Identity(arguments[1] if len(arguments) == 3 else None, arguments[-1])
+    return change
 
 
 def waits_for_all(pin: Pin, arguments: list[bytes], frame: LargeFrame) -> bool:

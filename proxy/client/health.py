@@ -1,8 +1,8 @@
 """One judgement of the sidecar's health, for whoever asks: SIDECAR HEALTH, INFO, an HTTP endpoint.
 
 *Alive* means that the loop turns: who gets an answer at all knows it. *Ready* means that commands of clients
-can be answered usefully: Redis is there, or what was read from it may be served stale; and memory is warm, or
-has had its time for that.
+can be answered usefully: their listeners are open; Redis is there, or what was read from it may be served
+stale; memory is warm, or has had its time for that; and nobody has asked clients to go elsewhere (draining).
 """
 
 from __future__ import annotations
@@ -38,16 +38,27 @@ class Health:
     serving: str
     """What memory serves: fresh or stale entries, or nothing."""
     stale_since: int
-    why: str
-    """Why it is not ready, or serves stale entries; empty if all is well."""
+    draining: bool
+    """Whether new clients had better go elsewhere; those who are here are served, and so are new ones."""
+    reasons: tuple[str, ...]
+    """Why it is not ready, or serves stale entries; none if all is well."""
+
+    @property
+    def why(self) -> str:
+        """The reasons, for a person."""
+        return "; ".join(self.reasons)
 
     def fields(self) -> dict[str, object]:
         """By name, as SIDECAR HEALTH shows them: yes and no for truth."""
-        shown = {name: getattr(self, name) for name in self.__slots__}
+        shown = {name: getattr(self, name) for name in SHOWN}
         return {
             name: ("yes" if value else "no") if isinstance(value, bool) else value
             for name, value in shown.items()
         }
+
+
+SHOWN = tuple(name for name in (*Health.__slots__, "why") if name != "reasons")
+"""What there is to show of a judgement, in this order."""
 
 
 def judge(clients: Clients, space: Space | None = None) -> Health:
@@ -60,24 +71,27 @@ def judge(clients: Clients, space: Space | None = None) -> Health:
     serving, since = _memory(clients, space or clients.spaces.start)
     upstream = status(link)
     warm = clients.warm()
-    ready = (upstream == "up" or serving == "stale") and warm
-    why = ""
+    useful = upstream == "up" or serving == "stale"
+    reasons = [] if clients.listening else ["clients are not listened to yet, or not any more"]
+    if clients.draining:
+        reasons.append("draining: clients are to go elsewhere")
     if upstream != "up":
-        why = "closed" if link is None else str(link.refusal).removeprefix("ERR pannier: ")
+        reasons.append("closed" if link is None else str(link.refusal).removeprefix("ERR pannier: "))
     elif breaker.open and breaker.error is not None:
-        why = str(breaker.explain(breaker.error)).removeprefix("ERR pannier: ")
-    elif not warm:
-        why = "memory is still being warmed (INFO sidecar says how far it is)"
+        reasons.append(str(breaker.explain(breaker.error)).removeprefix("ERR pannier: "))
+    if not warm:
+        reasons.append("memory is still being warmed (INFO sidecar says how far it is)")
     return Health(
         alive=True,
-        ready=ready,
+        ready=useful and warm and clients.listening and not clients.draining,
         upstream=upstream,
         breaker=breaker.state.value,
         breaker_failures=breaker.failures,
         breaker_since=_unix(breaker.since) if breaker.open else 0,
         serving=serving,
         stale_since=since,
-        why=why,
+        draining=clients.draining,
+        reasons=tuple(reasons),
     )
 
 

@@ -50,6 +50,7 @@ def reset(session: Session) -> None:
     session.name = b""
     session.info = None
     session.bypass = False
+    session.space.bypass(session, False)
     start = LinkKey(session.clients.identity, session.clients.database, 2)
     if start != session.key or session.space is not session.origin:
         _enter(session, session.origin)
@@ -63,6 +64,7 @@ def reset(session: Session) -> None:
 def set_bypass(session: Session, bypass: bool) -> None:
     """Have reads answered by Redis from now on, or by the tier again."""
     session.bypass = bypass
+    session.space.bypass(session, bypass)
     settle_in(session, session.home)
 
 

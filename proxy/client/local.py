@@ -53,9 +53,29 @@ def answer(session: Session, name: str, arguments: list[bytes]) -> Answer:
 
     The coroutine raises UpstreamError, whose reply then is the answer.
     """
+    if session.link.auth_required and not session.space.refuses_auth and name not in WITHOUT_AUTH:
+        return _admitted(session, name, arguments)
     if session.identity.user is not None and name.startswith("client|") and not outage.excuses(session, name):
         return _permitted(session, name, arguments)
     return _ANSWERS[name](session, arguments)
+
+
+async def whole_answer(session: Session, name: str, arguments: list[bytes]) -> bytes:
+    """The same, waited for. Raises UpstreamError."""
+    return await _awaited(answer(session, name, arguments))
+
+
+async def follow(session: Session, at: LinkKey) -> None:
+    """Have the session live where its own link has gone, but for the space. Raises UpstreamError."""
+    await _go_over(session, session.space, at.identity, at.database, at.protocol)
+
+
+async def _admitted(session: Session, name: str, arguments: list[bytes]) -> bytes:
+    """Answer if Redis does not want the client to authenticate any more; else Redis' error is the answer."""
+    verdict = await _ask(session, encode.request("PING"))
+    if verdict.startswith(b"-"):
+        return verdict
+    return await _reply(session, name, arguments)
 
 
 async def _permitted(session: Session, name: str, arguments: list[bytes]) -> bytes:
@@ -64,7 +84,14 @@ async def _permitted(session: Session, name: str, arguments: list[bytes]) -> byt
     verdict = await _ask(session, encode.request(*words))
     if verdict.startswith(b"-NOPERM"):
         return verdict
-    reply = _ANSWERS[name](session, arguments)
+    return await _reply(session, name, arguments)
+
+
+async def _reply(session: Session, name: str, arguments: list[bytes]) -> bytes:
+    return await _awaited(_ANSWERS[name](session, arguments))
+
+
+async def _awaited(reply: Answer) -> bytes:
     if reply is None or isinstance(reply, bytes):
         return reply or b""
     return await reply

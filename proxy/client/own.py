@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, cast
 
 from proxy.client import explaining, health, homes, keyspace, leases, warm
+from proxy.client.invalidating import drop_keys, drop_patterns, real_patterns, too_long
 from proxy.resp import encode
-from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
-from proxy.tier.matching import drop_matching
-from proxy.tier.rules import key_frame, marks
+from proxy.resp.globs import LONGEST_PATTERNS
+from proxy.tier.tier import Source
 from proxy.upstream.link import LinkKey
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
-    from proxy.client.spaces import Space
     from proxy.tier.shelf import Shelf
     from proxy.tier.tier import Tier
 
@@ -24,7 +22,8 @@ SIDECAR <subcommand> [<arg> ...]. Subcommands are:
 BYPASS (ON|OFF)
     Have Redis answer all reads of this connection, or let memory answer them again.
 FLUSH
-    Drop everything kept in memory, in a namespace what is kept of it. Redis is not touched.
+    Drop everything kept in memory: in a namespace what is kept of it, as a user of Redis what is kept for
+    that user. Redis is not touched.
 INVALIDATE <key> [<key> ...]
     Drop what is kept in memory of these keys; replies with the number of entries dropped.
 INVALIDATE MATCH <pattern> [<pattern> ...]
@@ -84,14 +83,16 @@ def _bypass(session: Session, arguments: list[bytes]) -> bytes:
 
 def _flush(session: Session, arguments: list[bytes]) -> bytes:
     tier, space = session.clients.tier, session.space
-    if space.namespace is not None and space.account is not None:
-        space.account.clear()
-    elif tier is not None and not space.locked:
-        if session.identity == session.clients.identity:
-            tier.clear()
-        else:
-            for shelf in _of_identity(session, tier):
-                shelf.clear()
+    if tier is None or space.locked:
+        return encode.OK
+    if session.identity != (space.identity or session.clients.identity):  # somebody whom Redis has let in
+        for shelf in _of_identity(session, tier):
+            if space.namespace is None or shelf.account is space.account:
+                shelf.account.commanded += shelf.clear()
+    elif space.namespace is not None and space.account is not None:
+        space.account.commanded += space.account.clear()
+    else:
+        tier.clear(source=Source.COMMAND)
     return encode.OK
 
 
@@ -101,43 +102,26 @@ def _of_identity(session: Session, tier: Tier) -> list[Shelf]:
     return [shelf for key, shelf in tier.shelves.items() if cast(LinkKey, key).identity == session.identity]
 
 
-def _dropped(shelves: list[Shelf]) -> int:
-    return sum([shelf.drops for shelf in shelves])
-
-
 def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
     if len(arguments) > 1 and arguments[0].upper() == b"MATCH":
         return _invalidate_matching(session, arguments[1:])
-    tier, namespace = session.clients.tier, session.space.namespace
-    keys = arguments if namespace is None else [namespace.prefix + key for key in arguments]
-    dropped = 0
-    if tier is not None:
-        shelves = _of_identity(session, tier)
-        before = _dropped(shelves)
-        tier.drop(marks(map(key_frame, keys)), session.space.prefix)
-        dropped = _dropped(shelves) - before
-    session.clients.tell(session, "command", keys)
-    return encode.integer(dropped)
+    clients, counted = session.clients, _counted(session)
+    return encode.integer(drop_keys(clients, session.space, session.link, arguments, counted))
 
 
 async def _invalidate_matching(session: Session, patterns: list[bytes]) -> bytes:
-    tier, space = session.clients.tier, session.space
-    if sum(map(len, patterns)) > LONGEST_PATTERNS:
+    if too_long(patterns):
         return encode.error(
             f"ERR SIDECAR INVALIDATE MATCH takes patterns of {LONGEST_PATTERNS} bytes together"
         )
-    session.clients.tell(session, "command", patterns=patterns)
-    dropped = 0
-    if tier is None:
-        return encode.integer(dropped)
-    shelves = _of_identity(session, tier)
-    slices = drop_matching(tier, compile_globs(_real(space, patterns)), space.prefix)
-    while True:
-        before = _dropped(shelves)
-        if next(slices, None) is None:
-            return encode.integer(dropped)
-        dropped += _dropped(shelves) - before
-        await asyncio.sleep(0)
+    clients, counted = session.clients, _counted(session)
+    return encode.integer(await drop_patterns(clients, session.space, session.link, patterns, counted))
+
+
+def _counted(session: Session) -> list[Shelf]:
+    """The shelves of which a session may know how many entries go."""
+    tier = session.clients.tier
+    return _of_identity(session, tier) if tier is not None else []
 
 
 async def _delete(session: Session, arguments: list[bytes]) -> bytes:
@@ -149,17 +133,11 @@ async def _delete(session: Session, arguments: list[bytes]) -> bytes:
         if arguments[2].upper() != b"COUNT" or not number.isdigit() or not 0 < int(number) <= _MOST_LOOKED_AT:
             return encode.error(f"ERR SIDECAR DELETE takes COUNT <n> of 1 to {_MOST_LOOKED_AT}")
         page = int(number)
-    (pattern,) = _real(session.space, arguments[1:2])
+    (pattern,) = real_patterns(session.space, arguments[1:2])
     try:
         return encode.integer(await keyspace.delete(session, pattern, page))
     finally:
         session.clients.tell(session, "command", patterns=arguments[1:2])
-
-
-def _real(space: Space, patterns: list[bytes]) -> list[bytes]:
-    """Patterns of keys as Redis knows them."""
-    namespace = space.namespace
-    return patterns if namespace is None else [namespace.pattern + pattern for pattern in patterns]
 
 
 def _stats(session: Session, arguments: list[bytes]) -> bytes:

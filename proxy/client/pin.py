@@ -7,9 +7,12 @@ more (`RELEASE`), or to the client's end. It takes over the session's buffer for
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 from proxy.client import admission, guarding, homes, journal, local
 from proxy.client.dispatch import LOCAL, PING, Route
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from proxy.client.session import Session
 
 _PLUS, _MINUS = b"+-"
+_MOVING = frozenset({"select", "auth", "hello"})
+"""Commands after which a connection is somebody else's, or elsewhere."""
 _DONE_AFTER = (0.05, 1.0)
 """Seconds after which what was sent has been done, where replies are not counted."""
 
@@ -37,9 +42,9 @@ class Pin:
     """Implements `upstream.pinned.Owner` for a session."""
 
     __slots__ = (
-        "blocking", "clean", "ending", "everything", "in_pieces", "large", "leaving", "link", "multi",
-        "named", "off", "session", "skip", "skipping", "told", "told_all", "touched", "transaction",
-        "translator", "watching",
+        "answering", "at", "began", "blocking", "clean", "ending", "everything", "in_pieces", "large",
+        "leaving", "link", "multi", "named", "off", "session", "skip", "skipping", "strayed", "timed",
+        "told", "told_all", "touched", "transaction", "translator", "watching",
     )  # fmt: skip
 
     def __init__(self, session: Session, link: PinnedLink) -> None:
@@ -55,10 +60,19 @@ class Pin:
         """Whether Redis watches keys for this connection."""
         self.blocking = False
         """Whether the one command under way may block: a client that leaves does not want its reply."""
+        self.began = 0.0
+        """When the command was sent that is timed; 0: none is."""
+        self.timed: Command | None = None
         self.leaving = False
         """Whether Redis has been told that the client sends no more while its command blocks."""
         self.ending = False
         """Whether RESET or QUIT is under way: nothing may follow on this link."""
+        self.answering: list[bytes] | None = None
+        """The command of the sidecar's own that is being answered; those behind it wait."""
+        self.at = session.key
+        """Whose connection it is, in which database and protocol, as far as a translator has heard."""
+        self.strayed = False
+        """Whether that may have changed without our hearing."""
         self.off = False
         """Whether CLIENT REPLY OFF has been sent."""
         self.skip = False
@@ -91,6 +105,8 @@ class Pin:
     @property
     def owes(self) -> bool:
         """Whether a client that sends no more still wants replies from this link."""
+        if self.answering is not None:
+            return True
         if self.large is not None or (self.blocking and not self.leaving):
             return False
         return self.session.state is State.PINNED and not self.link.idle
@@ -116,8 +132,9 @@ class Pin:
         if self.large is not None:
             return self._take_large(buf, pos)
         session = self.session
-        if self.ending or self.leaving or (session.state is State.PINNED and not self.transaction):
-            return pos  # one command only: the next ones wait for its reply
+        once = session.state is State.PINNED and not self.transaction
+        if once or self.ending or self.leaving or self.answering:
+            return pos  # the next ones wait for its reply
         request = session.parser.parse(buf, pos)
         if request is None:
             return self._begin_large(buf, pos)
@@ -126,11 +143,63 @@ class Pin:
         if session.state is State.BROKEN:
             self._take_broken(request)
             return request.end
-        if not self._forwardable(request.arguments):
+        own = self._is_own(request.arguments)
+        if own and session.state is State.PINNED and not self.link.idle:
+            return pos  # whether it stands inside a transaction, the replies to come will tell
+        if own and not self.multi:
+            if admission.pauses(session):
+                return pos
+            session.commands += 1
+            self._answer(request.arguments)
+            return request.end
+        if not self._forwardable(request.arguments) or admission.pauses(session):
             return pos
         session.commands += 1
         self._send(request.arguments, request.frame(buf))
         return request.end
+
+    # --- the sidecar's own commands
+
+    def _is_own(self, arguments: list[bytes]) -> bool:
+        """Whether the sidecar answers a command itself, outside of a transaction."""
+        space, dispatcher = self.session.space, self.session.clients.dispatcher
+        if self.off or self.skip or not dispatcher.local_in(arguments, space.namespace is not None):
+            return False
+        return space.tenant is not None or dispatcher.name(arguments) != "acl|whoami"
+
+    def _answer(self, arguments: list[bytes]) -> None:
+        """Answer a command of the sidecar's own, once all earlier ones have been answered."""
+        self.answering = arguments
+        if self.session.state is State.STREAM:
+            self.link.mark(self._marked)
+        else:
+            self.session.work(self._work(arguments))
+
+    def _marked(self, mark: bytes) -> None:
+        """Go on with it: its turn has come."""
+        if self.answering is None:
+            return
+        name = self.session.clients.dispatcher.name(self.answering)
+        if mark.startswith(b"*"):
+            self.answered_own(guarding.subscribed(self.session, name))
+        elif self.strayed:
+            self.answered_own(guarding.strayed(name))
+        else:
+            self.session.work(self._work(self.answering))
+
+    async def _work(self, arguments: list[bytes]) -> bytes:
+        session = self.session
+        if self.at != session.key:
+            await local.follow(session, self.at)
+        return await local.whole_answer(session, session.clients.dispatcher.name(arguments), arguments)
+
+    def answered_own(self, reply: bytes) -> None:
+        """Give the client the reply to the sidecar's own command, and take the next ones."""
+        self.answering = None
+        with contextlib.suppress(RuntimeError):  # see `upstream.caller.Caller.relay`
+            self.session.write(reply)
+        # Not at once: this may be called while commands are being taken, or frames handed on.
+        asyncio.get_running_loop().call_soon(self.session.consume)
 
     def _send(self, arguments: list[bytes], data: bytes) -> None:
         """Send a command, or its first part, as the link's mode demands."""
@@ -171,7 +240,10 @@ class Pin:
         self.ending = what in (Expect.QUIT, Expect.RESET)
         self.blocking = route is Route.ONCE and self.large is None and not self.transaction
         self.link.patient = self.blocking or self.large is not None
+        if self.link.idle and not self.blocking:
+            self.began, self.timed = monotonic(), dispatcher.find(arguments)
         self._note(arguments)
+        self.session.space.writes.command(name, arguments)
         self.link.expect(what)
         if self.translator is not None:
             self.translator.sent(arguments, strip)
@@ -294,6 +366,9 @@ class Pin:
         if name == "client|reply" and len(arguments) == 3 and not self.multi:
             self._switch_replies(word(arguments[2]))
             silent = word(arguments[2]) != b"on" and (silent or self.off or self.skip)
+        if name in _MOVING:
+            self.strayed = self.translator is None
+            strip = functools.partial(self._moved, guarding.moved(name, arguments), strip)
         if self.translator is not None and silent:
             self.translator.sent_silently(arguments)
         elif self.translator is not None:
@@ -305,6 +380,12 @@ class Pin:
         if name == "client|tracking":
             data = local.redirected(session, arguments, data)
         self.link.send(data)
+
+    def _moved(self, change: dict[str, Any], strip: Strip | None, reply: bytes) -> bytes:
+        """Note what a SELECT, AUTH or HELLO has changed, if Redis did as it was told."""
+        if not reply.startswith(b"-"):
+            self.at = self.at._replace(**change)
+        return reply if strip is None else strip(reply)
 
     def _switch_replies(self, how: bytes) -> None:
         """Note a CLIENT REPLY (Redis docs: CLIENT REPLY)."""
@@ -323,6 +404,8 @@ class Pin:
             return pos
         if self.translator is not None and guarding.waits_for_all(self, arguments, frame):
             return admission.wait_for_all(self.session, frame, buf, pos, end)
+        if admission.pauses(self.session):
+            return pos
         self.session.commands += 1
         self.large = frame
         self._send(arguments, buf[pos:end])
@@ -388,6 +471,9 @@ class Pin:
             self.translator.passed()
             self.in_pieces = False
         session = self.session
+        if self.began:
+            session.clients.latency.pinned(self.timed, self.began)
+            self.began = 0.0
         if what is Expect.QUIT:
             session.finish()
             return
@@ -458,7 +544,9 @@ class Pin:
             session.finish()
             return
         unknown = error.of_unknown_outcome()
-        session.write(b"".join(unknown.reply for what in expected if what is not Expect.DISCARDED))
+        owed = len(expected) - expected.count(Expect.DISCARDED)
+        self.link.connector.tally.unserved += owed
+        session.write(unknown.reply * owed)
         self.ending = False
         session.flow.release(Reason.PIN)
         if Expect.QUIT in expected:

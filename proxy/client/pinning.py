@@ -78,6 +78,7 @@ async def _open(
             await reserve(target)
         link = await session.clients.links.pin(session.key)
     except UpstreamError as error:
+        session.clients.links.connector.tally.unserved += 1
         session.task = None
         session.discarding = large if large is not None and not large.done else None
         if route is Route.TRANSACTION and session.buffer and session.state is State.WAITING:

@@ -152,10 +152,13 @@ def answer(session: Session, parts: list[bytes], replies: list[bytes | None]) ->
     count(session, parts, len(parts))
 
 
-def count(session: Session, parts: list[bytes], hits: int) -> None:
-    """Count reads answered from memory; now and then, log them."""
+def count(session: Session, parts: list[bytes], hits: int, began: float = 0.0) -> None:
+    """Count reads answered from memory; now and then, log them, and time them if it is known when they
+    `began`."""
     session.hits += hits
     if session.hits > session.log_at:
+        if began:
+            session.clients.latency.hit(parts[0], began)
         session.log_at = session.hits + session.table.log(parts)
         if session.clients.verifier is not None:
             session.clients.verifier.sample(session, parts)

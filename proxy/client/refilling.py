@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from proxy.client.whole import Whole
 from proxy.resp.downgrade import Shape
 from proxy.resp.tracking import Mode
+from proxy.tier.classes import UNNAMED
 from proxy.tier.flights import Flight
 from proxy.tier.governor import Governor
 from proxy.tier.rules import Read, Touch, key_name
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 _MOST_REFRESHED = 512
 """Fetches begun in one round."""
-_UNNAMED = "*"
 
 
 def launch(flight: Flight, link: SharedLink) -> None:
@@ -43,8 +43,7 @@ def refresh(shelf: Shelf, link: SharedLink) -> None:
 def label(shelf: Shelf, wanted: Read) -> str:
     """The class of a read. Keys whose names have no first part are of one: each by itself would be none."""
     key = key_name(wanted.keys[0])[len(shelf.rules.prefix) :]
-    policy = shelf.tier.policy
-    return policy.label(key) if b":" in key or policy.ruling(key).rule.label else _UNNAMED
+    return shelf.tier.policy.named(key) or UNNAMED
 
 
 def admit(shelf: Shelf, wanted: Read) -> str | None:

@@ -42,6 +42,7 @@ from proxy.upstream.sockets import set_keepalive
 
 if TYPE_CHECKING:
     from proxy.client.clients import Clients
+    from proxy.client.meter import Meter
 
 _WAITING_HIGH = 512 * 1024
 """Bytes that may wait behind a command under way before reading stops; with the chunk that exceeds it, this
@@ -88,6 +89,7 @@ class Session(asyncio.Protocol):
         "info",
         "link",
         "log_at",
+        "meter",
         "name",
         "origin",
         "parser",
@@ -158,6 +160,8 @@ class Session(asyncio.Protocol):
         # What the client has said of itself.
         self.origin = self.space = space
         """The key space it lives in, and began in."""
+        self.meter: Meter | None = None
+        """What holds it to its tenant's operations per second, if there is a limit."""
         self.identity = clients.identity
         self.database = clients.database
         self.protocol = 2
@@ -196,18 +200,18 @@ class Session(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take a chunk of the client's bytes. The hot path."""
         if self.relaying:
-            if not self.pending and monotonic() < self.shelf.until:
+            if not self.pending and (now := monotonic()) < self.shelf.until:
                 if len(data) < _PIPELINED and data[0] == _STAR:
                     reply = self.find(data[1:])
                     if reply is not None:
                         self.write(reply)
                         self.hits += 1
                         if self.hits > self.log_at:
-                            reading.count(self, [data[1:]], 0)
+                            reading.count(self, [data[1:]], 0, now)
                         return
                 parts = data.split(b"*")
                 if not parts[0]:
-                    taken = self._answer_chunk(data, parts)
+                    taken = self._answer_chunk(data, parts, now)
                     if taken == len(data):
                         return
                     if taken:
@@ -224,8 +228,11 @@ class Session(asyncio.Protocol):
                 return
         self._receive(data)
 
-    def _answer_chunk(self, data: bytes, parts: list[bytes]) -> int:
-        """Answer what a chunk asks as far as the tier can; how many of its bytes have been dealt with."""
+    def _answer_chunk(self, data: bytes, parts: list[bytes], now: float) -> int:
+        """Answer what a chunk asks as far as the tier can; how many of its bytes have been dealt with.
+
+        `now`: when it was taken.
+        """
         del parts[0]
         table = self.table.replies
         try:
@@ -236,7 +243,7 @@ class Session(asyncio.Protocol):
         self.write(b"".join(replies))
         self.hits += len(parts)
         if self.hits > self.log_at:
-            reading.count(self, parts, 0)
+            reading.count(self, parts, 0, now)
         return len(data)
 
     def _ask_again(self, size: int) -> bool:
@@ -436,6 +443,7 @@ class Session(asyncio.Protocol):
             else:
                 keys = RUN
         self.submit(n, data, keys)
+        space.writes.run(n, data)
         if self.clients.tells_writes:
             self.clients.tell(self, "write", space.keys_written(n, data))
 
@@ -468,6 +476,10 @@ class Session(asyncio.Protocol):
     def start(self, work: Coroutine[None, None, bytes]) -> None:
         """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
         self.move(Event.WAIT)
+        self.work(work)
+
+    def work(self, work: Coroutine[None, None, bytes]) -> None:
+        """Have `resume` called with an answer that takes time."""
         self.task = asyncio.get_running_loop().create_task(self._answer(work))
         self.task.add_done_callback(lambda task: work.close())  # should the client leave before it begins
 
@@ -545,8 +557,14 @@ class Session(asyncio.Protocol):
         self.consume()
         if len(self.buffer) > self.clients.settings.query_buffer_limit:
             self.clients.kill(self, f"query buffer over {self.clients.settings.query_buffer_limit} bytes")
-        elif len(self.buffer) > _WAITING_HIGH and self.state in (State.WAITING, State.PINNED):
+        elif len(self.buffer) > _WAITING_HIGH and self._waits:
             self.hold(Reason.BUFFER)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether commands may wait behind another one."""
+        answers = self.pin is not None and self.pin.answering is not None
+        return answers or self.state in (State.WAITING, State.PINNED)
 
     def consume(self) -> None:
         """Take what is buffered, as far as the state allows."""
@@ -591,19 +609,10 @@ class Session(asyncio.Protocol):
             homes.leave_side(self)
             if self.skip_chunks and self.link.refusing:
                 homes.settle_in(self, self.home)
-        if (
-            not self.barred
-            and self.discarding is None
-            and self.link is self.home
-            and not admission.spent(self)
-        ):
-            if taken := reading.ask_buffer(self, buf, pos):
+        if not self.barred and self.discarding is None and self.link is self.home:
+            window, at = (buf, pos) if self.meter is None else (self.meter.window(buf, pos), 0)
+            if window and (taken := self._take_plain(window, at)):
                 return pos + taken
-            slow = self._loose or self.link.refusing
-            end, n = self._patterns.prefix(buf, pos) if not slow else (pos, 0)
-            if n:
-                self.run(n, buf[pos:end])
-                return end
         self.parser.unauthenticated = self.barred
         if self.discarding is not None:
             return self._discard_rest(self.discarding, buf, pos)
@@ -612,6 +621,8 @@ class Session(asyncio.Protocol):
             return self._take_large(buf, pos)
         if not request.arguments:
             return request.end
+        if admission.waits(self, request.arguments):
+            return pos
         route = self._route(request.arguments)
         refusal = admission.refusal(self, route, request.arguments)
         if refusal:
@@ -627,13 +638,24 @@ class Session(asyncio.Protocol):
         self._special(route, request.arguments, data)
         return request.end
 
+    def _take_plain(self, buf: bytes, pos: int) -> int:
+        """Take what memory can answer at `pos`, or a run of plain commands; how many bytes that was."""
+        if taken := reading.ask_buffer(self, buf, pos):
+            return taken
+        if self._loose or self.link.refusing:
+            return 0
+        end, n = self._patterns.prefix(buf, pos)
+        if n:
+            self.run(n, buf[pos:end])
+        return end - pos if n else 0
+
     def _route(self, arguments: Sequence[bytes]) -> Route:
         dispatcher = self.clients.dispatcher
         route = dispatcher.route(arguments)
         space = self.space
         guest = space.tenant is not None and dispatcher.name(arguments) == "acl|whoami"
-        if guest or (space.namespace is not None and dispatcher.local_in_namespace(arguments)):
-            return Route.LOCAL
+        if guest or dispatcher.local_in(arguments, space.namespace is not None):
+            return Route.LOCAL  # also for who has not authenticated: `local.answer` sees to that
         if dispatcher.disguised(arguments):
             return Route.PROBE  # it may do more to its connection than its name says
         if self.link.auth_required and dispatcher.name(arguments) not in local.WITHOUT_AUTH:
@@ -681,6 +703,8 @@ class Session(asyncio.Protocol):
         if known is None:
             return pos
         arguments, frame, end = known
+        if admission.waits(self, arguments):
+            return pos
         if self.space.translates or admission.spent(self):
             refusal = admission.judge_large(self, arguments, frame)
             if refusal is None:
@@ -715,7 +739,9 @@ class Session(asyncio.Protocol):
 
     def resume(self, reply: bytes) -> None:
         """Answer what was waited for, and go on."""
-        if self.state is State.WAITING:
+        if self.pin is not None and self.pin.answering is not None:
+            self.pin.answered_own(reply)
+        elif self.state is State.WAITING:
             self.write(reply)
             self.move(Event.RESUME)
             listen(self)

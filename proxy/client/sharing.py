@@ -32,6 +32,7 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
             return admission.refuse(session, refusal.reply)
         space.examine(command, session.home)
     if tier is None or session.home.auth_required:
+        _count(session, command, arguments)
         _submit(session, encode.request(*real) if real is not arguments else frame, None, None, strip)
         return True
     touch, keys = space.rules.touch(command, real)
@@ -49,6 +50,7 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
             return False
     elif not homes.step_aside(session):
         return False
+    _count(session, command, arguments)
     if touch is Touch.WRITES:
         tier.drop(keys, space.prefix)
         _tell(session, command, real)
@@ -67,6 +69,12 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
     else:
         _collect(session, frame, shape, revealed, strip)
     return True
+
+
+def _count(session: Session, command: Command | None, arguments: list[bytes]) -> None:
+    """Count a command that is sent on."""
+    if command is not None:
+        session.space.writes.command(command.name, arguments)
 
 
 def _tell(session: Session, command: Command | None, real: list[bytes]) -> None:

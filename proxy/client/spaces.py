@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import math
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from proxy.client import journal
 from proxy.client.expiry import expiring, expiring_large
-from proxy.events import fields
+from proxy.client.scripts import Examiner
+from proxy.client.writes import Writes
 from proxy.resp import encode
 from proxy.resp.commands import Command
 from proxy.resp.errors import UpstreamRefused
@@ -28,15 +29,12 @@ from proxy.tier.policy import Policy
 from proxy.tier.rules import Rules, bulk_at, key_name, marks
 from proxy.tier.tier import Account, Tier
 from proxy.upstream.address import Listen
-from proxy.upstream.caller import Collector
 from proxy.upstream.link import Identity
 
 if TYPE_CHECKING:
     from proxy.client.dispatch import Dispatcher
     from proxy.client.session import Session
     from proxy.upstream.shared import SharedLink
-
-log = logging.getLogger("pannier.namespaces")
 
 WRONG_PASSWORD = "WRONGPASS invalid username-password pair or user is disabled."
 _NO_PASSWORD = (
@@ -60,14 +58,14 @@ class Bucket:
         self._at = now
 
     @property
-    def empty(self) -> bool:
-        """Whether none may be done now."""
+    def left(self) -> int:
+        """How many may be done now; below 0, how many more have been done than could be."""
         self.take(0)
-        return self._left < 1.0
+        return math.floor(self._left)
 
-    def wait(self) -> float:
-        """Seconds until one may be done again."""
-        return max(0.0, (1.0 - self._left) / self._rate)
+    def wait(self, n: int = 1) -> float:
+        """Seconds until `n` may be done."""
+        return max(0.0, (n - self._left) / self._rate)
 
 
 class Space:
@@ -99,31 +97,29 @@ class Space:
         if tenant is not None and tenant.max_ops_per_second is not None:
             self.bucket = Bucket(tenant.max_ops_per_second)
         self.over = b""
-        """The error for commands beyond `max_ops_per_second`."""
-        if tenant is not None:
-            self.over = encode.error(
-                f"ERR pannier: tenant '{tenant.name}' is over its max_ops_per_second of "
-                f"{tenant.max_ops_per_second}; try again in a moment"
-            )
+        """The latest error for a command beyond `max_ops_per_second`."""
         self.refuses_auth = False
         """Whether AUTH is not for Redis to judge."""
         self.scripts = "allow"
         """The setting `namespace_scripts`, where there is a namespace."""
         self.policy: Policy | None = None
         """The cache rules, if they want SETs to be given a time to live."""
-        self.probe: bytes = b""
-        """A key that a restricted user must not read."""
+        self.examiner: Examiner | None = None
+        """What asks Redis about scripts, if one is to be warned of them."""
         # Who is here and what has been counted.
         self.sessions: dict[Session, tuple[int, int]] = {}
         """With what each had taken, and been answered from memory, when it came."""
         self.works: set[asyncio.Task[bytes]] = set()
         """What goes on even if the client that asked for it leaves."""
+        self.writes = Writes(lambda run: [request for request, _ in dispatcher.repeatable(run)])
         self.refused = 0
         """Commands refused because of `max_ops_per_second`."""
         self.told = (0, float("-inf"))
         """How many of them the log has been told of, and when (monotonic seconds)."""
-        self._commands = self._hits = 0
+        self._commands = self._hits = self._bypassed = 0
         """Of sessions that have left."""
+        self._bypassing: dict[Session, int] = {}
+        """With what each had taken when it began to bypass memory."""
         self._prefixer = Prefixer(namespace, dispatcher.table) if namespace is not None else None
         if account is not None:
             account.count_hits = lambda: self.hits
@@ -148,6 +144,19 @@ class Space:
         """Reads answered from memory since the start."""
         return self._hits + sum([session.hits - base for session, (_, base) in self.sessions.items()])
 
+    @property
+    def bypassed(self) -> int:
+        """Commands since the start of sessions that wanted all of them answered by Redis."""
+        now = [session.commands - before for session, before in self._bypassing.items()]
+        return self._bypassed + sum(now)
+
+    def bypass(self, session: Session, bypass: bool) -> None:
+        """Hear that a session bypasses memory, or does so no longer."""
+        if bypass:
+            self._bypassing.setdefault(session, session.commands)
+        else:
+            self._bypassed += session.commands - self._bypassing.pop(session, session.commands)
+
     def enter(self, session: Session) -> None:
         """Count a session in. Raises UpstreamRefused if the tenant has as many as it may."""
         tenant = self.tenant
@@ -159,12 +168,23 @@ class Space:
                 f"{tenant.max_clients}"
             )
         self.sessions[session] = (session.served, session.hits)
+        self.bypass(session, session.bypass)
+
+    def say_over(self) -> bytes:
+        """The error for a command beyond `max_ops_per_second`, in a space that has it."""
+        if self.tenant is not None and self.bucket is not None:
+            self.over = encode.error(
+                f"ERR pannier: tenant '{self.tenant.name}' is over its max_ops_per_second of "
+                f"{self.tenant.max_ops_per_second}; try again in about {_rounded(self.bucket.wait())}"
+            )
+        return self.over
 
     def leave(self, session: Session) -> None:
         """Count a session out."""
         commands, hits = self.sessions.pop(session, (session.served, session.hits))
         self._commands += session.served - commands
         self._hits += session.hits - hits
+        self.bypass(session, False)
 
     @property
     def patterns(self) -> RequestPatterns:
@@ -244,37 +264,14 @@ class Space:
             raise RefusedHere(f"{spoken(command.name)} is refused: namespace_scripts is refuse")
 
     def examine(self, command: Command | None, link: SharedLink) -> None:
-        """At the first script, find out what scripts may reach."""
-        if self.scripts == "warn" and command is not None and command.name in SCRIPTS:
-            self.scripts = "allow"
-            link.submit(_Verdict(self), 1, self.probe)
-
-    def warn(self, verdict: bytes) -> None:
-        """Take Redis' answer to reading `probe`."""
-        if verdict.startswith(b":") and self.namespace is not None:
-            log.warning(
-                "a script runs in namespace %s, and Redis would let it reach keys of others: restrict the "
-                "upstream user by ACL (~%s:*), or set namespace_scripts to refuse",
-                self.namespace.name, self.namespace.name,
-                extra=fields("script_reach", namespace=self.namespace.name),
-            )  # fmt: skip
+        """At a script, find out what scripts may reach, unless that is known."""
+        if self.examiner is not None:
+            self.examiner.examine(command, link)
 
 
-class _Verdict(Collector):
-    """Redis' word on whether a namespace's user may read other keys."""
-
-    __slots__ = ("_space",)
-
-    def __init__(self, space: Space) -> None:
-        super().__init__(1)
-        self._space = space
-
-    def finish(self, replies: bytes) -> None:
-        """Pass it on."""
-        self._space.warn(replies)
-
-    def cut(self) -> None:
-        """Nothing: it is said in the log only."""
+def _rounded(seconds: float) -> str:
+    """A time to wait, rounded up."""
+    return f"{math.ceil(seconds)} s" if seconds > 1.0 else f"{max(1, math.ceil(seconds * 1000))} ms"
 
 
 def _second(frame: bytes) -> int:
@@ -367,5 +364,6 @@ class Spaces:
         space.refuses_auth = self.mode != "passthrough"
         if space.namespace is not None:
             space.scripts = self._settings.namespace_scripts
-            space.probe = encode.request("EXISTS", b"\0pannier:outside:" + os.urandom(8).hex().encode())
+            if space.scripts == "warn":
+                space.examiner = Examiner(space.namespace)
         return space

@@ -23,6 +23,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+FAMILIES = (
+    "string", "hash", "list", "set", "sortedset", "stream", "bitmap", "hyperloglog", "geo", "pubsub",
+    "scripting", "transaction", "keyspace", "connection", "other",
+)  # fmt: skip
+"""Redis' ACL categories that tell what a command is about; of several the first counts."""
 MAX_SPELLINGS = 1024
 """How many odd-case spellings ("GeT") a table remembers per kind; later ones are folded on each call."""
 
@@ -99,7 +104,8 @@ class Command:
     minimum if negative. `container` means that the first argument selects a sub-command.
     `blocking_known` is False when the only description came from a server older than 7.0, which does not
     report the flag "blocking": its absence from `flags` then says nothing.
-    `keys_by_count` says that the key positions follow from the number of arguments alone.
+    `keys_by_count` says that the key positions follow from the number of arguments alone. `family` is one of
+    `FAMILIES`: what kind of key it is about, or what else.
     """
 
     name: str
@@ -109,6 +115,7 @@ class Command:
     container: bool
     blocking_known: bool
     keys_by_count: bool
+    family: str = "other"
 
 
 class CommandTable:
@@ -286,6 +293,7 @@ def _command(name: str, facts: Mapping[str, Any], *, live: bool) -> Command:
         container=live and bool(facts["subcommands"]),
         blocking_known=full,
         keys_by_count=all(spec.by_count and "incomplete" not in spec.flags for spec in specs),
+        family=next((family for family in FAMILIES if f"@{family}" in facts["acl_categories"]), "other"),
     )
 
 

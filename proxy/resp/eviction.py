@@ -80,7 +80,7 @@ class Eviction:
         everything = message.get("all", False)
         if not isinstance(everything, bool):
             raise BadMessage("has an 'all' that is neither true nor false")
-        return cls(_read(message, "keys"), _read(message, "match"), everything, why, sender, number)
+        return cls(read_names(message, "keys"), read_names(message, "match"), everything, why, sender, number)
 
 
 def _written(names: Iterable[bytes]) -> list[object]:
@@ -94,7 +94,8 @@ def _one_written(name: bytes) -> object:
         return {"b64": base64.b64encode(name).decode()}
 
 
-def _read(message: dict[str, Any], field: str) -> tuple[bytes, ...]:
+def read_names(message: dict[str, Any], field: str) -> tuple[bytes, ...]:
+    """The names that a field of a message, or of anything written like one, holds. Raises BadMessage."""
     names = message.get(field, [])
     if not isinstance(names, list):
         raise BadMessage(f"has a {field!r} that is no list")

@@ -95,7 +95,7 @@ class Translator:
         elif kind == b"exec":
             self._awaited.append(self._executed)
         elif kind == b"hello" and len(arguments) > 1:
-            self._awaited.append(functools.partial(self._greeted, arguments[1]))
+            self._awaited.append(functools.partial(self._greeted, arguments[1], strip))
         else:
             self._awaited.append(strip)
 
@@ -130,10 +130,10 @@ class Translator:
             return frame
         return frame if awaited is None else awaited(frame)
 
-    def _greeted(self, protocol: bytes, reply: bytes) -> bytes:
+    def _greeted(self, protocol: bytes, strip: Strip | None, reply: bytes) -> bytes:
         if reply[:1] != b"-":
             self.protocol = int(protocol)
-        return reply
+        return reply if strip is None else strip(reply)
 
     def _emptied(self, reply: bytes) -> bytes:
         if reply == encode.OK:

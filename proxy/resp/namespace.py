@@ -14,6 +14,7 @@ Redis docs: "Command key specifications", "Redis keyspace notifications", the pa
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -66,6 +67,7 @@ _KEYEVENT: Final = re.compile(rb"__keyevent@[^:]*?__:", re.S).match
 _KEYSPACE_LINES: Final = re.compile(rb"(?m)^db\d+:keys=.*\r\n").sub
 _MOST_QUOTED: Final = 128
 """Bytes of arguments in Redis' error about an unknown command, roughly."""
+_UNKNOWN: Final = b"-ERR unknown command "
 _SPECIAL: Final = re.compile(rb"([*?\[\]\\^-])")
 
 
@@ -143,17 +145,31 @@ class Namespace:
             translated = arguments  # Redis refuses it
         elif name in WHOLE:
             raise RefusedHere(
-                f"{spoken(name)} takes several steps in a namespace: not in a transaction, nor on a "
-                "connection that holds state"
+                f"{spoken(name)} takes several steps in a namespace: it cannot be part of a transaction"
             )
         elif command.container and len(arguments) == 1:
             translated = arguments  # Redis refuses it
         else:
             translated = self._prefixed(command, arguments)
+        return translated, self._strip(name, arguments, translated)
+
+    def _strip(self, name: str, arguments: list[bytes], translated: list[bytes]) -> Strip | None:
+        """What makes the reply to a translated request the client's; None: nothing."""
         strip = _STRIPS.get(name)
-        if strip is None and self.table is not None and not self.table.server_reported:
-            strip = Namespace.strip_error  # Redis may not know the command, and name its arguments
-        return translated, None if strip is None else strip.__get__(self)
+        bound: Strip | None = None if strip is None else strip.__get__(self)
+        unsure = self.table is not None and not self.table.server_reported
+        if name not in NAMING_ERRORS and not unsure:  # if unsure, Redis may not know the command
+            return bound
+        keys = [real for real, given in zip(translated, arguments, strict=False) if real is not given]
+        return functools.partial(self._strip_either, bound, arguments, keys)
+
+    def _strip_either(
+        self, strip: Strip | None, arguments: list[bytes], keys: list[bytes], reply: bytes
+    ) -> bytes:
+        if reply[:1] == b"-":
+            overlaps = word(arguments[0]) == b"client"
+            return (self.strip_overlap if overlaps else self.strip_error)(arguments, keys, reply)
+        return reply if strip is None else strip(reply)
 
     def _prefixed(self, command: Command, arguments: list[bytes]) -> list[bytes]:
         if "admin" in command.flags or not _has_keys(command):
@@ -327,11 +343,23 @@ class Namespace:
 
     # --- replies
 
-    def strip_error(self, reply: bytes) -> bytes:
-        """An error that may name a key."""
-        if reply[:1] != b"-":
+    def strip_error(self, arguments: list[bytes], keys: list[bytes], reply: bytes) -> bytes:
+        """An error to a request that the client gave as `arguments`, and in which Redis got `keys`.
+
+        These alone are stripped, and only where Redis names keys, in the two forms of NOGROUP: an error may
+        quote anything else as well, a group's name, or what a script has made up.
+        """
+        if reply.startswith(_UNKNOWN):
+            return encode.error("ERR " + _unknown(arguments, reply[len(_UNKNOWN) :][:1] == b"'"))
+        if not keys or b"'" + self.prefix not in reply:
             return reply
-        return reply.replace(b"'" + self.prefix, b"'").replace(b"`" + self.prefix, b"`")
+        shown = b"|".join(re.escape(_in_error(key)[self._size :]) for key in keys)
+        place = rb"(No such key '|' for key name ')%b(%b)(?=')" % (re.escape(self.prefix), shown)
+        return re.sub(place, rb"\1\2", reply)
+
+    def strip_overlap(self, arguments: list[bytes], keys: list[bytes], reply: bytes) -> bytes:
+        """CLIENT TRACKING's error about prefixes that overlap, which may have been given long before."""
+        return reply.replace(b"refix '" + self.prefix, b"refix '")
 
     def strip_keys(self, reply: bytes) -> bytes:
         """An array of keys."""
@@ -353,7 +381,7 @@ class Namespace:
             items = elements(reply)
             items[::2] = map(self.stripped, items[::2])
             return _array(reply, items)
-        return self.strip_error(_each(reply, self.strip_first))
+        return _each(reply, self.strip_first)
 
     def strip_channels(self, reply: bytes) -> bytes:
         """An array of channels, from which those of others are left out."""
@@ -408,6 +436,14 @@ def _unknown(arguments: Sequence[bytes], full_form: bool) -> str:
     return text.decode("utf-8", "surrogateescape")
 
 
+def _in_error(key: bytes) -> bytes:
+    """How Redis shows a key in an error: as a C string, on one line."""
+    return key.partition(b"\0")[0].translate(_ONE_LINE)
+
+
+_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
+
+
 def _has_keys(command: Command) -> bool:
     return any("not_key" not in spec.flags for spec in command.key_specs)
 
@@ -449,7 +485,6 @@ _ARGUMENTS: Final[dict[str, Callable[[Namespace, list[bytes]], list[bytes]]]] = 
 """Commands whose arguments are translated otherwise than by prefixing keys."""
 
 _STRIPS: Final[dict[str, Callable[[Namespace, bytes], bytes]]] = {
-    **dict.fromkeys(NAMING_ERRORS, Namespace.strip_error),
     **dict.fromkeys(
         ("blpop", "brpop", "bzpopmin", "bzpopmax", "blmpop", "bzmpop", "lmpop", "zmpop"),
         Namespace.strip_first,

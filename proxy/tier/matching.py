@@ -10,7 +10,7 @@ from proxy.tier.rules import key_name, marks
 
 if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
-    from proxy.tier.tier import Tier
+    from proxy.tier.tier import Source, Tier
 
 SLICE = 128
 """Entries looked at without a pause: a quarter of a millisecond."""
@@ -20,17 +20,22 @@ _LONG = 4096
 """Bytes of a name from which it counts as matching: to drop too much is harmless, to look may take long."""
 
 
-def drop_matching(tier: Tier, pattern: re.Pattern[bytes], prefix: bytes) -> Iterator[int]:
+def drop_matching(
+    tier: Tier, pattern: re.Pattern[bytes], prefix: bytes, source: Source | None = None
+) -> Iterator[int]:
     """Drop the entries of keys that match, as Redis knows them; how many, after each slice.
 
     What is fetched while this goes on is newer than the invalidation; what was under way when it began is
-    tainted at once. `prefix`: what the pattern begins with (see `Tier.views`).
+    tainted at once. `prefix`: what the pattern begins with (see `Tier.views`); `source`: as what they are
+    counted, if at all.
     """
     for shelf in list(tier.views(prefix)):
         _taint(shelf, pattern)
         for parts in _slices(shelf, len(pattern.pattern)):
             count = _drop(shelf, pattern, parts)
             shelf.account.governor.dropped(count, tier.clock())
+            if source is not None:
+                shelf.account.count(count, source)
             yield count
 
 

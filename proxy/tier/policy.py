@@ -191,3 +191,7 @@ class Policy:
     def label(self, key: bytes) -> str:
         """The class of a key: its rule's, or the first part of its name."""
         return self.ruling(key).rule.label or key.partition(b":")[0].decode("utf-8", "backslashreplace")
+
+    def named(self, key: bytes) -> str:
+        """The same; empty if that is the whole of its name."""
+        return self.label(key) if b":" in key or self.ruling(key).rule.label else ""

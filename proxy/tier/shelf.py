@@ -106,8 +106,9 @@ class Shelf:
         """The table for clients of a protocol; made when the first one comes."""
         found = self.tables.get(protocol)
         if found is None:
-            found = self.tables[protocol] = Table(self.tier.stride)
+            found = self.tables[protocol] = Table(self.tier.stride, self.tier.eager)
             found.hot = self.hot
+            found.classes = self.account.classes
         return found
 
     @property
@@ -234,7 +235,7 @@ class Shelf:
         """Drop everything that an earlier connection has told of: there is another, or none to come."""
         self.stale.end()
         self.until = 0.0
-        self.clear()
+        self.account.lost += self.clear()
 
     def pushed(self, frame: bytes) -> None:
         """Take a push from Redis: drop what an invalidation names."""
@@ -437,14 +438,19 @@ class Shelf:
 
     def admits(self, part: bytes) -> bool:
         """Note that a part has been asked for and is not there; whether it may come in."""
+        self.account.classes.missed((part,))
+        return self._admits(part)
+
+    def _admits(self, part: bytes) -> bool:
         if self.ghost is not None and (wanted := self._observe(self.ghost, part)) is not None:
             return wanted
         return part in self.tending.aside or self.budget.door.admits(part)
 
     def admitted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
         """The same for several of a pipeline; those that may come in."""
+        self.account.classes.missed(parts)
         if self.ghost is not None or self.tending.aside:
-            return [part for part in parts if self.admits(part)]
+            return [part for part in parts if self._admits(part)]
         return self.budget.door.admitted(parts, piped=True)
 
     def _observe(self, ghost: Ghost, part: bytes) -> bool | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import enum
 import random
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
+from proxy.tier.classes import Classes
 from proxy.tier.door import Door
 from proxy.tier.governor import Governor
 from proxy.tier.policy import Defaults, Policy, Ruling, Serve
-from proxy.tier.rules import Rules
+from proxy.tier.rules import Rules, key_name
 from proxy.tier.shelf import Shelf
 from proxy.tier.table import STRIDE
 from proxy.tier.waste import Waste
@@ -35,6 +38,16 @@ class Limits:
     """Fetches of a class under way at once after much has been dropped; 0: any number."""
     stale_max: float = 0.0
     """How long entries may be served after their link broke where no rule says so; 0: not at all."""
+
+
+class Source(enum.Enum):
+    """On whose word entries are dropped, Redis' own aside."""
+
+    WRITE = "write"
+    """Of a client here."""
+    BUS = "bus"
+    COMMAND = "command"
+    """SIDECAR INVALIDATE or FLUSH, or the administration."""
 
 
 class Budget:
@@ -76,7 +89,13 @@ class Budget:
 class Account:
     """The shelves of one key space: how its commands are judged, what it may take, and what is counted."""
 
-    def __init__(self, rules: Rules, budget: Budget, refill_limit: int = 0) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        budget: Budget,
+        refill_limit: int = 0,
+        label: Callable[[Rules, bytes], str] = lambda rules, part: "",
+    ) -> None:
         self.rules = rules
         self.governor = Governor(refill_limit)
         self.budget = budget
@@ -100,12 +119,20 @@ class Account:
         """Entries dropped because Redis said so."""
         self.overwritten = 0
         """Entries dropped because of a write that passed through here."""
+        self.told = 0
+        """Entries dropped because the eviction bus said so."""
+        self.commanded = 0
+        """Entries dropped because somebody asked for it."""
+        self.lost = 0
+        """Entries dropped because the link that kept them true was lost, or others' rules came into force."""
         self.pushes = 0
         """Invalidation messages from Redis."""
         self.verified = 0
         """Hits that were compared with what Redis has."""
         self.mismatches = 0
         """Of these, what was stale."""
+        self.classes = Classes(partial(label, rules), lambda: self.hits, lambda: self.misses)
+        """Hits and misses by class."""
         self._stale_shelves = 0
         self._stale_hits = self._hits_before = 0
 
@@ -141,9 +168,25 @@ class Account:
         """Bytes taken by its entries."""
         return sum([shelf.bytes for shelf in self.shelves])
 
+    def settle(self) -> None:
+        """Bring hits and misses by class up to date; called once a second, and by who wants to see them."""
+        for shelf in self.shelves:
+            for table in shelf.tables.values():
+                table.settle()
+        self.classes.settle()
+
     def clear(self) -> int:
         """Empty its shelves; how many entries that were."""
         return sum([shelf.clear() for shelf in self.shelves])
+
+    def count(self, dropped: int, source: Source) -> None:
+        """Count entries that were dropped."""
+        if source is Source.WRITE:
+            self.overwritten += dropped
+        elif source is Source.BUS:
+            self.told += dropped
+        else:
+            self.commanded += dropped
 
 
 class Tier:
@@ -162,6 +205,8 @@ class Tier:
         """The cache rules in force."""
         self.stride = STRIDE
         """How many hits at most go unlogged behind one that is logged."""
+        self.eager = False
+        """Whether all are logged while they are few: then somebody calls `Account.settle` once a second."""
         self.shelves: dict[Hashable, Shelf] = {}
         self.waste = Waste()
         """What shelves have dropped all at once."""
@@ -221,8 +266,10 @@ class Tier:
     def obey(self, policy: Policy) -> None:
         """Put cache rules in force; what is kept by other rules is dropped."""
         self.policy = policy
-        self.clear()
+        for account in self.accounts:
+            account.classes.forget()
         for shelf in self.shelves.values():
+            shelf.account.lost += shelf.clear()
             shelf.imagine(policy.observes)
 
     def close(self) -> None:
@@ -241,8 +288,16 @@ class Tier:
         if max_memory is not None:
             budget = Budget(max_memory, self.limits.max_entries, self.limits.admit_after)
             self.common.max_memory -= max_memory
-        self.accounts.append(Account(rules, budget, self.limits.refill_limit))
+        self.accounts.append(Account(rules, budget, self.limits.refill_limit, self._label))
         return self.accounts[-1]
+
+    def _label(self, rules: Rules, part: bytes) -> str:
+        """The class of a read: that of its first key; empty if it has none, or no key."""
+        try:
+            keys = rules.part_keys(part)
+        except ValueError:
+            return ""  # a piece of a chunk of which others were answered
+        return self.policy.named(key_name(keys[0])[len(rules.prefix) :]) if keys else ""
 
     def shelf(self, key: Hashable, account: Account | None = None) -> Shelf:
         """The shelf for a link."""
@@ -261,7 +316,7 @@ class Tier:
             shelf.forget()
             shelf.account.shelves.remove(shelf)
 
-    def drop(self, keys: Iterable[int], prefix: bytes = b"") -> int:
+    def drop(self, keys: Iterable[int], prefix: bytes = b"", source: Source = Source.WRITE) -> int:
         """Drop what shows any of the keys (their marks), in every shelf: they are views of one Redis.
 
         `prefix`: what the keys begin with, where that is known. Returns how many entries that were.
@@ -272,10 +327,15 @@ class Tier:
                 before = shelf.drops
                 shelf.drop(keys)
                 dropped = shelf.drops - before
-                shelf.account.overwritten += dropped
+                shelf.account.count(dropped, source)
                 count += dropped
         return count
 
-    def clear(self, prefix: bytes = b"") -> int:
+    def clear(self, prefix: bytes = b"", source: Source = Source.WRITE) -> int:
         """Empty every shelf that may show keys with that prefix; how many entries that were."""
-        return sum([shelf.clear() for shelf in self.views(prefix)])
+        total = 0
+        for shelf in self.views(prefix):
+            dropped = shelf.clear()
+            shelf.account.count(dropped, source)
+            total += dropped
+        return total

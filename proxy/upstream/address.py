@@ -158,12 +158,15 @@ def check_namespace(text: str) -> str:
     return text
 
 
-def cannot_listen(listen: Listen, error: OSError) -> StartupError:
-    """Put into words why `listen` could not be bound; called by whoever opens the listening sockets."""
+def cannot_listen(listen: Listen, error: OSError, option: str = "--listen") -> StartupError:
+    """Put into words why `listen` could not be bound; called by whoever opens the listening sockets.
+
+    `option`: which one gives the address.
+    """
     if error.errno == errno.EADDRINUSE:
-        advice = "it is in use already; stop the program that has it or choose another with --listen"
+        advice = f"it is in use already; stop the program that has it or choose another with {option}"
     elif error.errno == errno.EACCES and listen.path is None and 0 < listen.port < 1024:
-        advice = "ports below 1024 need privileges; choose a higher one with --listen"
+        advice = f"ports below 1024 need privileges; choose a higher one with {option}"
     elif error.errno == errno.EADDRNOTAVAIL:
         advice = "no interface of this machine has that address"
     elif error.errno == errno.ENOENT and listen.path is not None:

@@ -25,11 +25,13 @@ RUN: Keys = ()
 class Caller(Protocol):
     """Who submits runs: a client's session, a flight of the tier, a `Question` of the sidecar's own."""
 
-    relay: Callable[[bytes], object]
-    """Takes reply bytes, in order, as Redis sent them.
+    @property
+    def relay(self) -> Callable[[bytes], object]:
+        """Takes reply bytes, in order, as Redis sent them.
 
-    Raises RuntimeError if uvloop has closed the client's transport and is about to say so.
-    """
+        Raises RuntimeError if uvloop has closed the client's transport and is about to say so.
+        """
+
     pending: int
     """Replies still to come."""
     draining: bool
@@ -58,6 +60,81 @@ def answer(caller: Caller, n: int, replies: bytes) -> None:
     caller.pending -= n
     if caller.draining and not caller.pending:
         caller.drained()
+
+
+class StandIn:
+    """Takes a caller's place in a link's FIFO for one entry, unnoticed by either, and hears when it is
+    answered."""
+
+    __slots__ = ("_n", "caller", "draining", "pending")
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+        self.pending = 0
+        """Set by who submits."""
+        self.draining = True
+        self._n = 0
+
+    def expect(self, n: int) -> StandIn:
+        """Stand in for so many replies."""
+        self.pending = self._n = n
+        return self
+
+    @property
+    def relay(self) -> Callable[[bytes], object]:
+        """The caller's own."""
+        return self.caller.relay
+
+    def ended(self) -> None:
+        """Hear that all is answered."""
+        raise NotImplementedError
+
+    def drained(self) -> None:
+        """Take the end of the last reply: what the link would have done to the caller itself."""
+        self.ended()
+        caller = self.caller
+        caller.pending -= self._n
+        if caller.draining and not caller.pending:
+            caller.drained()
+
+    def cut(self) -> None:
+        """Tell the caller."""
+        self.caller.cut()
+
+    def owners(self) -> Collection[object]:
+        """The caller's."""
+        return self.caller.owners()
+
+    def hold_back(self, link: SharedLink) -> None:
+        """Tell the caller."""
+        self.caller.hold_back(link)
+
+    def go_on(self) -> None:
+        """Tell the caller."""
+        self.caller.go_on()
+
+
+def tapped(
+    link: SharedLink, send: Callable[..., None], stand_in: Callable[[Caller, bytes], Caller], times: int
+) -> Callable[..., None]:
+    """What to have a link submit by, so that others may stand in for the next so many callers; then by `send`
+    again."""
+    left = times
+
+    def submit(caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            link.submit = send
+        found = stand_in(caller, requests)
+        send(found.expect(n) if isinstance(found, StandIn) else found, n, requests, keys)
+
+    return submit
+
+
+def itself(caller: Caller) -> Caller:
+    """Who really asks."""
+    return caller.caller if isinstance(caller, StandIn) else caller
 
 
 class Collector:

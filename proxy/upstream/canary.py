@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from proxy.events import fields
+from proxy.histogram import Histogram
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError
 from proxy.resp.tracking import Mode
@@ -51,6 +52,8 @@ class Canary:
         """Why the last attempt measured nothing; empty if it did."""
         self.lags: deque[float] = deque(maxlen=_SAMPLES)
         """The latest lags, in seconds."""
+        self.all_lags = Histogram()
+        """All of them."""
         self._links = links
         self._link = link
         self._interval = interval
@@ -98,7 +101,9 @@ class Canary:
                 self._stumble(refusal)
                 return
             async with asyncio.timeout(self._timeout):
-                self.lags.append(await seen - began)
+                lag = await seen - began
+                self.lags.append(lag)
+                self.all_lags.observe(lag)
             self.trouble = ""
         except TimeoutError:
             self.lost += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
 import hiredis
@@ -18,6 +18,7 @@ from proxy.resp import encode
 from proxy.resp.errors import UpstreamLost, UpstreamRefused
 from proxy.upstream.address import Upstream
 from proxy.upstream.sockets import set_keepalive, tls_context
+from proxy.upstream.tally import Tally
 
 LINK_NAME = b"pannier"
 
@@ -52,6 +53,7 @@ class Connector:
     upstream: Upstream
     timeout: float
     keepalive: float
+    tally: Tally = field(default_factory=Tally, compare=False)
 
     def lost(self, why: str) -> UpstreamLost:
         """The error for a connection that cannot be made or broke."""

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from proxy.resp import encode
 from proxy.resp.errors import UpstreamDesync
 from proxy.resp.replies import ReplyScanner
 from proxy.upstream.link import Connector, Link, LinkKey
 
 _PLUS, _PUSH = b"+>"
 _RESET = b"+RESET\r\n"
+_NOT_ALLOWED = b"-NOPERM "
 _WRITE_HIGH = 1024 * 1024
 _HELD_CHUNKS = 16
 """Chunks that may wait behind a fence before reading stops."""
@@ -97,6 +100,9 @@ class PinnedLink(Link):
         self.patient = False
         """Whether what is owed may take as long as it likes: a blocking command."""
         self.ended = asyncio.Event()
+        self._marks: tuple[bytes, ...] = ()
+        """The forms that the reply to `mark`'s PING may have; none: it is not awaited."""
+        self._marked: Callable[[bytes], object] = len
         self.fence: Fence | None = None
         """What has to be passed before a reply is handed on; None: nothing. Set by the owner."""
         self._pieces: list[bytes] = []
@@ -139,6 +145,17 @@ class PinnedLink(Link):
     def expect(self, what: Expect) -> None:
         """Note that a request is being sent."""
         self.expected.append(what)
+
+    def mark(self, then: Callable[[bytes], object]) -> None:
+        """Have a function called when all that has been sent is answered, though replies are not counted.
+
+        It is given the reply to a PING with a text that nobody can guess, which is an array while a RESP2
+        connection subscribes, and an error if Redis' user may not say PING.
+        """
+        text = encode.bulk(b"pannier:" + os.urandom(16).hex().encode())
+        self._marked = then
+        self._marks = (text, b"*2\r\n$4\r\npong\r\n" + text)
+        self.send(b"*2\r\n$4\r\nPING\r\n" + text)
 
     def pause(self, paused: bool) -> None:
         """Stop or go on reading: the client does not keep up, and nobody else shares this link."""
@@ -229,6 +246,16 @@ class PinnedLink(Link):
             if self.mode is Mode.TUNNEL:
                 owner.relay(data[start:])
                 return
+            if self._marks and not scanner.open:
+                found = self._find_mark(data, pos)
+                if found is None:
+                    self._tail = data[pos:]
+                    return
+                if found:
+                    pos += len(found)
+                    self._marks = ()
+                    self._marked(found)
+                    continue
             if not scanner.open:
                 self._first = data[pos]
                 self._pushing = self._first == _PUSH
@@ -266,6 +293,21 @@ class PinnedLink(Link):
                 owner.answered(what, self._first)
                 if self.owner is not owner:
                     return
+
+    def _find_mark(self, data: bytes, pos: int) -> bytes | None:
+        """The awaited mark, if it begins at `pos`; empty if something else does, None if more has to come."""
+        for mark in self._marks:
+            begun = data[pos : pos + len(mark)]
+            if begun == mark:
+                return mark
+            if mark.startswith(begun):
+                return None
+        if not _NOT_ALLOWED.startswith(data[pos : pos + len(_NOT_ALLOWED)]):
+            return b""
+        end = data.find(b"\r\n", pos) + 2
+        if end < 2:
+            return None
+        return data[pos:end] if b"'ping'" in data[pos:end] else b""
 
     def _resets(self, frame: bytes) -> bool:
         """Whether a frame of a stream, or a part of one, belongs to the RESET that ends it.

@@ -34,7 +34,7 @@ from proxy.events import fields
 from proxy.resp.errors import UpstreamError, UpstreamRefused
 from proxy.resp.tracking import Mode
 from proxy.upstream.breaker import Breaker
-from proxy.upstream.caller import PING, RUN, Caller, Collector, Keys, answer
+from proxy.upstream.caller import PING, RUN, Caller, Collector, Keys, answer, itself, tapped
 from proxy.upstream.givingup import Classifier, Entry, Run, doomed
 from proxy.upstream.link import Connector, LinkKey, open_link
 from proxy.upstream.pacing import Pacer
@@ -244,6 +244,14 @@ class SharedLink:
         """Send requests of the sidecar's own, silent or not, while there is a connection."""
         self._send(caller, n, requests)
 
+    def tap(self, stand_in: Callable[[Caller, bytes], Caller], times: int) -> None:
+        """Have a function find those who stand in for who submits next, `times` at most.
+
+        So a few can be timed and all others cost nothing. It ends when the link changes its state.
+        """
+        if self.state is LinkState.READY:
+            self.submit = tapped(self, _SUBMIT[self.state].__get__(self), stand_in, times)
+
     def skipped(self) -> int:
         """How many bytes of the slice being relayed belong to a string that began in an earlier one."""
         return self.wire.skipped if self.wire is not None else 0
@@ -279,6 +287,7 @@ class SharedLink:
             caller.hold_back(self)
 
     def _refuse(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
+        self.connector.tally.unserved += n
         answer(caller, n, self.refusal.reply * n)
 
     def _refuse_others(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
@@ -394,6 +403,7 @@ class SharedLink:
         if self.tracking is not None:
             self.tracking.lost()
         self.reconnects += 1
+        self.connector.tally.reconnects += 1
         self.error = self.connector.lost(why)
         if self.state is not LinkState.CLOSED:
             self._say(logging.WARNING, "upstream_lost", _plain(self.error), "; reconnecting")
@@ -401,8 +411,8 @@ class SharedLink:
         # What callers submit from here on has not been sent.
         entries, self.fifo = list(self.fifo), deque()
         if wire.scanner.open and not wire.pushing and entries:
-            cut = entries[0][0]
-            entries = [entry for entry in entries if entry[0] is not cut]
+            cut = itself(entries[0][0])
+            entries = [entry for entry in entries if itself(entry[0]) is not cut]
             cut.cut()
         self._sort_out(entries, again)
         self.release_paused()
@@ -430,6 +440,7 @@ class SharedLink:
                 self.fifo.append((caller, n, Run(requests) if place == 0 else requests, keys))
                 continue
             self._settle_lost(sent, keys)
+            self.connector.tally.unserved += n
             answer(caller, n, b"".join([lost if read else unknown for _, read in parts[place]]))
 
     def _fail_all(self) -> None:
@@ -437,6 +448,7 @@ class SharedLink:
         self._held = 0
         for caller, n, requests, keys in entries:
             self._settle_lost(requests, keys)
+            self.connector.tally.unserved += n
             answer(caller, n, self.error.reply * n)
 
     def _settle_lost(self, requests: bytes, keys: Keys) -> None:

@@ -148,6 +148,7 @@ class Tracking:
                 return
             self._ask_no_more()
             self._alive = asked
+            self._link.connector.tally.round_trips.observe(time.monotonic() - asked)
             if self.mode is not Mode.BUS:
                 self.keeper.heard = asked
             if self._away_after and time.monotonic() - asked >= self._away_after:

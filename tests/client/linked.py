@@ -237,12 +237,20 @@ class Client:
         self.session: Session = linked.clients.session(space)
         self.transport = FakeTransport(self.session, name)
         self.session.connection_made(self.transport)
+        self.unheard = b""
+        """What has been sent and waits until the session reads."""
 
     def feed(self, *chunks: bytes) -> None:
         """Have the session receive chunks, as long as it reads (a loop does not deliver after that)."""
         for chunk in chunks:
             if not self.transport.closing:
                 self.transport.protocol.data_received(chunk)
+
+    def hear(self) -> None:
+        """Have the session receive what it has not heard, if it reads."""
+        if self.unheard and self.transport.reading:
+            data, self.unheard = self.unheard, b""
+            self.feed(data)
 
     @property
     def got(self) -> bytes:

@@ -296,7 +296,7 @@ class TestOneComputesAndTheOthersWait:
         race.redis.direct("SET", "acme:k", "v")
         await race.settle()
         assert race.redis.data[0].keys() == {b"acme:k", NAME}
-        assert await race.ask(first, "SIDECAR", "LEASE", "k", 5) == hit(b"v")
+        assert await race.ask(first, "SIDECAR", "LEASE", "k", 60000) == hit(b"v")
 
 
 class TestHits:
@@ -305,19 +305,19 @@ class TestHits:
         client = await race.ready()
         await race.ask(client, "GET", "k")
         sent, hits = race.home(client).sent, client.session.hits
-        assert race.hit(client, "SIDECAR", "LEASE", "k", 5) == hit(b"v")
+        assert race.hit(client, "SIDECAR", "LEASE", "k", 60000) == hit(b"v")
         assert race.home(client).sent == sent
         assert client.session.hits == hits + 1
 
     async def test_a_nil_in_memory_is_a_miss(self, race: Race) -> None:
         client = await race.ready()
         await race.ask(client, "GET", "k")
-        token(await race.ask(client, "SIDECAR", "LEASE", "k", 5))
+        token(await race.ask(client, "SIDECAR", "LEASE", "k", 60000))
 
     async def test_fill_memory_and_write_nothing(self, race: Race) -> None:
         race.redis.direct("SET", "k", "v")
         client = await race.ready()
-        assert await race.ask(client, "SIDECAR", "LEASE", "k", 5) == hit(b"v")
+        assert await race.ask(client, "SIDECAR", "LEASE", "k", 60000) == hit(b"v")
         assert race.hit(client, "GET", "k") == b"$1\r\nv\r\n"
         assert not any(request[0] == b"SET" for request in race.home(client).requests)
 
@@ -327,7 +327,7 @@ class TestHits:
         await race.ask(client, "GET", "k")
         await race.ask(client, "SIDECAR", "BYPASS", "ON")
         sent = race.home(client).sent
-        assert await race.ask(client, "SIDECAR", "LEASE", "k", 5) == hit(b"v")
+        assert await race.ask(client, "SIDECAR", "LEASE", "k", 60000) == hit(b"v")
         assert race.home(client).sent != sent
 
     async def test_a_value_longer_than_is_kept(self, patched: pytest.MonkeyPatch) -> None:
@@ -425,8 +425,8 @@ class TestGivingBack:
             client.feed(R("SIDECAR", "LEASE", number, 60000))
         await race.settle()
         assert client.take().count(b"LEASE") == leases.MOST_HELD
-        assert race.hit(client, "SIDECAR", "LEASE", "k", 5).startswith(b"-ERR SIDECAR LEASE: this connection holds 1000")
-        token(await race.ask(other, "SIDECAR", "LEASE", "k", 5))
+        assert race.hit(client, "SIDECAR", "LEASE", "k", 60000).startswith(b"-ERR SIDECAR LEASE: this connection holds 1000")
+        token(await race.ask(other, "SIDECAR", "LEASE", "k", 60000))
         client.leave()
         await race.settle()
         assert race.redis.data[0].keys() == {NAME}
@@ -633,7 +633,7 @@ class TestErrors:
     async def test_a_key_of_another_type(self, race: Race) -> None:
         race.redis.direct("HSET", "k", "f", "v")
         client = await race.ready()
-        assert await race.ask(client, "SIDECAR", "LEASE", "k", 5) == racing.WRONGTYPE
+        assert await race.ask(client, "SIDECAR", "LEASE", "k", 60000) == racing.WRONGTYPE
         assert not leased(race)
 
     @pytest.mark.parametrize("denied", [b"GET", b"SET", b"PTTL"])
@@ -657,7 +657,7 @@ class TestErrors:
         await turn(50)
         assert second.take().startswith(b"-ERR pannier: upstream")
         await turn(50)
-        first.feed(R("SIDECAR", "LEASE", "other", 5))
+        first.feed(R("SIDECAR", "LEASE", "other", 60000))
         await turn(50)
         assert first.take().startswith(b"-ERR pannier: upstream")
 
@@ -691,7 +691,7 @@ class TestErrors:
 
         monkeypatch.setattr(contest.Contest, "_claim", broken)
         client = await race.ready()
-        assert await race.ask(client, "SIDECAR", "LEASE", "k", 5) == b"-ERR pannier: internal error\r\n"
+        assert await race.ask(client, "SIDECAR", "LEASE", "k", 60000) == b"-ERR pannier: internal error\r\n"
         assert "internal error in the contest for a lease" in caplog.text
 
 

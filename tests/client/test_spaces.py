@@ -96,42 +96,43 @@ async def arrive(linked: Linked, *login: str, namespace: str | None = None) -> C
 class TestABucket:
     def test_holds_what_may_be_done_in_a_second(self, clock: Clock) -> None:
         bucket = Bucket(10)
-        assert not bucket.empty
+        assert bucket.left
         bucket.take(9)
-        assert not bucket.empty
+        assert bucket.left
         bucket.take(1)
-        assert bucket.empty
+        assert not bucket.left
 
     def test_fills_at_its_rate_and_not_beyond(self, clock: Clock) -> None:
         bucket = Bucket(10)
         bucket.take(10)
         clock.now += 0.05
-        assert bucket.empty
+        assert not bucket.left
         clock.now += 0.0501
-        assert not bucket.empty
+        assert bucket.left
         bucket.take(1)
-        assert bucket.empty
+        assert not bucket.left
         clock.now += 1000
         bucket.take(9)
-        assert not bucket.empty
+        assert bucket.left
         bucket.take(1)
-        assert bucket.empty, "a second's worth, however long it was left alone"
+        assert not bucket.left, "a second's worth, however long it was left alone"
 
     def test_pays_back_what_was_taken_beyond(self, clock: Clock) -> None:
         bucket = Bucket(10)
         bucket.take(35)
-        assert bucket.empty and bucket.wait() == pytest.approx(2.6)
+        assert bucket.left < 1 and bucket.wait() == pytest.approx(2.6)
         clock.now += 2.5
-        assert bucket.empty and bucket.wait() == pytest.approx(0.1)
+        assert bucket.left < 1 and bucket.wait() == pytest.approx(0.1)
         clock.now += 0.11
-        assert not bucket.empty and bucket.wait() == 0.0
+        assert bucket.left and bucket.wait() == 0.0
+        assert bucket.wait(3) == pytest.approx(0.19)
 
     def test_of_one_a_second(self, clock: Clock) -> None:
         bucket = Bucket(1)
         for _ in range(5):
-            assert not bucket.empty
+            assert bucket.left
             bucket.take(1)
-            assert bucket.empty
+            assert not bucket.left
             clock.now += 1.0
 
     @given(st.integers(1, 1000), st.lists(st.tuples(st.integers(0, 50), st.integers(0, 3000)), max_size=30))
@@ -144,12 +145,12 @@ class TestABucket:
             for wanted, milliseconds in script:
                 clock.now += milliseconds / 1000
                 for _ in range(wanted):
-                    if bucket.empty:
+                    if bucket.left < 1:
                         break
                     bucket.take(1)
                     taken += 1
                 assert taken <= rate + (clock.now - 1000.0) * rate + 0.001
-                if bucket.empty:
+                if bucket.left < 1:
                     wait = bucket.wait()
                     assert 0 < wait <= 1 / rate + 0.001
 
@@ -245,21 +246,49 @@ class TestScripts:
                 else:
                     space.translate(command, arguments)
 
-    def test_are_asked_about_once(self, caplog: pytest.LogCaptureFixture) -> None:
-        space = Spaces(Settings(namespace="ns"), DISPATCHER, None).start
-        command = DISPATCHER.find([b"EVAL"])
+    def examined(self, *replies: bytes, channels: bool = False, users: tuple[bytes | None, ...] = (None,)) -> list[bytes]:
+        """What is asked at the scripts of these users, two of each, if these are Redis' answers to each question in turn."""
+        space = Spaces(Settings(namespace="ns", namespace_channels=channels), DISPATCHER, None).start
         asked: list[bytes] = []
-        link: Any = SimpleNamespace(submit=lambda caller, n, request: asked.append(request))
-        for each in (DISPATCHER.find([b"GET"]), None):
-            space.examine(each, link)
-        assert not asked
-        for _ in range(2):
-            space.examine(command, link)
-        assert asked == [space.probe]
-        space.warn(b"-NOPERM x\r\n")
+
+        def submit(caller: Any, n: int, request: bytes) -> None:
+            asked.append(request)
+            if len(asked) <= len(replies):
+                caller.finish(replies[len(asked) - 1])
+            else:
+                caller.cut()
+
+        for user in users:
+            link: Any = SimpleNamespace(submit=submit, key=SimpleNamespace(identity=Identity(user, b"pw")))
+            for call in ([b"GET"], [b"NOSUCH"], [b"EVAL"], [b"SCRIPT", b"LOAD"], [b"FCALL"]):
+                space.examine(DISPATCHER.find(call), link)
+        return asked
+
+    def test_are_asked_about_once_for_each_user(self, caplog: pytest.LogCaptureFixture) -> None:
+        asked = self.examined(encode.array([]), encode.array([b"$4\r\nkeys\r\n"]), encode.array([b"$3\r\nall\r\n"]), users=(b"walled", b"open", None))
+        assert len(asked) == 3 and all(b"EVAL" in request for request in asked)
+        assert [record.getMessage().partition(", and ")[0] for record in caplog.records] == ["a script runs in namespace ns as Redis' user open", "a script runs in namespace ns as Redis' user default"]
+        first, second = caplog.messages
+        assert "would let it reach keys of others: restrict" in first and "~ns:*" in first
+        assert "would let it empty or exchange whole databases (FLUSHALL" in second
+
+    def test_all_they_may_do_is_said_at_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        answer = encode.array([b"$4\r\nkeys\r\n"] * 2 + [b"$3\r\nall\r\n", b"$8\r\nchannels\r\n"])
+        self.examined(answer)
+        assert "reach keys of others, and empty" in caplog.text and "publish" not in caplog.text, "channels are everybody's"
+        self.examined(answer, channels=True)
+        assert "SWAPDB), and publish to channels of others" in caplog.text
+
+    @pytest.mark.parametrize(("about_keys", "warns"), [(b":0\r\n", True), (b"-NOPERM no key\r\n", False)])
+    def test_of_who_may_not_eval_are_asked_about_by_a_key(self, caplog: pytest.LogCaptureFixture, about_keys: bytes, warns: bool) -> None:
+        asked = self.examined(b"-NOPERM no EVAL\r\n", about_keys)
+        assert len(asked) == 2 and b"EXISTS" in asked[1]
+        assert bool(caplog.records) is warns
+
+    @pytest.mark.parametrize("reply", [[], [b"-LOADING wait\r\n"] * 3])
+    def test_of_which_redis_says_nothing_are_asked_about_again(self, caplog: pytest.LogCaptureFixture, reply: list[bytes]) -> None:
+        assert len(self.examined(*reply)) == 3
         assert not caplog.records
-        space.warn(b":0\r\n")
-        assert "~ns:*" in caplog.text
 
     def test_without_a_namespace_are_nobodys_business(self) -> None:
         space = Spaces(Settings(namespace_scripts="refuse"), DISPATCHER, None).start
@@ -378,7 +407,7 @@ class TestLargeCommands:
         data = R("SET", "k", BIG)
         for start in range(0, len(data), 65_536):
             client.feed(data[start : start + 65_536])
-        assert client.take() == b"-ERR pannier: tenant 'a' is over its max_ops_per_second of 5; try again in a moment\r\n"
+        assert client.take() == over("200 ms")
         clock.now += 5
         client.feed(GET)
         await linked.redis.settle()
@@ -556,7 +585,35 @@ class TestMaxClients:
         assert other.session.protocol == 2
 
 
-OVER = b"-ERR pannier: tenant 'a' is over its max_ops_per_second of 5; try again in a moment\r\n"
+def over(wait: str) -> bytes:
+    return b"-ERR pannier: tenant 'a' is over its max_ops_per_second of 5; try again in about %b\r\n" % wait.encode()
+
+
+OVER = over("200 ms")
+
+
+class Later:
+    """Takes the place of the loop's `call_later`."""
+
+    def __init__(self, linked: Linked) -> None:
+        self._linked = linked
+        self._calls: list[tuple[float, Callable[..., object], tuple[object, ...]]] = []
+
+    def __call__(self, delay: float, call: Callable[..., object], *arguments: object) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        self._calls.append((delay, call, arguments))
+        return asyncio.TimerHandle(0.0, call, arguments, loop)
+
+    async def pass_on(self, clock: Clock) -> None:
+        """Let time pass up to the next one of them."""
+        await self._linked.redis.settle()
+        if self._calls:
+            delay, call, arguments = min(self._calls, key=lambda item: item[0])
+            self._calls.remove((delay, call, arguments))
+            assert delay <= 1.0
+            clock.now += delay
+            call(*arguments)
+        await self._linked.redis.settle()
 
 
 class TestMaxOperations:
@@ -582,15 +639,15 @@ class TestMaxOperations:
             client.feed(GET)
         await linked.redis.settle()
         assert client.take() == b"$-1\r\n" * 5
-        client.feed(GET + R("gEt", "k") + R("NOSUCH"))
+        client.feed(GET + R("gEt", "k") + R("OBJECT", "HELP"))
         assert client.take() == OVER * 3
         space = linked.clients.spaces.find("a")
         assert (space.refused, space.commands) == (3, 5), "what is refused is not charged"
-        clock.now += 0.21
+        clock.now += 0.25
         client.feed(GET)
         client.feed(GET)
         await linked.redis.settle()
-        assert client.take() == b"$-1\r\n" + OVER
+        assert client.take() == b"$-1\r\n" + over("150 ms")
         assert len(linked.wire.requests) == 6
 
     async def test_are_refused_behind_what_is_pending(self, linked: Linked) -> None:
@@ -601,19 +658,28 @@ class TestMaxOperations:
         await linked.redis.settle()
         assert client.take() == b"$-1\r\n" * 5 + OVER
 
-    async def test_of_one_chunk_are_done_and_paid_back(self, linked: Linked, clock: Clock) -> None:
+    @pytest.mark.parametrize("data", [GET, R("gEt", "k"), R("GET", "*k*"), R("SET", "k", GET), b"GET k\r\n", R("EXISTS", "a", "b")], ids=["GET", "gEt", "stars", "a star in a value", "inline", "EXISTS"])
+    async def test_of_one_chunk_are_done_as_far_as_they_may(self, linked: Linked, clock: Clock, data: bytes) -> None:
+        linked.redis.answer = lambda connection, arguments: b"$-1\r\n"
+        client = await arrive(linked, "b", "pw")
+        client.feed(R("AUTH", "a", "pw"))
+        await linked.redis.settle()
+        client.take()
+        client.feed(data * 25)
+        await linked.redis.settle()
+        assert client.take() == b"$-1\r\n" * 5 + OVER * 20
+        clock.now += 0.5
+        client.feed(data * 3)
+        await linked.redis.settle()
+        assert client.take() == b"$-1\r\n" * 2 + over("100 ms")
+
+    async def test_say_how_long_it_will_take(self, linked: Linked) -> None:
         client = await arrive(linked, "a", "pw")
-        client.feed(GET * 25)
-        await linked.redis.settle()
-        assert client.take() == b"$-1\r\n" * 25
-        for _ in range(4):
-            clock.now += 1.0
-            client.feed(GET)
-            assert client.take() == OVER
-        clock.now += 0.21
+        bucket = linked.clients.spaces.find("a").bucket
+        assert bucket is not None
+        bucket.take(62)  # as SIDECAR WARM does
         client.feed(GET)
-        await linked.redis.settle()
-        assert client.take() == b"$-1\r\n"
+        assert client.take() == over("12 s")
 
     async def test_are_of_all_connections_together(self, linked: Linked) -> None:
         one, two = await arrive(linked, "a", "pw"), await arrive(linked, "a", "pw")
@@ -643,32 +709,92 @@ class TestMaxOperations:
         client = await arrive(linked, "a", "pw")
         client.feed(R("SELECT", 1) + GET * 25)
         await linked.redis.settle()
-        assert client.take() == encode.OK + b"$-1\r\n" * 25
+        assert client.take() == encode.OK + b"$-1\r\n" * 4 + OVER * 21
         client.leave()
         other = await arrive(linked, "a", "pw")
         other.feed(GET)
         assert other.take() == OVER
 
-    async def test_inside_a_transaction_wait(self, linked: Linked, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.fixture
+    async def later(self, linked: Linked, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Later]:
+        """What has been put off."""
+        later = Later(linked)
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio.get_running_loop(), "call_later", later)
+            yield later
+
+    @pytest.mark.parametrize("piece", [1000, 7], ids=["one chunk", "small chunks"])
+    @pytest.mark.parametrize(
+        "begin", [R("MULTI"), b"multi\r\n", R("WATCH", "k") + R("MULTI"), R("HELLO", 3) + R("MULTI")], ids=["MULTI", "inline", "WATCH", "RESP3"]
+    )
+    async def test_of_a_transaction_are_done_together_or_wait(self, linked: Linked, clock: Clock, later: Later, begin: bytes, piece: int) -> None:
+        """Refused one by one, those behind a refused MULTI would be carried out by themselves (Redis would)."""
+        client = await arrive(linked, "a", "pw")
+        client.feed(GET * 6)
+        await linked.redis.settle()
+        assert client.take() == b"$-1\r\n" * 5 + OVER
+        pipeline = begin + R("INCR", "k") * 3 + R("EXEC") + GET
+        for start in range(0, len(pipeline), piece):
+            client.unheard += pipeline[start : start + piece]
+            client.hear()
+        for _ in range(12):
+            await later.pass_on(clock)
+            client.hear()
+        asked = [request[0].lower() for wire in linked.redis.connections for request in wire.requests if request[0] not in (b"GET", b"CLIENT", b"PING")]
+        assert asked[-5:] == [b"multi", b"incr", b"incr", b"incr", b"exec"]
+        assert b"-" not in client.take().replace(b"$-1", b"").replace(OVER, b"")
+
+    @pytest.mark.parametrize("words", [["SELECT", "1"], ["SUBSCRIBE", "c"], ["CLIENT", "TRACKING", "ON"], ["SIDECAR", "BYPASS", "ON"], ["WATCH", "k" * 300_000]])
+    async def test_on_which_later_ones_depend_wait(self, linked: Linked, clock: Clock, later: Later, words: list[str]) -> None:
+        client = await arrive(linked, "a", "pw")
+        client.feed(GET * 5)
+        await linked.redis.settle()
+        client.take()
+        client.feed(R(*words))
+        await linked.redis.settle()
+        assert client.take() == b"" and not client.transport.reading
+        await later.pass_on(clock)
+        assert client.take().startswith(b"+OK") and client.transport.reading
+
+    async def test_that_wait_come_before_those_that_are_refused(self, linked: Linked, clock: Clock, later: Later) -> None:
+        one, two, three = [await arrive(linked, "a", "pw") for _ in range(3)]
+        one.feed(GET * 5)
+        two.feed(R("MULTI"))
+        three.feed(R("MULTI"))
+        clock.now += 0.25
+        one.feed(GET)
+        await linked.redis.settle()
+        assert one.take() == b"$-1\r\n" * 5 + over("350 ms"), "behind both"
+        three.leave()
+        one.feed(GET)
+        assert one.take() == over("150 ms"), "who leaves gives back what it waited for"
+        clock.now -= 0.25
+        await later.pass_on(clock)
+        assert two.take() == encode.OK
+
+    async def test_inside_a_transaction_wait(self, linked: Linked, clock: Clock, later: Later) -> None:
         """An error would break it."""
-        later: list[tuple[float, Callable[..., object], tuple[object, ...]]] = []
         client = await arrive(linked, "a", "pw")
         client.feed(R("MULTI"))
         await linked.redis.settle()
-        monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda delay, call, *args: later.append((delay, call, args)))
-        client.feed(GET * 6)
-        client.feed(R("EXEC"))
-        monkeypatch.undo()
+        client.feed(GET * 6 + R("EXEC"))
         await linked.redis.settle()
-        assert client.take() == encode.OK + b"+QUEUED\r\n" * 6
+        assert client.take() == encode.OK + b"+QUEUED\r\n" * 4
         assert client.session.flow.reasons & Reason.RATE and not client.transport.reading
-        (delay, call, args), = later
-        assert 0 < delay <= 1.0
-        clock.now += delay
-        call(*args)
-        await linked.redis.settle()
-        assert client.take() == b"*6\r\n" + b"$-1\r\n" * 6
+        for replies in (b"+QUEUED\r\n", b"+QUEUED\r\n", b"*6\r\n" + b"$-1\r\n" * 6):
+            await later.pass_on(clock)
+            assert client.take() == replies
         assert client.transport.reading
+
+    async def test_inside_a_transaction_wait_for_as_long_as_it_is_large(self, linked: Linked, clock: Clock, later: Later) -> None:
+        client = await arrive(linked, "a", "pw")
+        client.feed(R("MULTI") + R("SET", "k", "v") * 4 + R("SET", "k", "v" * 300_000)[:280_000])
+        await linked.redis.settle()
+        assert client.take() == encode.OK + b"+QUEUED\r\n" * 4 and not client.transport.reading
+        await later.pass_on(clock)
+        client.feed(R("SET", "k", "v" * 300_000)[280_000:])
+        await linked.redis.settle()
+        assert client.take() == b"+QUEUED\r\n"
 
     async def test_of_hits_are_charged(self, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
         race = Race(monkeypatch, tenants=(tenant("a", max_ops_per_second=5),))

@@ -74,14 +74,15 @@ class TestTenants:
 
 
 class TestUsersOfRedis:
-    @pytest.fixture
-    def users(self, redis: Process, directory: Path) -> Iterator[tuple[Redis, Redis, Redis]]:
+    @pytest.fixture(params=["", "ns"], ids=["everything", "namespace"])
+    def users(self, redis: Process, directory: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Redis, Redis, Redis]]:
         """Who sees all keys, who sees few, and the sidecar's own."""
+        prefix = request.param + ":" if request.param else ""
         with Redis(port=redis.port) as direct:
             direct.acl_setuser("alice", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all"], channels=["*"])
-            direct.acl_setuser("bob", enabled=True, passwords=["+pw"], keys=["b:*"], commands=["+@all"], channels=["*"])
+            direct.acl_setuser("bob", enabled=True, passwords=["+pw"], keys=[prefix + "b:*"], commands=["+@all"], channels=["*"])
             try:
-                with pannier(f"redis://127.0.0.1:{redis.port}", directory, "--auth", "passthrough", "--admit-after", "1") as proxy:
+                with pannier(f"redis://127.0.0.1:{redis.port}", directory, "--auth", "passthrough", "--admit-after", "1", "--namespace", request.param) as proxy:
                     yield Redis(port=proxy.port, username="alice", password="pw"), Redis(port=proxy.port, username="bob", password="pw"), Redis(port=proxy.port)
             finally:
                 direct.acl_deluser("alice", "bob")

@@ -11,7 +11,7 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import hiredis
 import pytest
@@ -80,16 +80,16 @@ class Client:
         self.answers = 0
         self.serial = 0
 
-    async def run(self, until: float) -> None:
-        while time.monotonic() < until:
+    async def run(self, going: Callable[[], bool]) -> None:
+        while going():
             with contextlib.suppress(ConnectionError):
-                await self._connection(until)
+                await self._connection(going)
 
-    async def _connection(self, until: float) -> None:
+    async def _connection(self, going: Callable[[], bool]) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         parser = hiredis.Reader()
         try:
-            while time.monotonic() < until:
+            while going():
                 questions = [self._question() for _ in range(self.chance.choice([1, 1, 2, 7, 30]))]
                 data = b"".join(question for question, _ in questions)
                 fate = self.chance.random()
@@ -147,24 +147,34 @@ class Client:
         return question, [expected]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("killed", ["", "clients", "links"])
 class TestEveryReplyBelongsToItsRequest:
     async def test_under_random_disconnects(self, upstream: Process, proxied: Process, killed: str) -> None:
         clients = [Client(proxied.port, number, killed) for number in range(CLIENTS)]
         until = time.monotonic() + SECONDS / 2
+
+        def enough() -> bool:
+            return sum(client.answers for client in clients) > 500 * SECONDS / 2
+
+        def going() -> bool:
+            """Longer than that on a machine so busy that little has been tried."""
+            left = until - time.monotonic()
+            return left > 0 or (left > -30 and not enough())
+
         async with asyncio.TaskGroup() as group:
             for client in clients:
-                group.create_task(client.run(until))
+                group.create_task(client.run(going))
             if killed:
-                group.create_task(kill_all(upstream.port if killed == "links" else proxied.port, until))
-        assert sum(client.answers for client in clients) > 500 * SECONDS / 2
+                group.create_task(kill_all(upstream.port if killed == "links" else proxied.port, going))
+        assert enough()
         assert "internal error" not in proxied.output
 
 
-async def kill_all(port: int, until: float) -> None:
+async def kill_all(port: int, going: Callable[[], bool]) -> None:
     """Kill all connections of a server, again and again."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    while time.monotonic() < until:
+    while going():
         writer.write(b"CLIENT KILL TYPE normal SKIPME yes\r\n")
         assert (await reader.readline())[:1] == b":"
         await asyncio.sleep(0.05)

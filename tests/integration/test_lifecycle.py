@@ -19,6 +19,7 @@ import pytest
 from proxy import __version__
 from tests.harness import (
     ROOT,
+    TIED,
     Process,
     free_port,
     pannier,
@@ -30,12 +31,17 @@ from tests.harness import (
 
 
 @contextlib.contextmanager
-def launched(directory: Path, *options: str) -> Iterator[Process]:
-    """A pannier started with just these options, once it has printed its banner."""
+def launched(directory: Path, *options: str, admin: bool = False) -> Iterator[Process]:
+    """A pannier started with just these options, once it has printed its banner.
+
+    `admin`: with the default address of the administration, of which a machine has only one.
+    """
     log = directory / f"pannier-{time.monotonic_ns()}.log"
+    if not admin and "--admin-listen" not in options:
+        options = (*options, "--admin-listen", "off")
     with log.open("wb") as out:
         popen = subprocess.Popen(
-            [sys.executable, "-m", "proxy", *options], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            [*TIED, sys.executable, "-m", "proxy", *options], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
             cwd=ROOT, start_new_session=True,
         )  # fmt: skip
     process = Process(popen, 0, log)
@@ -292,7 +298,7 @@ class TestNoSecretGetsIntoTheLog:
 class TestBundledServer:
     def test_pannier_ends_with_it_and_says_so(self, directory: Path) -> None:
         port = free_port()
-        command = [sys.executable, "-m", "proxy", "run", "--listen", f"127.0.0.1:{port}"]
+        command = [sys.executable, "-m", "proxy", "run", "--listen", f"127.0.0.1:{port}", "--admin-listen", "off"]
         with running(command, port, directory) as process:
             with process.connect() as sock:
                 sock.sendall(b"SHUTDOWN NOSAVE\r\n")

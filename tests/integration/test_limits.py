@@ -297,6 +297,7 @@ class TestAClientThatDoesNotRead:
 
 
 class TestLargeRequestsAndReplies:
+    @pytest.mark.alone
     def test_pass_through_in_pieces(self, upstream: Process, directory: Path) -> None:
         size, piece = 100 * MB, bytes(range(256)) * 4096
         with pannier(url(upstream), directory) as proxy, proxy.connect() as sock:

@@ -67,6 +67,8 @@ class Shim:
                 redis = self.redis.connect()
                 redis.settimeout(None)
                 self._socks += [client, redis]
+                for sock in (client, redis):  # else what is sent in parts waits for the other end's late ACK
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for source, sink, changing in ((client, redis, True), (redis, client, False)):
                     thread = threading.Thread(target=self._relay, args=(source, sink, changing))
                     self._threads.append(thread)

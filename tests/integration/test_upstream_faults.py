@@ -245,7 +245,7 @@ class TestRedisOwnRefusalsAreRelayed:
 
     def test_loading(self, any_redis_binary: str, directory: Path) -> None:
         with redis_server(any_redis_binary, directory) as redis, redis.connect() as direct:
-            assert ask(direct, b"DEBUG POPULATE 600 key 10\r\n") == b"+OK\r\n"
+            assert ask(direct, b"DEBUG POPULATE 6000 key 10\r\n") == b"+OK\r\n"
             assert ask(direct, b"SAVE\r\n") == b"+OK\r\n"
         slow = ["--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024"]
         with (
@@ -254,6 +254,8 @@ class TestRedisOwnRefusalsAreRelayed:
             proxy.connect() as sock,
         ):
             assert ask(sock, b"GET key:1\r\n") == b"-LOADING Redis is loading the dataset in memory\r\n"
+            with redis.connect() as direct:
+                assert ask(direct, b"CONFIG SET key-load-delay 0\r\n") == b"+OK\r\n"
             wait_until(lambda: ask(sock, b"EXISTS key:1\r\n") == b":1\r\n")
 
     def test_maxclients_of_redis(self, any_redis_binary: str, directory: Path) -> None:
@@ -277,7 +279,7 @@ class TestRedisOwnRefusalsAreRelayed:
         ],
     )
     def test_code_is_kept(self, any_redis_binary: str, directory: Path, options: list[str], command: bytes, code: bytes) -> None:
-        port = next(port for port in iter(free_port, 0) if port < 55536)  # a cluster's bus is 10,000 above
+        port = free_port(above=10_000)
         with redis_server(any_redis_binary, directory, *options, port=port) as redis, redis.connect() as direct:
             expected = ask(direct, command)
             assert expected.startswith(code)

@@ -5,7 +5,6 @@ test_keys.py tests the same without servers, for what no server at hand reports.
 
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 
 from proxy.resp.commands import Command, CommandTable
 from proxy.resp.keys import key_positions
+from tests.harness import TIED, reserved
 
 TABLE = CommandTable.load()
 
@@ -66,12 +66,9 @@ def executable(version: str) -> str:
 
 def started(path: str) -> Iterator[Any]:
     """Run a server on a free port; yield a client that returns replies undecoded and unparsed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as directory:
+    with reserved(None) as port, tempfile.TemporaryDirectory() as directory:
         arguments = ["--port", str(port), "--save", "", "--appendonly", "no", "--dir", directory]
-        process = subprocess.Popen([path, *arguments], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([*TIED, path, *arguments], stdout=subprocess.DEVNULL)
         try:
             client: Any = redis.Redis(port=port, protocol=2)
             client.response_callbacks.clear()

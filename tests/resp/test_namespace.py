@@ -22,7 +22,7 @@ OPEN = Namespace("ns", channels=True)
 UNKNOWN = "is refused in a namespace: the command, or its sub-command, is not known"
 SERVER = "is refused in a namespace: it concerns the whole server"
 UNLOCATED = "is refused in a namespace: which arguments are keys is not known"
-WHOLE = "takes several steps in a namespace: not in a transaction, nor on a connection that holds state"
+WHOLE = "takes several steps in a namespace: it cannot be part of a transaction"
 
 
 def words(call: str) -> list[bytes]:
@@ -452,11 +452,55 @@ class TestReplies:
         error = b"-NOGROUP No such key 'ns:k' or consumer group 'g' in XPENDING\r\n"
         for call in ("XPENDING k g", "XACK k g 1", "XINFO CONSUMERS k g", "XGROUP DESTROY k g", "XAUTOCLAIM k g c 0 0", "XCLAIM k g c 0 1"):
             assert stripped(call, error) == error.replace(b"ns:", b"")
+        error = b"-NOGROUP No such consumer group 'g' for key name 'ns:k'\r\n"
+        assert stripped("XGROUP CREATECONSUMER k g c", error) == error.replace(b"ns:", b"")
+
+    @pytest.mark.parametrize(
+        ("call", "error", "expected"),
+        [
+            ("XPENDING k ns:g", "NOGROUP No such key 'ns:k' or consumer group 'ns:g'", "NOGROUP No such key 'k' or consumer group 'ns:g'"),
+            ("XPENDING k ns:k", "NOGROUP No such key 'ns:k' or consumer group 'ns:k'", "NOGROUP No such key 'k' or consumer group 'ns:k'"),
+            ("XGROUP DELCONSUMER k ns:k c", "NOGROUP No such consumer group 'ns:k' for key name 'ns:k'", "NOGROUP No such consumer group 'ns:k' for key name 'k'"),
+            ("XPENDING ns:k g", "NOGROUP No such key 'ns:ns:k' or consumer group 'g'", "NOGROUP No such key 'ns:k' or consumer group 'g'"),
+            ("XREADGROUP GROUP g c STREAMS ns:k k > >", "NOGROUP No such key 'ns:ns:k' or consumer group 'g'", "NOGROUP No such key 'ns:k' or consumer group 'g'"),
+            ("XREADGROUP GROUP ns:g c STREAMS k k2 > >", "NOGROUP No such key 'ns:k2' or consumer group 'ns:g' in X", "NOGROUP No such key 'k2' or consumer group 'ns:g' in X"),
+            ("EVAL s 1 k", "ERR bad 'ns:k'", "ERR bad 'ns:k'"),
+            ("EVAL s 1 k", "NOGROUP No such key 'ns:k' or consumer group 'ns:k' script: 1", "NOGROUP No such key 'k' or consumer group 'ns:k' script: 1"),
+            ("EVAL s 1 k", "NOGROUP No such key 'ns:other'", "NOGROUP No such key 'ns:other'"),
+            ("XACK k.* g 1", "NOGROUP No such key 'ns:k.*'", "NOGROUP No such key 'k.*'"),
+            ("XACK k.* g 1", "NOGROUP No such key 'ns:k12'", "NOGROUP No such key 'ns:k12'"),
+            ("XACK k\0x g 1", "NOGROUP No such key 'ns:k'", "NOGROUP No such key 'k'"),
+        ],
+    )
+    def test_errors_keep_what_is_no_key_of_the_command(self, call: str, error: str, expected: str) -> None:
+        assert stripped(call, b"-%b\r\n" % error.encode()) == b"-%b\r\n" % expected.encode()
+
+    def test_errors_show_a_key_on_one_line(self) -> None:
+        arguments = [b"XACK", b"a\r\nb", b"g", b"1"]
+        strip = NS.translate(find(arguments), arguments)[1]
+        assert strip is not None
+        assert strip(b"-NOGROUP No such key 'ns:a  b' or x\r\n") == b"-NOGROUP No such key 'a  b' or x\r\n"
+
+    def test_errors_about_overlapping_prefixes(self) -> None:
+        error = b"-ERR Prefix 'ns:a' overlaps with an existing prefix 'ns:ab'. Prefixes for a single client must not overlap.\r\n"
+        assert stripped("CLIENT TRACKING ON BCAST PREFIX a", error) == error.replace(b"'ns:", b"'")
+
+    @pytest.mark.parametrize("quote", "'`")
+    def test_errors_of_a_redis_that_does_not_know_a_command_after_all(self, quote: str) -> None:
+        """Its table not reported, Redis may name the arguments of any command."""
+        namespace = Namespace("ns", table=CommandTable.load())
+        arguments = [b"COPY", b"ns:k", b"l"]
+        translated, strip = namespace.translate(find(arguments), arguments)
+        assert strip is not None and translated == [b"COPY", b"ns:ns:k", b"ns:l"]
+        ends = "%s " if quote == "'" else "%s, "
+        said = f"-ERR unknown command {quote}COPY{quote}, with args beginning with: {ends % (quote + 'ns:ns:k' + quote)}{ends % (quote + 'ns:l' + quote)}\r\n"
+        assert strip(said.encode()) == said.replace("ns:ns:k", "ns:k").replace("ns:l", "l").encode()
         assert stripped("XPENDING k g", b"$9\r\nit's 'ns:\r\n") == b"$9\r\nit's 'ns:\r\n"
 
     def test_of_scripts_stay_but_for_errors(self) -> None:
         assert stripped("EVAL s 1 k", b"*1\r\n" + KEY) == b"*1\r\n" + KEY
-        assert stripped("EVAL s 1 k", b"-ERR 'ns:k'\r\n") == b"-ERR 'k'\r\n"
+        error = b"-ERR Error running script: -NOGROUP No such key 'ns:k' or consumer group 'g'\r\n"
+        assert stripped("EVAL s 1 k", error) == error.replace(b"ns:", b"")
 
     @pytest.mark.parametrize("call", ["GET k", "LRANGE k 0 -1", "HGETALL k", "SORT k GET v_*", "MGET a b", "OBJECT ENCODING k"])
     def test_of_values_are_not_looked_into(self, call: str) -> None:

@@ -38,6 +38,9 @@ class Owner:
         self.heard.append(("reset", self.out))
         self.link.owner = None
 
+    def mark(self, mark: bytes) -> None:
+        self.heard.append(("mark", mark, self.out))
+
     def pin_lost(self, why: str) -> None:
         self.heard.append(("lost", why))
 
@@ -145,6 +148,30 @@ class TestStream:
         link, owner = linked(Mode.STREAM)
         link.data_received(b"+RESET\r\n")
         assert (owner.heard, owner.out) == ([], b"+RESET\r\n")
+
+
+class TestMarks:
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.one_of(bodies, pushes), max_size=4), st.lists(st.one_of(bodies, pushes), max_size=4), st.sampled_from(["bulk", "array", "error"]), steps)
+    def test_are_found_behind_what_came_before(self, before: list[bytes], behind: list[bytes], form: str, steps: list[int]) -> None:
+        """However the bytes are cut, and though replies are not counted."""
+        link, owner = linked(Mode.STREAM)
+        link.mark(owner.mark)
+        sent = b"".join(link.transport.written)  # type: ignore[union-attr]
+        text = sent.removeprefix(b"*2\r\n$4\r\nPING\r\n")
+        assert text.startswith(b"$40\r\npannier:") and text not in b"".join(before)
+        mark = {"bulk": text, "array": b"*2\r\n$4\r\npong\r\n" + text, "error": b"-NOPERM User x has no permissions to run the 'ping' command\r\n"}[form]
+        others = [b"-NOPERM no 'get'\r\n", b"-N\r\n", text[:-4] + b"!!\r\n" if form == "bulk" else b"$0\r\n\r\n", *before]
+        feed(link, b"".join([*others, mark, *behind]), steps)
+        assert owner.out == b"".join([*others, *behind])
+        assert owner.heard == [("mark", mark, b"".join(others))]
+
+    def test_are_told_once(self) -> None:
+        link, owner = linked(Mode.STREAM)
+        link.mark(owner.mark)
+        text = b"".join(link.transport.written).removeprefix(b"*2\r\n$4\r\nPING\r\n")  # type: ignore[union-attr]
+        link.data_received(text + text)
+        assert len(owner.heard) == 1 and owner.out == text
 
 
 class TestTunnel:

@@ -1,0 +1,73 @@
+"""Dropping what memory keeps, because somebody asks for it: SIDECAR INVALIDATE, or the administration.
+
+Other sidecars are told over the eviction bus. Names are those that clients of the space use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
+
+from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
+from proxy.tier.matching import drop_matching
+from proxy.tier.rules import key_frame, marks
+from proxy.tier.tier import Source
+
+if TYPE_CHECKING:
+    from proxy.client.clients import Clients
+    from proxy.client.spaces import Space
+    from proxy.tier.shelf import Shelf
+    from proxy.upstream.shared import SharedLink
+
+
+def too_long(patterns: Iterable[bytes]) -> bool:
+    """Whether patterns are more than may be looked for at once."""
+    return sum(map(len, patterns)) > LONGEST_PATTERNS
+
+
+def drop_keys(
+    clients: Clients, space: Space, link: SharedLink, keys: Collection[bytes], counted: Iterable[Shelf]
+) -> int:
+    """Drop what is kept of some keys, and have other sidecars do so; how many entries of `counted` that
+    were.
+
+    `link`: behind what has been sent over which the others hear of it.
+    """
+    tier, shelves = clients.tier, list(counted)
+    real = keys if space.namespace is None else [space.prefix + key for key in keys]
+    before = _dropped(shelves)
+    if tier is not None:
+        tier.drop(marks(map(key_frame, real)), space.prefix, Source.COMMAND)
+    if clients.bus is not None:
+        clients.bus.tell(space.namespace, link, "command", real)
+    return _dropped(shelves) - before
+
+
+async def drop_patterns(
+    clients: Clients, space: Space, link: SharedLink, patterns: list[bytes], counted: Iterable[Shelf]
+) -> int:
+    """The same for all keys that match one of some patterns (none of them `too_long`), a slice at a time."""
+    tier, shelves, dropped = clients.tier, list(counted), 0
+    if clients.bus is not None:
+        clients.bus.tell(space.namespace, link, "command", patterns=patterns)
+    if tier is None:
+        return dropped
+    pattern = compile_globs(real_patterns(space, patterns))
+    slices = drop_matching(tier, pattern, space.prefix, Source.COMMAND)
+    while True:
+        before = _dropped(shelves)
+        if next(slices, None) is None:
+            return dropped
+        dropped += _dropped(shelves) - before
+        await asyncio.sleep(0)
+
+
+def real_patterns(space: Space, patterns: list[bytes]) -> list[bytes]:
+    """Patterns of keys as Redis knows them."""
+    namespace = space.namespace
+    return patterns if namespace is None else [namespace.pattern + pattern for pattern in patterns]
+
+
+def _dropped(shelves: list[Shelf]) -> int:
+    return sum([shelf.drops for shelf in shelves])
