@@ -29,6 +29,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from proxy.events import fields, without_arguments
 from proxy.histogram import Histogram
 from proxy.ledger import Counting, Ledger
 from proxy.resp import encode
@@ -237,9 +238,10 @@ class Bus:
         if not reply.startswith(b"-"):
             self.refusal = ""
             return
-        why = reply[1:-2].decode("utf-8", "replace")
+        why = without_arguments(reply[1:-2].decode("utf-8", "replace"))
         if why != self.refusal:
-            log.warning("an eviction message could not be published: %s", why)
+            about = fields("bus_unpublished", reason=why)
+            log.warning("an eviction message could not be published: %s", why, extra=about)
         self.refusal = why
 
     # --- hearing
@@ -252,9 +254,11 @@ class Bus:
             try:
                 await self._listen()
             except (RedisError, OSError, TimeoutError) as error:
-                if str(error) != self.refusal:
-                    log.warning("the eviction bus is not heard: %s; trying again", error)
-                self.refusal = str(error)
+                why = without_arguments(str(error))
+                if why != self.refusal:
+                    about = fields("bus_lost", reason=why)
+                    log.warning("the eviction bus is not heard: %s; trying again", why, extra=about)
+                self.refusal = why
             if self.subscriptions > begun:
                 pause = _SHORTEST_PAUSE  # it was heard: this is the first failure after that
             await asyncio.sleep(pause)
@@ -322,7 +326,8 @@ class Bus:
                 return
         self._doubts = 0
         if complete:
-            log.info("the eviction bus is heard again, and nothing was missed: what is kept stays")
+            about = fields("bus_heard", subscriptions=self.subscriptions, missed=False)
+            log.info("the eviction bus is heard again, and nothing was missed: all stays", extra=about)
         else:
             self._missed()
 
@@ -354,6 +359,8 @@ class Bus:
         self.refusal = ""
         self._under_way.clear()
         if self.subscriptions == 1:
+            about = fields("bus_heard", subscriptions=self.subscriptions)
+            log.debug("the eviction bus is heard", extra=about)
             self._clear()
             self._proof = asyncio.ensure_future(self._prove())
         elif self._counts and not self._alone():
@@ -368,7 +375,8 @@ class Bus:
 
     def _missed(self) -> None:
         """Something was said, or may have been, while nobody listened."""
-        log.info("the eviction bus is heard again: everything kept is dropped")
+        about = fields("bus_heard", subscriptions=self.subscriptions, missed=True)
+        log.info("the eviction bus is heard again: everything kept is dropped", extra=about)
         self.missed += 1
         for channel in self.channels.values():
             channel.heard.clear()
@@ -390,7 +398,7 @@ class Bus:
             return
         except BadMessage as error:
             self.malformed += 1
-            log.debug("a message on %s %s", name, error)
+            log.debug("a message on %s %s", name, error, extra=fields("bus_malformed", channel=name))
             return
         if message.sender.startswith(self._id):
             self.own += 1
@@ -413,6 +421,10 @@ class Bus:
                     channel.heard[message.sender] = message.number
                     return
                 self.gaps += 1
+                log.warning(
+                    "messages of the eviction bus were lost on %s: what is kept under it is dropped", name,
+                    extra=fields("bus_gap", channel=name, missing=message.number - last - 1),
+                )  # fmt: skip
                 self._clear(channel.prefix)
                 return
         await self._forget(channel, message)

@@ -35,6 +35,7 @@ from proxy.kinds import (
     toml_key,
     toml_text,
 )
+from proxy.privacy import KeyPrivacy
 from proxy.resp.errors import SettingsError
 from proxy.rules_file import read_rules, read_rules_file
 from proxy.tenants import Tenant, check_nesting, check_shares, named_variables, read_secret, read_tenants
@@ -428,9 +429,20 @@ class Settings:
         FILE, "", ADMINISTRATION,
         "PEM file with its key, if that is not in the same file.",
     )
+    log_format: str = option(
+        choice("auto", "text", "json"), "auto", LOG,
+        "How the log is written to standard error: text for people, or JSON, one object a line. auto: text "
+        "on a terminal, else JSON. With JSON there is no banner.",
+    )
     log_level: str = option(
         choice("debug", "info", "warning", "error"), "info", LOG,
-        "Least serious message to print. debug prints every connection.",
+        "Least serious message to print. debug prints every connection. In the file, it may be changed while "
+        "Pannier runs.",
+    )
+    key_privacy: str = option(
+        choice(*[how.value for how in KeyPrivacy]), "plain", LOG,
+        "How names of keys are shown by SIDECAR HOTKEYS and its like. hashed: twelve hexadecimal digits "
+        "instead, other ones after each start. off: not at all.",
     )
     # fmt: on
     rules: tuple[CacheRule, ...] = ()

@@ -10,20 +10,20 @@ import logging
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
 import hiredis
 
-from proxy import __version__
+from proxy import __version__, announcing, logs
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.explaining import rule_fields
 from proxy.client.health import outage_fields, status
 from proxy.client.spaces import Space
 from proxy.client.work import under_way
+from proxy.events import fields, without_arguments
 from proxy.kinds import show_size
 from proxy.listening import addresses, clear_away, serve
 from proxy.observe.admin import Admin
@@ -68,13 +68,17 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
 
     `again` reads the settings once more, at SIGHUP or when their file, `config`, changes.
     """
-    _configure_logging(settings.log_level)
+    output = logs.configure(settings.log_format, settings.log_level)
+    logs.mind_loop(asyncio.get_running_loop())
+    announcing.starting(settings, config)
     _raise_file_limit(settings.max_clients)
-    stop = asyncio.Event()
+    stop = Stop()
     _on_signals(stop)
     if settings.upstream is not None and settings.upstream.tls:
         tls_context(settings.upstream)  # a wrong file ends the start, not every attempt to connect
     async with contextlib.AsyncExitStack() as stack:
+        summaries = asyncio.create_task(output.run())
+        stack.callback(summaries.cancel)
         upstream = settings.upstream
         bundled = ""
         endings: list[asyncio.Future[bool | StartupError]] = [asyncio.ensure_future(stop.wait())]
@@ -91,7 +95,9 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             stack.callback(watch.cancel)
         await stack.enter_async_context(sidecar.serving())
         await sidecar.first_contact()
-        print(sidecar.banner(), flush=True)
+        if not logs.is_json(settings.log_format):
+            print(sidecar.banner(), flush=True)
+        announcing.listening(settings, sidecar.addresses, sidecar.choices())
         _settle_garbage_collector()
         ended, others = await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
         for other in others:
@@ -99,7 +105,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
         for ending in ended:
             if isinstance(error := ending.result(), StartupError):
                 raise error
-        log.info("stopping")
+        log.info("stopping", extra=fields("stopping", signal=stop.signal))
     return 0
 
 
@@ -246,6 +252,19 @@ class Sidecar:
         lines.append("  stop       Ctrl-C")
         return "\n".join(lines)
 
+    def choices(self) -> dict[str, object]:
+        """What the banner says, for programs."""
+        link = self.links.shared.get(self._main)
+        tracking = link.tracking if link is not None else None
+        return {
+            "upstream": self.upstream.redacted,
+            "upstream_status": status(link),
+            "upstream_version": self._version(link),
+            "bundled": bool(self.bundled),
+            "tracking": tracking.mode.label if tracking is not None else "off",
+            "tenants": len(self.settings.tenants),
+        }
+
     def info(self, space: Space) -> str:
         """The section `# Sidecar` of INFO, for who is in a space: in a namespace, nothing about the
         others."""
@@ -368,7 +387,7 @@ class Sidecar:
             try:
                 self.clients.tick()
             except Exception:
-                log.exception("internal error in the periodic round")
+                log.exception("internal error in the periodic round", extra=fields("internal_error"))
 
     def _teacher(self, main: SharedLink) -> SharedLink | None:
         """The link over which the server may be asked for its commands: the main one if it may ask."""
@@ -420,14 +439,18 @@ class Sidecar:
             reader.feed(await Question().ask(link, encode.request("COMMAND")))
             commands = reader.gets()
             if isinstance(commands, hiredis.ReplyError):
-                log.warning("the server does not tell its commands: %s", commands)
+                why = without_arguments(str(commands))
+                about = fields("commands_unknown", reason=why)
+                log.warning("the server does not tell its commands: %s", why, extra=about)
                 return
             added = self.table.overlay(commands)
             self.clients.learn()
         except (UpstreamError, hiredis.ProtocolError) as error:
-            log.warning("the server's own command table could not be had: %s", error)
+            about = fields("commands_unknown", reason=str(error))
+            log.warning("the server's own command table could not be had: %s", error, extra=about)
             return
-        log.debug("command table: %d commands more from the server", added)
+        about = fields("commands_learnt", added=added)
+        log.debug("command table: %d commands more from the server", added, extra=about)
 
     def _behind(self, link: SharedLink | None) -> str:
         if link is not None and isinstance(link.error, UpstreamRefused) and link.state is LinkState.DOWN:
@@ -551,15 +574,6 @@ def _bytes(text: str | None) -> bytes | None:
     return None if text is None else text.encode()
 
 
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)-7s %(message)s",
-        datefmt="%Y-%m-%d %H:%M:%S",
-    )
-
-
 def _raise_file_limit(clients: int) -> None:
     """Ask for as many file descriptors as `clients` may need, as far as the system lets us."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -569,16 +583,26 @@ def _raise_file_limit(clients: int) -> None:
     granted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
     if granted < clients + _FILES_BESIDE_CLIENTS:
-        log.warning("only %d file descriptors allowed: fewer clients than max_clients can be served", granted)
+        log.warning(
+            "only %d file descriptors allowed: fewer clients than max_clients can be served", granted,
+            extra=fields("few_files", allowed=granted, max_clients=clients),
+        )  # fmt: skip
 
 
-def _on_signals(stop: asyncio.Event) -> None:
+class Stop(asyncio.Event):
+    """That Pannier is to stop; `signal` names why."""
+
+    signal = ""
+
+
+def _on_signals(stop: Stop) -> None:
     """Stop on the first signal; end at once on the second."""
     loop = asyncio.get_running_loop()
 
     def handle(number: int) -> None:
         if stop.is_set():
             os._exit(128 + number)
+        stop.signal = signal.Signals(number).name
         stop.set()
 
     wanted: Iterable[int] = (signal.SIGINT, signal.SIGTERM)

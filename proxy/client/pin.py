@@ -14,7 +14,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from proxy.client import admission, guarding, homes, local
+from proxy.client import admission, guarding, homes, journal, local
 from proxy.client.dispatch import LOCAL, PING, Route
 from proxy.client.flow import Reason
 from proxy.client.states import Event, State
@@ -30,8 +30,6 @@ from proxy.upstream.pinned import Expect, Mode, PinnedLink
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
-
-log = logging.getLogger("pannier.client")
 
 _PLUS, _MINUS = b"+-"
 _MOVING = frozenset({"select", "auth", "hello"})
@@ -546,7 +544,8 @@ class Pin:
         broken_off = self.link.scanner.open or self.large is not None
         if self.leaving or broken_off or session.state is not State.PINNED:
             session.pin = None
-            log.info("client %s closed: %s", session.address, str(error).removeprefix("ERR pannier: "))
+            why = str(error).removeprefix("ERR pannier: ")
+            journal.say(session, logging.INFO, "client_closed", "closed", why)
             session.finish()
             return
         unknown = error.of_unknown_outcome()

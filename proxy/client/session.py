@@ -22,7 +22,7 @@ from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import admission, homes, local, pinning, reading, sharing
+from proxy.client import admission, homes, journal, local, pinning, reading, sharing
 from proxy.client.dispatch import LOCAL, Route, link_protocol
 from proxy.client.flow import Flow, Reason
 from proxy.client.homes import NO_SHELF
@@ -44,8 +44,6 @@ from proxy.upstream.sockets import set_keepalive
 if TYPE_CHECKING:
     from proxy.client.clients import Clients
     from proxy.client.meter import Meter
-
-log = logging.getLogger("pannier.client")
 
 _WAITING_HIGH = 512 * 1024
 """Bytes that may wait behind a command under way before reading stops; with the chunk that exceeds it, this
@@ -194,6 +192,7 @@ class Session(asyncio.Protocol):
         self.flow = Flow(self.transport)
         self.write = self.transport.write
         self.transport.set_write_buffer_limits(high=_OUTPUT_HIGH)
+        journal.say(self, logging.DEBUG, "client_connected", "connected")
         set_keepalive(transport, self.clients.settings.tcp_keepalive)
         if refusal := self.clients.admit(self):
             self.write(refusal)
@@ -294,6 +293,7 @@ class Session(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Hear that the client is gone: its replies in flight are dropped where they arrive."""
+        journal.say(self, logging.DEBUG, "client_gone", "disconnected")
         self.write = self.relay = _discard
         self.relaying = False
         self.buffer = b""
@@ -507,9 +507,9 @@ class Session(asyncio.Protocol):
             self.move(Event.CLOSE)
         self.transport.close()
 
-    def abort(self, why: str) -> None:
+    def abort(self, why: str, level: int = logging.INFO, event: str = "client_closed") -> None:
         """Close now."""
-        log.info("client %s closed: %s", self.address, why)
+        journal.say(self, level, event, "closed", why)
         self.write = _discard
         if self.state not in (State.CLOSING, State.CLOSED):
             self.move(Event.CLOSE)
@@ -575,7 +575,7 @@ class Session(asyncio.Protocol):
         self.buffer = self.buffer + data if self.buffer else data
         self.consume()
         if len(self.buffer) > self.clients.settings.query_buffer_limit:
-            self.abort(f"query buffer over {self.clients.settings.query_buffer_limit} bytes")
+            self.clients.kill(self, f"query buffer over {self.clients.settings.query_buffer_limit} bytes")
         elif len(self.buffer) > _WAITING_HIGH and self._waits:
             self.hold(Reason.BUFFER)
 
@@ -594,7 +594,7 @@ class Session(asyncio.Protocol):
         except ProtocolError as error:
             self._reject(error)
         except Exception:
-            log.exception("client %s: internal error", self.address)
+            journal.failed(self)
             self.abort("internal error")
         if self.state is not State.CLOSED:
             self.refresh()
@@ -681,7 +681,8 @@ class Session(asyncio.Protocol):
             # Redis answers NOAUTH; should it just have ceased to, no state may get into the shared link.
             return Route.SHARED if route is Route.SHARED else Route.PROBE
         if arguments[0].lower() in _ATTACKS:
-            log.warning("client %s sent an HTTP request (an attack by a browser?): closed", self.address)
+            why = "an HTTP request; an attack by a browser?"
+            journal.say(self, logging.WARNING, "client_attack", "closed", why)
             self.abort("HTTP request")
             return Route.LOCAL  # nothing of it goes to Redis, which would close the link
         return route
@@ -749,7 +750,7 @@ class Session(asyncio.Protocol):
         except UpstreamError as error:
             reply = error.reply
         except Exception:
-            log.exception("client %s: internal error", self.address)
+            journal.failed(self)
             self.abort("internal error")
             return
         self.task = None
@@ -770,7 +771,7 @@ class Session(asyncio.Protocol):
 
     def _reject(self, error: ProtocolError) -> None:
         """Answer bytes that are no RESP, after what is pending, and close."""
-        log.info("client %s: protocol error: %s", self.address, error)
+        journal.say(self, logging.INFO, "client_protocol_error", "closed: protocol error", str(error))
         self.farewell = error.reply()
         self.buffer = b""
         if self.pending:

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from proxy.events import fields, without_arguments
 from proxy.resp.downgrade import Shape, downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
 from proxy.tier.deadlines import Deadlines, deadline
@@ -271,8 +272,9 @@ class Shelf:
 
     def give_in(self, refusal: bytes) -> None:
         """Keep nothing over this connection: Redis does not tell how long keys live."""
-        self.trouble = f"PTTL refused: {refusal.decode('utf-8', 'replace')}"
-        log.warning("nothing is kept in memory: %s", self.trouble)
+        self.trouble = f"PTTL refused: {without_arguments(refusal.decode('utf-8', 'replace'))}"
+        about = fields("nothing_kept", reason=self.trouble)
+        log.warning("nothing is kept in memory: %s", self.trouble, extra=about)
         self.mode = Mode.OFF
         self.until = 0.0
         self.clear()

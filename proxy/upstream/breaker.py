@@ -21,6 +21,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from proxy.events import fields
 from proxy.resp.errors import UpstreamError, UpstreamLost
 
 log = logging.getLogger("pannier.upstream")
@@ -71,7 +72,11 @@ class Breaker:
         elif self.state is BreakerState.CLOSED and self._limit and self.failures >= self._limit:
             self.state = BreakerState.OPEN
             self.since = self._clock()
-            log.warning("circuit breaker open after %d failures in a row: %s", self.failures, error)
+            why = str(error).removeprefix("ERR pannier: ")
+            log.warning(
+                "circuit breaker open after %d failures in a row: %s", self.failures, why,
+                extra=fields("breaker_opened", failures=self.failures, reason=why),
+            )  # fmt: skip
 
     def answered(self, steady: bool = False) -> None:
         """Hear that Redis has answered a handshake or a probe.
@@ -79,7 +84,8 @@ class Breaker:
         `steady`: a connection has gone on answering for longer than the silence that ended another.
         """
         if self.open:
-            log.info("circuit breaker closed after %.1f s: Redis answers", self.lasts)
+            after = fields("breaker_closed", seconds=round(self.lasts, 3))
+            log.info("circuit breaker closed after %.1f s: Redis answers", self.lasts, extra=after)
             self.state = BreakerState.CLOSED
             self._silences = 0
         if steady:
@@ -90,7 +96,9 @@ class Breaker:
         """Hear that a probe is under way."""
         if self.state is BreakerState.OPEN:
             self.state = BreakerState.HALF_OPEN
-            log.debug("circuit breaker half-open: trying whether Redis answers")
+            log.debug(
+                "circuit breaker half-open: trying whether Redis answers", extra=fields("breaker_half_open")
+            )
 
     def pauses(self, seconds: float) -> None:
         """Hear when the next probe is due."""

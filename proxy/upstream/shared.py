@@ -32,6 +32,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from proxy.events import fields
 from proxy.resp.errors import UpstreamError, UpstreamRefused
 from proxy.resp.tracking import Mode
 from proxy.upstream.breaker import Breaker
@@ -251,14 +252,14 @@ class SharedLink:
         if self.state in (LinkState.READY, LinkState.FULL):
             seconds = round(self.mute) or self._away_after
             self.error = self.connector.lost(f"has not answered for {seconds:g} s")
-            log.warning("%s (%s)", _plain(self.error), _describe(self.key))
+            self._say(logging.WARNING, "upstream_silent", _plain(self.error))
             self._waiting = {owner for caller, *_ in self.fifo for owner in caller.owners()}
             self._enter(LinkState.SILENT)
 
     def speak(self) -> None:
         """Hear that Redis has answered a heartbeat in time, or a probe."""
         if self.state is LinkState.SILENT:
-            log.info("upstream %s answers again (%s)", self.connector.upstream.redacted, _describe(self.key))
+            self._say(logging.INFO, "upstream_answers", f"upstream {self._address} answers again")
             self._waiting = set()
             self._enter(LinkState.FULL if self._full else LinkState.READY)
 
@@ -366,7 +367,8 @@ class SharedLink:
                 self.breaker.failed(error)
             self._down(error)
         except Exception:
-            log.exception("internal error while connecting to %s", self.connector.upstream.redacted)
+            text = "internal error while connecting to %s"
+            log.exception(text, self._address, extra=fields("internal_error", upstream=self._address))
             self._down(self.connector.lost("cannot be used: internal error, see the log"))
         else:
             self.breaker.answered()
@@ -376,8 +378,10 @@ class SharedLink:
     def _up(self, wire: Wire) -> None:
         if wire.ended.is_set():
             return
-        if self.state is LinkState.DOWN:
-            log.info("upstream %s is back (%s)", self.connector.upstream.redacted, _describe(self.key))
+        if self.state is LinkState.DOWN or self.reconnects:
+            self._say(logging.INFO, "upstream_back", f"upstream {self._address} is back")
+        else:
+            self._say(logging.DEBUG, "upstream_up", f"upstream {self._address} is connected")
         self.wire = wire
         self.hello = wire.hello
         self._up_since = time.monotonic()
@@ -397,8 +401,9 @@ class SharedLink:
     def _down(self, error: UpstreamError) -> None:
         if self.state is not LinkState.DOWN or str(error) != str(self.error):
             refused = isinstance(error, UpstreamRefused)
-            who = f"upstream {self.connector.upstream.redacted} refuses us: " if refused else ""
-            log.warning("%s%s (%s); trying again", who, _plain(error), _describe(self.key))
+            who = f"upstream {self._address} refuses us: " if refused else ""
+            event = "upstream_refuses" if refused else "upstream_down"
+            self._say(logging.WARNING, event, f"{who}{_plain(error)}", "; trying again")
         for_good = isinstance(error, UpstreamRefused) and not str(error).startswith(_FOR_NOW)
         if for_good and self.tracking is not None:
             self.tracking.keeper.forget()  # Redis is there, and does not let this identity read
@@ -424,7 +429,7 @@ class SharedLink:
         self.connector.tally.reconnects += 1
         self.error = self.connector.lost(why)
         if self.state is not LinkState.CLOSED:
-            log.warning("%s (%s); reconnecting", _plain(self.error), _describe(self.key))
+            self._say(logging.WARNING, "upstream_lost", _plain(self.error), "; reconnecting")
         again = self._wait_for_another(again)
         # What callers submit from here on has not been sent.
         entries, self.fifo = list(self.fifo), deque()
@@ -476,6 +481,21 @@ class SharedLink:
         elif keys:
             self.settle(keys)
 
+    @property
+    def _address(self) -> str:
+        return self.connector.upstream.redacted
+
+    def _say(self, level: int, event: str, what: str, then: str = "") -> None:
+        """Tell the log what has become of the link."""
+        key = self.key
+        user = (key.identity.user or b"").decode(errors="replace")
+        about = fields(
+            event, upstream=self._address, database=key.database, protocol=key.protocol, user=user,
+            space=key.space, **({"reason": what} if level > logging.INFO else {}),
+        )  # fmt: skip
+        whose = f"{f'user {user}, ' if user else ''}database {key.database}, RESP{key.protocol}"
+        log.log(level, "%s (%s)%s", what, whose, then, extra=about)
+
     # --- called by the connection
 
     def wire_full(self) -> None:
@@ -524,11 +544,6 @@ class _Proof(Collector):
 
     def cut(self) -> None:
         """Nothing: the next connection is proof itself."""
-
-
-def _describe(key: LinkKey) -> str:
-    user = f"user {key.identity.user.decode(errors='replace')}, " if key.identity.user else ""
-    return f"{user}database {key.database}, RESP{key.protocol}"
 
 
 def _plain(error: UpstreamError) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from proxy.events import fields, without_arguments
 from proxy.resp.tracking import INVALIDATE, Mode
 from proxy.upstream.caller import PING, Collector, Ping
 
@@ -203,7 +204,7 @@ class Tracking:
                 self._settle(mode, "; ".join(refusals) or "granted by the server")
                 self.keeper.link_up(mode)
                 return
-            text = refused[1:].decode("utf-8", "replace")
+            text = without_arguments(refused[1:].decode("utf-8", "replace"))
             following = self._probe(wire, rung + 1, [*refusals, f"{mode.value} refused: {text}"])
             if following is not None:
                 caller, n, request = following
@@ -231,7 +232,9 @@ class Tracking:
                     ": Panniers tell each other of writes; what is written past them is not seen for up to "
                     "l1_ttl_untracked"
                 )
-            log.log(level, "tracking %s%s", said, consequence)
+            key = self._link.key
+            about = fields("tracking", mode=mode.label, reason=reason, database=key.database, space=key.space)
+            log.log(level, "tracking %s%s", said, consequence, extra=about)
         self._said = said
         self.settled.set()
         self._on_settled()
