@@ -128,6 +128,8 @@ class Bus:
         """Seconds of silence after which the connection is given up."""
         self._answered = 0.0
         """When Redis was asked last what it has answered (monotonic seconds)."""
+        self._unanswered = 0
+        """Questions since then."""
         self._counting = counting
         self._ledger = Ledger(counting.count)
         self._counts = False
@@ -283,7 +285,9 @@ class Bus:
         """
         missing = len(self._by_name)
         asked = self._answered = time.monotonic()
-        while asked - self._answered < self._patience:
+        self._unanswered = 0
+        # Both: a process that had no time asks late, and finds the answers behind that.
+        while asked - self._answered < self._patience or self._unanswered < _SILENT:
             if self._ledger.due:
                 await pubsub.ping(_COUNTED)
             wait = asked + self._heartbeat - time.monotonic()
@@ -292,6 +296,7 @@ class Bus:
             if message is None:
                 if wait <= 0:
                     asked = time.monotonic()
+                    self._unanswered += 1
                     await pubsub.ping(f"{asked:.6f}")
                     self._recount(asked)
             elif message["type"] == "subscribe":
@@ -311,7 +316,7 @@ class Bus:
     def _take_pong(self, data: bytes) -> None:
         """Take a sign of life: to a heartbeat, or behind Redis' count of what was published."""
         if data != _COUNTED.encode():
-            self._answered = float(data)
+            self._answered, self._unanswered = float(data), 0
             self._vouch(self._answered)
             return
         complete = self._ledger.settled()
