@@ -11,21 +11,25 @@ Exit status: 0 if all went well, 1 if Pannier or Redis refused, 2 for a wrong co
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError, WatchError
 
 from proxy import top
 from proxy.resp.errors import SettingsError
-from proxy.resp.globs import literal
+from proxy.resp.globs import compile_globs, literal
 from proxy.resp.hotlist import lines_of, words_of
 from proxy.terminal import Line, bar
 from proxy.top import texts
@@ -52,10 +56,11 @@ def main(argv: Sequence[str]) -> int:
     command = argv[0]
     arguments = _parser(command).parse_args(argv[1:])
     try:
-        client = redis.Redis.from_url(arguments.to, socket_connect_timeout=5)
+        # RESP2: it needs nothing else, and replies need not be kept in both forms for its sake.
+        client = redis.Redis.from_url(arguments.to, socket_connect_timeout=5, socket_timeout=60, protocol=2)
     except ValueError as error:
         raise SettingsError(f"--to: {mask(arguments.to)!r} is no address of a Pannier ({error})") from None
-    work = _WORKS.get(command, _Work)(client, arguments)
+    work = _WORKS[command](client, arguments)
     try:
         work.greet()
         if said := work.do():
@@ -165,27 +170,12 @@ class _Work:
             raise
 
     def do(self) -> str:
-        """Delete what matches; what has been done."""
-        total = self._client.dbsize()
-        for pattern in self._arguments.patterns:
-            for page in self._pages(pattern):
-                keys = list(self._chosen(page))
-                if keys and not self._arguments.dry_run:
-                    self._client.unlink(*keys)
-                self._found += len(keys)
-                share = self._looked_at / max(1, total * len(self._arguments.patterns))
-                self.line.show(f"{bar(share)}  {self._found:,} {self._done()}")
-            if not self._arguments.dry_run:
-                self._client.execute_command("SIDECAR", "INVALIDATE", "MATCH", pattern)
-        self.line.clear()
-        return self.summary()
+        """Do it; what has been done."""
+        raise NotImplementedError
 
     def summary(self) -> str:
-        """What has been done."""
-        return f"{self._found} keys {self._done()} in {time.monotonic() - self._began:.1f} s"
-
-    def _done(self) -> str:
-        return "would be deleted" if self._arguments.dry_run else "deleted"
+        """What has been done so far."""
+        raise NotImplementedError
 
     def _pages(self, pattern: str | bytes) -> Iterator[list[bytes]]:
         cursor = 0
@@ -196,21 +186,137 @@ class _Work:
             if not cursor:
                 return
 
-    def _chosen(self, keys: list[bytes]) -> Iterable[bytes]:
-        """Those that are to go."""
-        if not self._arguments.without_ttl or not keys:
+
+class _Deletion(_Work):
+    """What is counted is what Redis says it has deleted: somebody else may be deleting the same."""
+
+    def do(self) -> str:
+        """Delete what matches, pattern by pattern."""
+        patterns = [text.encode("utf-8", "surrogateescape") for text in self._arguments.patterns]
+        total = max(1, self._client.dbsize())
+        for number, pattern in enumerate(patterns):
+            begun = self._looked_at
+            for page in self._pages(pattern):
+                for keys in _pieces(self._new(page, patterns[:number])):
+                    self._take(keys)
+                share = min(1.0, (self._looked_at - begun) / total)
+                self._show((number + share) / len(patterns))
+            if not self._arguments.dry_run:
+                self._client.execute_command("SIDECAR", "INVALIDATE", "MATCH", pattern)
+        self._show(1.0)
+        self.line.clear()
+        return self.summary()
+
+    def summary(self) -> str:
+        """How many keys."""
+        return f"{self._found} keys {self._done()} in {time.monotonic() - self._began:.1f} s"
+
+    def _done(self) -> str:
+        return "would be deleted" if self._arguments.dry_run else "deleted"
+
+    def _show(self, share: float) -> None:
+        self.line.show(f"{bar(share)}  {self._found:,} {self._done()}", at_once=share >= 1.0)
+
+    def _new(self, page: list[bytes], earlier: list[bytes]) -> list[bytes]:
+        """The keys that no earlier pattern has named: where nothing is deleted, they are still there."""
+        keys = list(dict.fromkeys(page))
+        if not earlier or not self._arguments.dry_run:
             return keys
-        pipeline = self._client.pipeline(transaction=False)
-        for key in keys:
-            pipeline.ttl(key)
-        return [key for key, left in zip(keys, pipeline.execute(), strict=True) if left == -1]
+        seen = compile_globs(earlier)
+        return [key for key in keys if not seen.fullmatch(key)]
+
+    def _take(self, keys: list[bytes]) -> None:
+        """Delete some keys, or find out how many would be, and count them."""
+        if self._arguments.dry_run:
+            self._found += len(keys)
+            return
+        with _undisturbed():
+            self._found += self._client.unlink(*keys)
+
+
+class _Sweeping(_Deletion):
+    """Deletes what has no time to live, and has been given none when it goes.
+
+    With WATCH rather than a script: scripts are often denied, and make Panniers without tracking forget all.
+    """
+
+    def _take(self, keys: list[bytes]) -> None:
+        if self._arguments.dry_run:
+            self._found += len(self._lasting(self._client, keys))
+        elif not self._delete_unchanged(keys) and len(keys) > 1:
+            half = len(keys) // 2  # one of them was written meanwhile; by itself, it is let be
+            self._take(keys[:half])
+            self._take(keys[half:])
+
+    def _delete_unchanged(self, keys: list[bytes]) -> bool:
+        """Delete those without a time to live, unless one of the keys is written meanwhile."""
+        with _undisturbed(), self._client.pipeline() as pipeline:
+            pipeline.watch(*keys)
+            lasting = self._lasting(pipeline, keys)
+            pipeline.multi()
+            if lasting:
+                pipeline.unlink(*lasting)
+            try:
+                self._found += sum(pipeline.execute())
+            except WatchError:
+                return False
+        return True
+
+    def _lasting(self, client: Any, keys: list[bytes]) -> list[bytes]:
+        """Those without a time to live."""
+        if client is self._client:
+            with client.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.pttl(key)
+                lives = pipeline.execute()
+        else:
+            lives = [client.pttl(key) for key in keys]
+        return [key for key, left in zip(keys, lives, strict=True) if left == -1]
 
 
 class _Invalidation(_Work):
+    """Pannier does it by itself, whoever waits; how far it is, it says on another connection."""
+
+    def __init__(self, client: redis.Redis, arguments: argparse.Namespace) -> None:
+        super().__init__(client, arguments)
+        self._dropped = 0
+        self._failure: Exception | None = None
+
     def do(self) -> str:
         """Drop from memory what matches."""
-        dropped = self._client.execute_command("SIDECAR", "INVALIDATE", "MATCH", *self._arguments.patterns)
-        return f"{dropped} entries dropped here, and what others keep of them"
+        with self._client.client() as connection:
+            mine = connection.client_id()
+            work = threading.Thread(target=self._invalidate, args=(connection,), daemon=True)
+            work.start()
+            while work.is_alive():
+                work.join(_LOOK)
+                if self.line.shown and work.is_alive():
+                    self._look(mine)
+        if self._failure is not None:
+            raise self._failure
+        self.line.show(f"{bar(1.0)}  {self._dropped:,} entries dropped", at_once=True)
+        self.line.clear()
+        return f"{self._dropped} entries dropped here, and what others keep of them"
+
+    def summary(self) -> str:
+        """How many entries, as far as is known."""
+        return f"{self._dropped} entries dropped here so far; Pannier goes on with the rest"
+
+    def _invalidate(self, connection: Any) -> None:
+        try:
+            self._dropped = connection.execute_command(
+                "SIDECAR", "INVALIDATE", "MATCH", *self._arguments.patterns
+            )
+        except Exception as error:
+            self._failure = error
+
+    def _look(self, session: int) -> None:
+        """Show how far it is."""
+        fields = self._client.info("sidecar").get(f"pannier_long_command_{session}")
+        if isinstance(fields, dict) and "of" in fields:
+            self._dropped = fields["dropped"]
+            share = fields["looked_at"] / max(1, fields["of"])
+            self.line.show(f"{bar(share)}  {self._dropped:,} entries dropped")
 
 
 class _Watching(_Work):
@@ -296,6 +402,35 @@ class _Warming(_Work):
         self._reasons.update({why.decode(): n for why, n in _as_map(report[b"reasons"]).items()})
 
 
+def _pieces(keys: list[bytes]) -> Iterator[list[bytes]]:
+    """Keys in such numbers as are deleted at once."""
+    for start in range(0, len(keys), _PIECE):
+        yield keys[start : start + _PIECE]
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put the first Ctrl-C off, so that what is deleted is known; the second ends it at once."""
+    pressed = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
 def _wishes(arguments: argparse.Namespace) -> tuple[list[bytes], list[bytes]]:
     """The patterns to look for, and the lines for the Pannier to make out. Raises SettingsError."""
     given = [(f"{text!r}", text.encode("utf-8", "surrogateescape")) for text in arguments.patterns]
@@ -330,9 +465,11 @@ _BATCH = 500
 """Lines sent at once."""
 _WITHOUT_PATTERNS = ("top", "advise")
 _SHORTEST, _LONGEST = 0.1, 3600
+_PIECE = 256
+"""Keys deleted at once."""
+_LOOK = 0.1
+"""Seconds between two looks at how far it is."""
 _WORKS: dict[str, type[_Work]] = {
-    "invalidate": _Invalidation,
-    "warm": _Warming,
-    "top": _Watching,
-    "advise": _Advising,
-}
+    "invalidate": _Invalidation, "delete": _Deletion, "sweep": _Sweeping, "warm": _Warming,
+    "top": _Watching, "advise": _Advising,
+}  # fmt: skip

@@ -1,7 +1,7 @@
 """Settings read again while Pannier runs: on SIGHUP, and when their files change.
 
-Cache rules and the setting mode take effect at once; nobody is disconnected. What is broken leaves the old
-ones in force and says why.
+Cache rules and the settings mode and log_level take effect at once; nobody is disconnected. What is broken
+leaves the old ones in force and says why.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 
+from proxy.events import fields
+from proxy.logs import set_level
 from proxy.resp.errors import SettingsError
 from proxy.settings import Settings
 
@@ -19,7 +21,7 @@ log = logging.getLogger("pannier.rules")
 
 _EVERY = 1.0
 """Seconds between two looks at the files."""
-_LIVE = ("rules", "rules_file", "mode")
+_LIVE = ("rules", "rules_file", "mode", "log_level")
 """Settings that take effect without a restart."""
 
 Load = Callable[[], Settings]
@@ -55,7 +57,8 @@ class Reloader:
             settings = self._load()
         except SettingsError as error:
             self.trouble = str(error)
-            log.error("%s, but the old rules stay in force: %s", why, error)
+            about = fields("rules_broken", why=why, reason=str(error))
+            log.error("%s, but the old rules stay in force: %s", why, error, extra=about)
             return
         self.trouble = ""
         self._complain(name for name in _changed(settings, self._settings) if name not in _LIVE)
@@ -63,16 +66,24 @@ class Reloader:
         changed = set(_changed(settings, old)).intersection(_LIVE)
         self._settings = _with_live(old, settings)
         self._seen = self._look()  # there may be another file of rules now
-        if not changed - {"rules_file"}:
-            log.info("%s: rules and mode are as they were", why)
+        if "log_level" in changed:
+            set_level(settings.log_level)
+            about = fields("log_level_changed", log_level=settings.log_level)
+            log.info("%s: log_level is %s now", why, settings.log_level, extra=about)
+        if not changed - {"rules_file", "log_level"}:
+            log.info("%s: rules and mode are as they were", why, extra=fields("rules_unchanged", why=why))
             return
         self.reloads += 1
         self._apply(self._settings)
-        log.info("%s: %d rules in force, mode %s; memory is empty", why, len(settings.rules), settings.mode)
+        log.info(
+            "%s: %d rules in force, mode %s; memory is empty", why, len(settings.rules), settings.mode,
+            extra=fields("rules_reloaded", why=why, rules=len(settings.rules), mode=settings.mode),
+        )  # fmt: skip
 
     def _complain(self, names: Iterable[str]) -> None:
         if late := ", ".join(names):
-            log.warning("changed settings that take effect at the next start only: %s", late)
+            about = fields("settings_late", settings=late.split(", "))
+            log.warning("changed settings that take effect at the next start only: %s", late, extra=about)
 
     def _look(self) -> list[tuple[int, int, int] | None]:
         """What tells whether a file is another than before."""

@@ -10,19 +10,20 @@ import logging
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
 import hiredis
 
-from proxy import __version__
+from proxy import __version__, announcing, logs
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.explaining import rule_fields
 from proxy.client.health import outage_fields, status
 from proxy.client.spaces import Space
+from proxy.client.work import under_way
+from proxy.events import fields, without_arguments
 from proxy.kinds import show_size
 from proxy.listening import addresses, clear_away, serve
 from proxy.observe.admin import Admin
@@ -67,13 +68,17 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
 
     `again` reads the settings once more, at SIGHUP or when their file, `config`, changes.
     """
-    _configure_logging(settings.log_level)
+    output = logs.configure(settings.log_format, settings.log_level)
+    logs.mind_loop(asyncio.get_running_loop())
+    announcing.starting(settings, config)
     _raise_file_limit(settings.max_clients)
-    stop = asyncio.Event()
+    stop = Stop()
     _on_signals(stop)
     if settings.upstream is not None and settings.upstream.tls:
         tls_context(settings.upstream)  # a wrong file ends the start, not every attempt to connect
     async with contextlib.AsyncExitStack() as stack:
+        summaries = asyncio.create_task(output.run())
+        stack.callback(summaries.cancel)
         upstream = settings.upstream
         bundled = ""
         endings: list[asyncio.Future[bool | StartupError]] = [asyncio.ensure_future(stop.wait())]
@@ -90,7 +95,9 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             stack.callback(watch.cancel)
         await stack.enter_async_context(sidecar.serving())
         await sidecar.first_contact()
-        print(sidecar.banner(), flush=True)
+        if not logs.is_json(settings.log_format):
+            print(sidecar.banner(), flush=True)
+        announcing.listening(settings, sidecar.addresses, sidecar.choices())
         _settle_garbage_collector()
         ended, others = await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
         for other in others:
@@ -98,7 +105,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
         for ending in ended:
             if isinstance(error := ending.result(), StartupError):
                 raise error
-        log.info("stopping")
+        log.info("stopping", extra=fields("stopping", signal=stop.signal))
     return 0
 
 
@@ -124,6 +131,7 @@ class Sidecar:
             self._care,
             self._closed,
             settings.breaker_failures,
+            settings.coherence_timeout,
         )
         identity = Identity(_bytes(upstream.username), _bytes(upstream.password))
         self.clients = Clients(
@@ -244,6 +252,19 @@ class Sidecar:
         lines.append("  stop       Ctrl-C")
         return "\n".join(lines)
 
+    def choices(self) -> dict[str, object]:
+        """What the banner says, for programs."""
+        link = self.links.shared.get(self._main)
+        tracking = link.tracking if link is not None else None
+        return {
+            "upstream": self.upstream.redacted,
+            "upstream_status": status(link),
+            "upstream_version": self._version(link),
+            "bundled": bool(self.bundled),
+            "tracking": tracking.mode.label if tracking is not None else "off",
+            "tenants": len(self.settings.tenants),
+        }
+
     def info(self, space: Space) -> str:
         """The section `# Sidecar` of INFO, for who is in a space: in a namespace, nothing about the
         others."""
@@ -293,17 +314,27 @@ class Sidecar:
         settle = functools.partial(self.tier.drop, prefix=space.prefix)
         settle_run = functools.partial(self.clients.settle_run, prefix=space.prefix)
         ladder = LADDERS[self.settings.tracking]
-        if self.settings.broadcast == "writes":
+        if self.settings.broadcast == "writes" or (self.settings.broadcast == "auto" and ladder):
             ladder = (*ladder, Mode.BUS)
+            asyncio.get_running_loop().call_soon(self.clients.weigh)  # when the pool has the link
         away_after = self.settings.coherence_timeout if self.settings.on_upstream_down == "stale" else 0.0
-        return Care(shelf, ladder, heartbeat, settle, settle_run, space.prefix, away_after)
+        weigh = self.clients.weigh
+        return Care(shelf, ladder, heartbeat, settle, settle_run, space.prefix, away_after, weigh)
 
     def _closed(self, key: LinkKey) -> None:
         if self.tier is not None:
             self.tier.discard(key)
 
+    def _bus_fields(self, space: Space) -> dict[str, object]:
+        """What the eviction bus does; in a namespace, nothing about the others."""
+        if self.bus is None or space.namespace is not None:
+            return {}
+        told = "writes" if self.clients.tells_writes else "explicit"
+        return {"bus_tells": told, **self.bus.fields()}
+
     def stats(self, space: Space) -> dict[str, object]:
         """What the memory tier holds and does, by name: all of it, or for a namespace."""
+        fields: dict[str, object]
         tier, links = self.tier, self.links.shared
         leases = self.clients.leases.figures(space)
         link = links.get(self._main)
@@ -312,19 +343,22 @@ class Sidecar:
                 (link for key, link in links.items() if key.space == space.name and link.tracking), None
             )
         if tier is None or link is None or link.tracking is None:
-            return {"tracking": "off", "tracking_reason": "switched off", **leases} | _counted(space)
+            fields = {"tracking": "off", "tracking_reason": "switched off", **leases} | _counted(space)
+            fields |= under_way(self.clients.sessions.values(), space)
+            return fields | self._bus_fields(space)
         shelf = tier.shelves.get(link.key)
         trouble = shelf.trouble if shelf is not None else ""
         accounts = (
             [space.account] if space.namespace is not None and space.account is not None else tier.accounts
         )
-        fields: dict[str, object] = {
+        fields = {
             "tracking": "off" if trouble else link.tracking.mode.label,
             "tracking_reason": trouble or link.tracking.reason,
             **outage_fields(self.clients, space),
             **_tier_fields(accounts),
             **rule_fields(tier, accounts, self.clients.verifier is not None),
             **leases,
+            **under_way(self.clients.sessions.values(), space),
             **_counted(space),
         }
         if space.namespace is None:
@@ -332,8 +366,7 @@ class Sidecar:
             fields["total_commands_processed"] = self.clients.commands
         if space.namespace is None or space is self.warming.space:
             fields |= self.warming.fields()
-        if self.bus is not None and space.namespace is None:
-            fields |= _bus_fields(self.bus)
+        fields |= self._bus_fields(space)
         if self._canary is not None:
             canary = self._canary
             fields |= {
@@ -357,7 +390,7 @@ class Sidecar:
             try:
                 self.clients.tick()
             except Exception:
-                log.exception("internal error in the periodic round")
+                log.exception("internal error in the periodic round", extra=fields("internal_error"))
 
     def _teacher(self, main: SharedLink) -> SharedLink | None:
         """The link over which the server may be asked for its commands: the main one if it may ask."""
@@ -367,19 +400,28 @@ class Sidecar:
         return None
 
     def _join_bus(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
-        """Listen to other sidecars, and have them listen."""
+        """Listen to other sidecars, and have them listen.
+
+        Without a tier there is nothing to forget here, but clients may have the others forget.
+        """
         settings = self.settings
-        if self.tier is None or settings.broadcast == "off":
+        if settings.broadcast == "off":
             return None
         from proxy.bus import Bus  # with redis-py: 9 MB that broadcast = off does without
+        from proxy.ledger import Counting
 
         namespaces = [space.namespace for space in self.clients.spaces if space.namespace is not None]
-        writes = settings.broadcast == "writes"
         heartbeat = settings.coherence_timeout / 3
-        self.bus = Bus(self.upstream, self.tier, namespaces, settings.evict_channel, writes, heartbeat)
-        self.clients.bus, self.clients.tells_writes = self.bus, writes
+        channel = settings.evict_channel
+        unheard = f"{channel}:nobody:{os.urandom(8).hex()}"
+        counting = Counting(lambda: self.links.shared.get(self._main), unheard)
+        self.bus = Bus(
+            self.upstream, self.tier, namespaces, channel, counting, heartbeat, settings.upstream_timeout
+        )
+        self.clients.bus, self.clients.tells_writes = self.bus, settings.broadcast == "writes"
+        self.clients.weigh()
         self.sources.bus = self.bus
-        return loop.create_task(self.bus.run())
+        return loop.create_task(self.bus.run()) if self.tier is not None else None
 
     async def _learn_first(self, main: SharedLink) -> None:
         """Learn what the server has before anybody is served, if it can be reached.
@@ -400,14 +442,18 @@ class Sidecar:
             reader.feed(await Question().ask(link, encode.request("COMMAND")))
             commands = reader.gets()
             if isinstance(commands, hiredis.ReplyError):
-                log.warning("the server does not tell its commands: %s", commands)
+                why = without_arguments(str(commands))
+                about = fields("commands_unknown", reason=why)
+                log.warning("the server does not tell its commands: %s", why, extra=about)
                 return
             added = self.table.overlay(commands)
             self.clients.learn()
         except (UpstreamError, hiredis.ProtocolError) as error:
-            log.warning("the server's own command table could not be had: %s", error)
+            about = fields("commands_unknown", reason=str(error))
+            log.warning("the server's own command table could not be had: %s", error, extra=about)
             return
-        log.debug("command table: %d commands more from the server", added)
+        about = fields("commands_learnt", added=added)
+        log.debug("command table: %d commands more from the server", added, extra=about)
 
     def _behind(self, link: SharedLink | None) -> str:
         if link is not None and isinstance(link.error, UpstreamRefused) and link.state is LinkState.DOWN:
@@ -474,23 +520,6 @@ def _named(stats: dict[str, object]) -> dict[str, object]:
     return {f"pannier_{name}": value for name, value in stats.items()}
 
 
-def _bus_fields(bus: Bus) -> dict[str, object]:
-    """What the eviction bus does."""
-    return {
-        "bus_status": bus.refusal or ("up" if bus.subscriptions else "connecting"),
-        "bus_published": bus.published,
-        "bus_received": bus.received,
-        "bus_own": bus.own,
-        "bus_unknown_version": bus.unknown,
-        "bus_malformed": bus.malformed,
-        "bus_gaps": bus.gaps,
-        "bus_subscriptions": bus.subscriptions,
-        "bus_lag_p50_us": round(bus.lag(0.5) * 1e6),
-        "bus_lag_p99_us": round(bus.lag(0.99) * 1e6),
-        "bus_lag_max_us": round(bus.lag(1.0) * 1e6),
-    }
-
-
 def _tier_fields(accounts: list[Account]) -> dict[str, object]:
     """What some accounts hold and do, added up."""
 
@@ -548,15 +577,6 @@ def _bytes(text: str | None) -> bytes | None:
     return None if text is None else text.encode()
 
 
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)-7s %(message)s",
-        datefmt="%Y-%m-%d %H:%M:%S",
-    )
-
-
 def _raise_file_limit(clients: int) -> None:
     """Ask for as many file descriptors as `clients` may need, as far as the system lets us."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -566,16 +586,26 @@ def _raise_file_limit(clients: int) -> None:
     granted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
     if granted < clients + _FILES_BESIDE_CLIENTS:
-        log.warning("only %d file descriptors allowed: fewer clients than max_clients can be served", granted)
+        log.warning(
+            "only %d file descriptors allowed: fewer clients than max_clients can be served", granted,
+            extra=fields("few_files", allowed=granted, max_clients=clients),
+        )  # fmt: skip
 
 
-def _on_signals(stop: asyncio.Event) -> None:
+class Stop(asyncio.Event):
+    """That Pannier is to stop; `signal` names why."""
+
+    signal = ""
+
+
+def _on_signals(stop: Stop) -> None:
     """Stop on the first signal; end at once on the second."""
     loop = asyncio.get_running_loop()
 
     def handle(number: int) -> None:
         if stop.is_set():
             os._exit(128 + number)
+        stop.signal = signal.Signals(number).name
         stop.set()
 
     wanted: Iterable[int] = (signal.SIGINT, signal.SIGTERM)

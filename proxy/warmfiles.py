@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 
 from proxy.client.wanted import Wish, wish
+from proxy.events import fields
 from proxy.resp.errors import SettingsError
 from proxy.resp.hotlist import MOST_COMPLAINTS, Section, lines_of, load
 from proxy.settings import Settings
@@ -23,12 +24,14 @@ _LARGEST_FILE = 64 << 20
 
 
 def patterns(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
-    """What the setting `warm` wants. Raises SettingsError."""
-    for text in settings.warm:
+    """What the setting `warm` wants, and what to call it: a pattern may name a key. Raises SettingsError."""
+    plain = settings.key_privacy == "plain"
+    for number, text in enumerate(settings.warm, 1):
+        title = text if plain else f"no. {number} of warm"
         try:
-            yield text, wish(text.encode(), rules)
+            yield title, wish(text.encode(), rules)
         except ValueError as error:
-            raise SettingsError(f"warm: {shown(text)} {error}") from None
+            raise SettingsError(f"warm: {shown(text) if plain else title} {error}") from None
 
 
 def listed(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
@@ -48,7 +51,8 @@ def listed(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
         try:
             yield f"warm_file {path}", wish(line, rules)
         except ValueError as error:
-            text = shown(line.decode("utf-8", "backslashreplace"))
+            plain = settings.key_privacy == "plain"
+            text = shown(line.decode("utf-8", "backslashreplace")) if plain else "this"
             raise SettingsError(f"warm_file: {path}:{number}: {text} {error}") from None
 
 
@@ -58,16 +62,23 @@ def remembered(settings: Settings) -> list[Section]:
     try:
         data = read_file(path, limit + 1)
     except OSError as error:
-        log.warning("warm_state: %r cannot be read (%s); it is left out", path, error.strerror)
+        about = fields("warm_state_unread", path=path, reason=error.strerror)
+        log.warning("warm_state: %r cannot be read (%s); it is left out", path, error.strerror, extra=about)
         return []
     if len(data) > limit:
         data = data[: data.rfind(b"\n", 0, limit) + 1]
-        log.warning("warm_state: %s: only the first %d bytes count (warm_state_size)", path, limit)
+        about = fields("warm_state_cut", path=path, limit=limit)
+        log.warning(
+            "warm_state: %s: only the first %d bytes count (warm_state_size)", path, limit, extra=about
+        )
     sections, wrong = load(data, lambda words: words[0].lower().decode("latin-1") in CACHEABLE)
     for number, what in wrong[:MOST_COMPLAINTS]:
-        log.warning("warm_state: %s:%d %s; left out", path, number, what)
+        about = fields("warm_state_wrong", path=path, line=number, reason=what)
+        log.warning("warm_state: %s:%d %s; left out", path, number, what, extra=about)
     if len(wrong) > MOST_COMPLAINTS:
-        log.warning("warm_state: %s: %d more lines are wrong", path, len(wrong) - MOST_COMPLAINTS)
+        more = len(wrong) - MOST_COMPLAINTS
+        about = fields("warm_state_wrong", path=path, more=more)
+        log.warning("warm_state: %s: %d more lines are wrong", path, more, extra=about)
     return sections
 
 

@@ -25,6 +25,7 @@ from proxy.client.clients import Clients
 from proxy.client.spaces import Space
 from proxy.client.wanted import Wish
 from proxy.client.warm import Tally, Warmer
+from proxy.events import fields, without_arguments
 from proxy.kinds import show_duration
 from proxy.resp import encode
 from proxy.resp.errors import SettingsError, UpstreamError
@@ -72,7 +73,9 @@ class Warming:
         self._resumes = bool(settings.warm_state) and os.path.exists(settings.warm_state)
         self._wanted = bool(self._listed or self._resumes)
         if self._wanted and clients.tier is None:
-            log.warning("nothing is warmed: nothing is kept in memory, as tracking is off")
+            log.warning(
+                "nothing is warmed: nothing is kept in memory, as tracking is off", extra=fields("warm_off")
+            )
             self._wanted = False
         if self._listed and self.space.locked:
             raise SettingsError(
@@ -173,7 +176,7 @@ class Warming:
                 await self._first()
             await self._go_on()
         except Exception:
-            log.exception("internal error while warming")
+            log.exception("internal error while warming", extra=fields("internal_error"))
             if not self.done:
                 self._end("failed")
 
@@ -188,10 +191,14 @@ class Warming:
             if not told and self._settings.warm_timeout and self.ready and not self.done:
                 told = True
                 self._line.clear()
-                log.warning("ready before memory is warm: %s so far; it goes on", self._so_far())
+                about = fields("warm_late", **self._figures())
+                log.warning("ready before memory is warm: %s so far; it goes on", self._so_far(), extra=about)
 
     def _so_far(self) -> str:
         return f"{self.kept:,} of {self.of:,} keys in {self.seconds:.1f} seconds"
+
+    def _figures(self) -> dict[str, object]:
+        return {"keys": self.kept, "of": self.of, "seconds": round(self.seconds, 3)}
 
     # --- at the start
 
@@ -206,13 +213,13 @@ class Warming:
                 warmers += await self._warm_listed()
                 if not any(warmer.lost for warmer in warmers) and heard == await self._heard():
                     break
-                log.warning("warming begins anew: a connection to Redis was lost")
+                log.warning("warming begins anew: a connection to Redis was lost", extra=fields("warm_again"))
             self._end("done")
         except UpstreamError as error:
             self._end("failed")
-            log.warning(
-                "warming ended after %s: %s", self._so_far(), str(error).removeprefix("ERR pannier: ")
-            )
+            why = without_arguments(str(error).removeprefix("ERR pannier: "))
+            about = fields("warm_failed", **self._figures(), reason=why)
+            log.warning("warming ended after %s: %s", self._so_far(), why, extra=about)
         self._listed = []
 
     def _end(self, status: str) -> None:
@@ -220,7 +227,7 @@ class Warming:
         self.status = status
         self._line.clear()
         if status == "done":
-            log.info("warmed %s", self._so_far())
+            log.info("warmed %s", self._so_far(), extra=fields("warm_done", **self._figures()))
 
     async def _warm_listed(self) -> list[Warmer]:
         """Fetch what the settings name."""
@@ -242,7 +249,9 @@ class Warming:
         """Fetch what was hot when the last process stopped."""
         space = {space.name: space for space in self._clients.spaces if not space.locked}.get(section.space)
         if space is None:
-            log.warning("warm_state: there is no space %r any more; its reads are left out", section.space)
+            about = fields("warm_state_space", space=section.space)
+            text = "warm_state: there is no space %r any more; its reads are left out"
+            log.warning(text, section.space, extra=about)
             return None
         link = self._link(space)
         self._prepare(link, set(section.protocols))
@@ -263,16 +272,18 @@ class Warming:
         return warmer
 
     async def _heard(self) -> int:
-        """How often the eviction bus has begun to be heard, once it is: all that is kept is dropped then."""
+        """How often something may have been missed of the eviction bus, once it is heard: all that is kept is
+        dropped then."""
         bus = self._bus
         while bus is not None and not (bus.subscriptions or bus.refusal):
             await asyncio.sleep(_LOOK)
-        return bus.subscriptions if bus is not None else 0
+        return bus.missed if bus is not None else 0
 
     def _tell(self, tally: Tally) -> None:
         tally.end()
         self._line.clear()
-        log.info("warmed %s: %s", tally.title, tally)
+        about = fields("warmed", source=tally.title, keys=tally.kept, of=tally.of)
+        log.info("warmed %s: %s", tally.title, tally, extra=about)
 
     def _link(self, space: Space) -> SharedLink:
         """The link that the clients of a space use by themselves, kept from now on."""
@@ -297,7 +308,8 @@ class Warming:
         saved = refreshed = time.monotonic()
         if settings.refresh_hottest and settings.refresh_interval >= settings.l1_ttl:
             log.warning(
-                "refresh_interval is not shorter than l1_ttl: reads expire before they are fetched again"
+                "refresh_interval is not shorter than l1_ttl: reads expire before they are fetched again",
+                extra=fields("refresh_late"),
             )
         while True:
             await asyncio.sleep(min(_TICK, settings.refresh_interval / 4))
@@ -334,7 +346,7 @@ class Warming:
             self._hot[key] = parts
             tally = Tally()
             await Warmer(link, shelf, tally, anew=True).warm_parts(parts)
-            log.debug("refreshed %s", tally)
+            log.debug("refreshed %s", tally, extra=fields("refreshed", keys=tally.kept, of=tally.of))
         self._hot = {key: parts for key, parts in self._hot.items() if key in self._clients.links.shared}
 
     async def _save(self) -> None:
@@ -348,7 +360,8 @@ class Warming:
         try:
             await asyncio.to_thread(_write, path, sections, self._settings.warm_state_size)
         except OSError as error:
-            log.warning("warm_state: %r cannot be written (%s)", path, error.strerror)
+            about = fields("warm_state_unwritten", path=path, reason=error.strerror)
+            log.warning("warm_state: %r cannot be written (%s)", path, error.strerror, extra=about)
 
     async def _sections(self) -> AsyncIterator[Section]:
         """The hottest reads of the spaces that can be warmed at the next start."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests import harness
 from tests.harness import Process, pannier, redis_server, servers, wait_until
+
+os.environ.setdefault("PANNIER_LOG_FORMAT", "text")
+"""Servers under test write to files, which by itself would mean JSON and no banner."""
 
 
 class ByFileAndVersion(LoadScopeScheduling):

@@ -89,6 +89,7 @@ class TestDefaults:
             "admin_protect": "changes",
             "admin_tls_cert": "",
             "admin_tls_key": "",
+            "log_format": "auto",
             "log_level": "info",
             "key_privacy": "plain",
             "mode": "cache",

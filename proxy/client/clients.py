@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from proxy.client import refilling
+from proxy.client import journal, refilling, telling
 from proxy.client.dispatch import Dispatcher
 from proxy.client.latency import Latency
 from proxy.client.leases import Leases
@@ -19,6 +19,7 @@ from proxy.client.spaces import Space, Spaces
 from proxy.client.states import State
 from proxy.client.verifying import Verifier
 from proxy.client.volume import Volume
+from proxy.events import fields
 from proxy.privacy import KeyPrivacy, Privacy
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace
@@ -30,7 +31,7 @@ from proxy.upstream.link import Identity
 from proxy.upstream.pool import LinkPool
 from proxy.upstream.shared import LinkState, SharedLink
 
-log = logging.getLogger("pannier.client")
+log = logging.getLogger("pannier.tenants")
 
 TICK = 0.25
 """Seconds between two rounds of `Clients.tick`."""
@@ -38,6 +39,7 @@ _IDLE_TICKS = 4
 """Rounds between two looks at what may be looked at once a second."""
 _FADE_TICKS = 240
 """What was read a minute ago counts for half."""
+_TELL_EVERY = 60.0
 _GIVE_BACK = 0.001
 """Seconds between two slices of memory that are freed: 100,000 entries take a third of a second."""
 
@@ -101,11 +103,13 @@ class Clients:
         self.bus: Bus | None = None
         """Over which other sidecars are told what to forget; None: they are not."""
         self.tells_writes = False
-        """Whether they are told of every write."""
+        """Whether they are told of every write; with `broadcast = auto`, see `weigh`."""
         self.policy = Policy((), Defaults(settings.l1_ttl, settings.max_value_size))
         """The cache rules in force."""
         self.privacy = Privacy(KeyPrivacy(settings.key_privacy))
         """What may be shown of keys' names."""
+        if self.verifier is not None:
+            self.verifier.privacy = self.privacy
         self.expires = False
         """Whether rules give SETs a time to live."""
         self.spaces = Spaces(settings, dispatcher, tier)
@@ -116,6 +120,8 @@ class Clients:
         """Bytes of large commands of which all is waited for."""
         self.stalled: dict[Session, float] = {}
         """Sessions that do not read their replies, and since when (monotonic seconds)."""
+        self.works: set[asyncio.Task[bytes]] = set()
+        """What goes on though its client leaves."""
         # What is counted.
         self.received = 0
         """Connections admitted since the start."""
@@ -157,6 +163,11 @@ class Clients:
         if self.bus is not None:
             self.bus.tell(session.space.namespace, session.link, why, keys, patterns, everything)
 
+    def weigh(self) -> None:
+        """Find out whether other sidecars are to be told of every write, a link having come or settled."""
+        if self.bus is not None and self.settings.broadcast == "auto" and self.tier is not None:
+            self.tells_writes = telling.needed(self.links.shared.values())
+
     def _give_back(self) -> None:
         """Free what the tier has dropped all at once, a slice now and then: nobody waits for it."""
         if self.tier is not None and self.tier.waste.give_back():
@@ -186,6 +197,8 @@ class Clients:
         """Register a session; the error to refuse it with if there are too many, else nothing."""
         if len(self.sessions) >= self.settings.max_clients:
             self.rejected += 1
+            why = f"max_clients is {self.settings.max_clients}"
+            journal.say(session, logging.WARNING, "client_rejected", "rejected", why)
             return encode.error("ERR max number of clients reached")
         self.received += 1
         self.sessions[session.id] = session
@@ -231,6 +244,8 @@ class Clients:
                 account.settle()
             for space in self.spaces:
                 space.writes.settle()
+            for space in self.spaces:
+                _tell_refused(space, now)
 
     def _refresh(self) -> None:
         """Fetch anew what rules want fresh, and let counts of hits fade."""
@@ -243,14 +258,19 @@ class Clients:
             if link is not None and link.state is LinkState.READY and shelf.tending.known:
                 refilling.refresh(shelf, link)
 
+    def kill(self, session: Session, why: str, level: int = logging.WARNING) -> None:
+        """Close a connection because of a limit."""
+        self.killed += 1
+        session.abort(why, level, "client_killed")
+
     def _check_output(self, session: Session, stalled: float) -> None:
         settings = self.settings
         size = session.transport.get_write_buffer_size()
         hard = size > settings.output_buffer_limit
         soft = size > settings.output_buffer_soft_limit and stalled > settings.output_buffer_soft_seconds
         if hard or soft:
-            self.killed += 1
-            session.abort(f"{size} bytes of replies not read" + ("" if hard else f" for {stalled:.0f} s"))
+            since = "" if hard else f" for {stalled:.0f} s"
+            self.kill(session, f"{size} bytes of replies not read{since}")
 
     def _find_idle(self, now: float) -> None:
         """Note who has been idle since when; close who has been so for too long (Redis' `timeout`)."""
@@ -260,8 +280,7 @@ class Clients:
                 session.idle_mark = session.served
                 session.idle_since = now
             elif timeout and now - session.idle_since > timeout:
-                self.killed += 1
-                session.abort(f"idle for more than {timeout:g} s")
+                self.kill(session, f"idle for more than {timeout:g} s", logging.INFO)
 
     @staticmethod
     def address(transport: asyncio.BaseTransport, which: str) -> str:
@@ -282,7 +301,19 @@ class Clients:
         while (self.sessions or self.leases.returns) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         for session in list(self.sessions.values()):
-            session.abort("pannier stops")
+            session.abort("pannier stops", logging.DEBUG)
+
+
+def _tell_refused(space: Space, now: float) -> None:
+    """Tell the log of a tenant whose commands were refused, once a minute at most."""
+    refused = space.refused - space.told[0]
+    if refused and now - space.told[1] >= _TELL_EVERY and space.tenant is not None:
+        space.told = (space.refused, now)
+        name, limit = space.tenant.name, space.tenant.max_ops_per_second
+        log.warning(
+            "tenant %s is over its max_ops_per_second of %s: %d commands refused", name, limit, refused,
+            extra=fields("tenant_limited", user=name, limit=limit, refused=refused),
+        )  # fmt: skip
 
 
 def _may_be_idle(session: Session) -> bool:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from proxy.client.refilling import launch
 from proxy.client.wishes import Waiter, answer, lease_key
+from proxy.events import fields
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError
 from proxy.resp.replies import split_replies
@@ -91,7 +92,7 @@ class Contest:
             while self.waiters or self.grants:
                 await self._pause(await self._round())
         except Exception:
-            log.exception("internal error in the contest for a lease")
+            log.exception("internal error in the contest for a lease", extra=fields("internal_error"))
             for waiter in list(self.waiters):
                 waiter.tell(encode.error("ERR pannier: internal error"))
             for grant in list(self.grants.values()):

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
-from proxy.tier.matching import drop_matching
+from proxy.tier.matching import SLICE, drop_matching
 from proxy.tier.rules import key_frame, marks
 from proxy.tier.tier import Source
 
@@ -44,22 +44,43 @@ def drop_keys(
     return _dropped(shelves) - before
 
 
+class Progress:
+    """How far dropping by pattern is."""
+
+    __slots__ = ("dropped", "looked_at", "of")
+
+    def __init__(self) -> None:
+        self.dropped = self.looked_at = self.of = 0
+        """Entries: that are gone, that have been looked at, and that there were when it began."""
+
+    def figures(self) -> dict[str, int]:
+        """In numbers, by name."""
+        return {"dropped": self.dropped, "looked_at": min(self.looked_at, self.of), "of": self.of}
+
+
 async def drop_patterns(
-    clients: Clients, space: Space, link: SharedLink, patterns: list[bytes], counted: Iterable[Shelf]
+    clients: Clients,
+    space: Space,
+    link: SharedLink,
+    patterns: list[bytes],
+    counted: Iterable[Shelf],
+    progress: Progress | None = None,
 ) -> int:
     """The same for all keys that match one of some patterns (none of them `too_long`), a slice at a time."""
-    tier, shelves, dropped = clients.tier, list(counted), 0
+    tier, shelves, progress = clients.tier, list(counted), progress or Progress()
     if clients.bus is not None:
         clients.bus.tell(space.namespace, link, "command", patterns=patterns)
     if tier is None:
-        return dropped
+        return 0
+    progress.of = sum([shelf.entries for shelf in shelves])
     pattern = compile_globs(real_patterns(space, patterns))
     slices = drop_matching(tier, pattern, space.prefix, Source.COMMAND)
     while True:
         before = _dropped(shelves)
         if next(slices, None) is None:
-            return dropped
-        dropped += _dropped(shelves) - before
+            return progress.dropped
+        progress.dropped += _dropped(shelves) - before
+        progress.looked_at += SLICE
         await asyncio.sleep(0)
 
 

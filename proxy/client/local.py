@@ -6,11 +6,12 @@ whose error text is always right.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
-from proxy.client import homes, keyspace, listing, outage, own
+from proxy.client import homes, journal, keyspace, listing, outage, own
 from proxy.client.dispatch import link_protocol
 from proxy.resp import encode
 from proxy.resp.downgrade import Shape, downgrade
@@ -173,6 +174,14 @@ async def _log_in(session: Session, credentials: list[bytes]) -> bytes:
 
 async def _identify(session: Session, credentials: list[bytes], protocol: int) -> tuple[Space, Identity]:
     """Who the client is by these arguments of an AUTH, and where it lives. Raises UpstreamError."""
+    try:
+        return await _judge(session, credentials, protocol)
+    except UpstreamRefused as refused:
+        journal.say(session, logging.WARNING, "auth_refused", "could not authenticate", str(refused))
+        raise
+
+
+async def _judge(session: Session, credentials: list[bytes], protocol: int) -> tuple[Space, Identity]:
     clients = session.clients
     if clients.spaces.mode == "passthrough":
         return session.space, await clients.links.login(credentials, protocol)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from proxy.client import admission, guarding, homes, local
+from proxy.client import admission, guarding, homes, journal, local
 from proxy.client.dispatch import LOCAL, PING, Route
 from proxy.client.flow import Reason
 from proxy.client.states import Event, State
@@ -30,8 +30,6 @@ from proxy.upstream.pinned import Expect, Mode, PinnedLink
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
-
-log = logging.getLogger("pannier.client")
 
 _PLUS, _MINUS = b"+-"
 _MOVING = frozenset({"select", "auth", "hello"})
@@ -175,7 +173,7 @@ class Pin:
         if self.session.state is State.STREAM:
             self.link.mark(self._marked)
         else:
-            self.session.work(self._work(arguments))
+            self.session.undertake(self._work(arguments))
 
     def _marked(self, mark: bytes) -> None:
         """Go on with it: its turn has come."""
@@ -187,7 +185,7 @@ class Pin:
         elif self.strayed:
             self.answered_own(guarding.strayed(name))
         else:
-            self.session.work(self._work(self.answering))
+            self.session.undertake(self._work(self.answering))
 
     async def _work(self, arguments: list[bytes]) -> bytes:
         session = self.session
@@ -258,19 +256,24 @@ class Pin:
 
         Where keys cannot be told, or replies not counted, replies wait at the link's fence instead.
         """
-        tier = self.session.clients.tier
-        if tier is None:
+        tier, rules = self.session.clients.tier, self.session.space.rules
+        if tier is None and self.session.clients.bus is None:
             return
         command = self.session.clients.dispatcher.find(arguments)
-        touch, keys = tier.rules.touch(command, arguments)
+        touch, keys = rules.touch(command, arguments)
         if touch is Touch.NOTHING:
+            return
+        uncounted = self.session.state is State.STREAM
+        if tier is None:
+            self.told_all = self.told_all or touch is Touch.EVERYTHING
+            if uncounted:
+                self._tell_later()
             return
         if touch is Touch.WRITES:
             tier.drop(keys, self.session.space.prefix)
             if self.session.clients.tells_writes and command is not None:
-                self.told += map(key_name, tier.rules.keys(command, arguments) or ())
+                self.told += map(key_name, rules.keys(command, arguments) or ())
                 self.told_all = self.told_all or self._more_keys_may_come(command, arguments)
-        uncounted = self.session.state is State.STREAM
         if touch is Touch.EVERYTHING:
             tier.clear()
             # A flush is pushed, so the fence is enough; the others are not.
@@ -541,7 +544,8 @@ class Pin:
         broken_off = self.link.scanner.open or self.large is not None
         if self.leaving or broken_off or session.state is not State.PINNED:
             session.pin = None
-            log.info("client %s closed: %s", session.address, str(error).removeprefix("ERR pannier: "))
+            why = str(error).removeprefix("ERR pannier: ")
+            journal.say(session, logging.INFO, "client_closed", "closed", why)
             session.finish()
             return
         unknown = error.of_unknown_outcome()

@@ -18,6 +18,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from proxy.events import fields
 from proxy.resp import encode
 from proxy.resp.commands import Command
 from proxy.resp.namespace import SCRIPTS, Namespace, elements, text
@@ -99,11 +100,13 @@ class Examiner:
         if b"channels" in may and not self._namespace.channels:
             deeds.remove(_DEEDS[b"channels"])  # they are everybody's
         if deeds:
+            user = (who.user or b"default").decode("utf-8", "replace")
             log.warning(
                 "a script runs in namespace %s as Redis' user %s, and Redis would let it %s: restrict that "
                 "user by ACL (~%s:* +@all -@admin -@dangerous, see docs/namespaces.md), or set "
                 "namespace_scripts to refuse",
-                name, (who.user or b"default").decode("utf-8", "replace"), ", and ".join(deeds), name,
+                name, user, ", and ".join(deeds), name,
+                extra=fields("script_reach", namespace=name, user=user, reach=deeds),
             )  # fmt: skip
 
 

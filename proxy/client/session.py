@@ -22,13 +22,14 @@ from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import admission, homes, local, pinning, reading, sharing
+from proxy.client import admission, homes, journal, local, pinning, reading, sharing
 from proxy.client.dispatch import LOCAL, Route, link_protocol
 from proxy.client.flow import Flow, Reason
 from proxy.client.homes import NO_SHELF
 from proxy.client.pin import Pin, listen
 from proxy.client.spaces import Space
 from proxy.client.states import Event, State, move
+from proxy.client.work import Work
 from proxy.resp.downgrade import Shape, lower_nulls
 from proxy.resp.errors import ProtocolError, UpstreamError
 from proxy.resp.requests import LARGE, LargeFrame, RequestParser
@@ -43,8 +44,6 @@ from proxy.upstream.sockets import set_keepalive
 if TYPE_CHECKING:
     from proxy.client.clients import Clients
     from proxy.client.meter import Meter
-
-log = logging.getLogger("pannier.client")
 
 _WAITING_HIGH = 512 * 1024
 """Bytes that may wait behind a command under way before reading stops; with the chunk that exceeds it, this
@@ -109,6 +108,7 @@ class Session(asyncio.Protocol):
         "table",
         "task",
         "transport",
+        "work",
         "write",
     )  # fmt: skip
 
@@ -159,6 +159,8 @@ class Session(asyncio.Protocol):
         self.reserved: PinnedLink | None = None
         """A pinned link whose id another client has been told; used at the next pin."""
         self.task: asyncio.Task[None] | None = None
+        self.work: Work | None = None
+        """What the task does, if the client ends that by leaving."""
         # What the client has said of itself.
         self.origin = self.space = space
         """The key space it lives in, and began in."""
@@ -190,6 +192,7 @@ class Session(asyncio.Protocol):
         self.flow = Flow(self.transport)
         self.write = self.transport.write
         self.transport.set_write_buffer_limits(high=_OUTPUT_HIGH)
+        journal.say(self, logging.DEBUG, "client_connected", "connected")
         set_keepalive(transport, self.clients.settings.tcp_keepalive)
         if refusal := self.clients.admit(self):
             self.write(refusal)
@@ -280,6 +283,7 @@ class Session(asyncio.Protocol):
         """Take the end of the client's bytes: what it has asked is still answered, unless it blocks."""
         self.eof = True
         self.clients.leases.hurry(self)
+        self._give_up_work()
         if self.pin is not None:
             self.pin.leave()
         if self.state is State.CLOSED or not self._owes():
@@ -289,6 +293,7 @@ class Session(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Hear that the client is gone: its replies in flight are dropped where they arrive."""
+        journal.say(self, logging.DEBUG, "client_gone", "disconnected")
         self.write = self.relay = _discard
         self.relaying = False
         self.buffer = b""
@@ -476,12 +481,25 @@ class Session(asyncio.Protocol):
     def start(self, work: Coroutine[None, None, bytes]) -> None:
         """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
         self.move(Event.WAIT)
-        self.work(work)
+        self.undertake(work)
 
-    def work(self, work: Coroutine[None, None, bytes]) -> None:
+    def undertake(self, work: Coroutine[None, None, bytes]) -> None:
         """Have `resume` called with an answer that takes time."""
         self.task = asyncio.get_running_loop().create_task(self._answer(work))
         self.task.add_done_callback(lambda task: work.close())  # should the client leave before it begins
+        if self.eof:
+            self._give_up_work()
+
+    def _give_up_work(self) -> None:
+        """Stop what a client waits for that sends no more, if it is to end then."""
+        if self.task is not None and self.work is not None and self.work.ends:
+            self.task.cancel()
+            self.task.add_done_callback(lambda task: self._stopped())
+
+    def _stopped(self) -> None:
+        if self.task is not None and self.work is not None:
+            self.task = None
+            self.resume(self.work.stopped())
 
     def finish(self) -> None:
         """Close once everything written has been sent."""
@@ -489,9 +507,9 @@ class Session(asyncio.Protocol):
             self.move(Event.CLOSE)
         self.transport.close()
 
-    def abort(self, why: str) -> None:
+    def abort(self, why: str, level: int = logging.INFO, event: str = "client_closed") -> None:
         """Close now."""
-        log.info("client %s closed: %s", self.address, why)
+        journal.say(self, level, event, "closed", why)
         self.write = _discard
         if self.state not in (State.CLOSING, State.CLOSED):
             self.move(Event.CLOSE)
@@ -501,6 +519,7 @@ class Session(asyncio.Protocol):
         """Close as soon as what the client has asked is answered; at once if it blocks or listens."""
         self.eof = self.draining = True
         self.clients.leases.hurry(self)
+        self._give_up_work()
         self.end_if_done()
 
     @property
@@ -556,7 +575,7 @@ class Session(asyncio.Protocol):
         self.buffer = self.buffer + data if self.buffer else data
         self.consume()
         if len(self.buffer) > self.clients.settings.query_buffer_limit:
-            self.abort(f"query buffer over {self.clients.settings.query_buffer_limit} bytes")
+            self.clients.kill(self, f"query buffer over {self.clients.settings.query_buffer_limit} bytes")
         elif len(self.buffer) > _WAITING_HIGH and self._waits:
             self.hold(Reason.BUFFER)
 
@@ -575,7 +594,7 @@ class Session(asyncio.Protocol):
         except ProtocolError as error:
             self._reject(error)
         except Exception:
-            log.exception("client %s: internal error", self.address)
+            journal.failed(self)
             self.abort("internal error")
         if self.state is not State.CLOSED:
             self.refresh()
@@ -662,7 +681,8 @@ class Session(asyncio.Protocol):
             # Redis answers NOAUTH; should it just have ceased to, no state may get into the shared link.
             return Route.SHARED if route is Route.SHARED else Route.PROBE
         if arguments[0].lower() in _ATTACKS:
-            log.warning("client %s sent an HTTP request (an attack by a browser?): closed", self.address)
+            why = "an HTTP request; an attack by a browser?"
+            journal.say(self, logging.WARNING, "client_attack", "closed", why)
             self.abort("HTTP request")
             return Route.LOCAL  # nothing of it goes to Redis, which would close the link
         return route
@@ -730,7 +750,7 @@ class Session(asyncio.Protocol):
         except UpstreamError as error:
             reply = error.reply
         except Exception:
-            log.exception("client %s: internal error", self.address)
+            journal.failed(self)
             self.abort("internal error")
             return
         self.task = None
@@ -738,6 +758,7 @@ class Session(asyncio.Protocol):
 
     def resume(self, reply: bytes) -> None:
         """Answer what was waited for, and go on."""
+        self.work = None
         if self.pin is not None and self.pin.answering is not None:
             self.pin.answered_own(reply)
         elif self.state is State.WAITING:
@@ -750,7 +771,7 @@ class Session(asyncio.Protocol):
 
     def _reject(self, error: ProtocolError) -> None:
         """Answer bytes that are no RESP, after what is pending, and close."""
-        log.info("client %s: protocol error: %s", self.address, error)
+        journal.say(self, logging.INFO, "client_protocol_error", "closed: protocol error", str(error))
         self.farewell = error.reply()
         self.buffer = b""
         if self.pending:

@@ -7,11 +7,13 @@ Redis, its share of memory, its limits, and what is counted for it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from proxy.client import journal
 from proxy.client.expiry import expiring, expiring_large
 from proxy.client.scripts import Examiner
 from proxy.client.writes import Writes
@@ -112,6 +114,8 @@ class Space:
         self.writes = Writes(lambda run: [request for request, _ in dispatcher.repeatable(run)])
         self.refused = 0
         """Commands refused because of `max_ops_per_second`."""
+        self.told = (0, float("-inf"))
+        """How many of them the log has been told of, and when (monotonic seconds)."""
         self._commands = self._hits = self._bypassed = 0
         """Of sessions that have left."""
         self._bypassing: dict[Session, int] = {}
@@ -157,6 +161,8 @@ class Space:
         """Count a session in. Raises UpstreamRefused if the tenant has as many as it may."""
         tenant = self.tenant
         if tenant is not None and tenant.max_clients is not None and len(self.sessions) >= tenant.max_clients:
+            why = f"tenant {tenant.name} has its max_clients of {tenant.max_clients}"
+            journal.say(session, logging.WARNING, "client_rejected", "rejected", why)
             raise UpstreamRefused(
                 f"ERR max number of clients reached: tenant '{tenant.name}' has its max_clients of "
                 f"{tenant.max_clients}"

@@ -11,7 +11,8 @@ import logging
 import random
 from typing import TYPE_CHECKING
 
-from proxy.resp.downgrade import downgrade
+from proxy.events import fields
+from proxy.privacy import Privacy
 from proxy.resp.replies import split_replies
 from proxy.tier.policy import Ruling, Serve
 from proxy.tier.rules import Read, key_name, marks
@@ -41,6 +42,8 @@ class Verifier:
         self._share = share
         self._demote = demote
         self._lag = lag
+        self.privacy = Privacy()
+        """What may be shown of keys' names."""
 
     @property
     def verified(self) -> int:
@@ -69,8 +72,8 @@ class Verifier:
         check.shelf.account.verified += 1
         for each in ruling.sources:
             each.verified += 1
-        if check.protocol != 3 and check.read.shape is not None:
-            answer = downgrade(answer, check.read.shape)
+        if check.protocol != 3:
+            answer = check.shelf.lowered(check.read, answer)
         if not _same(check.read, check.reply, answer):
             asyncio.get_running_loop().call_later(self._lag, self._convict, check, ruling)
 
@@ -80,17 +83,26 @@ class Verifier:
             return  # word of the change has come, or its time was over
         shelf.account.mismatches += 1
         shelf.drop(marks(read.keys))
-        name = self._tier.policy.label(key_name(read.keys[0])[len(shelf.rules.prefix) :])
+        name = self._class(key_name(read.keys[0])[len(shelf.rules.prefix) :], ruling)
+        rules = ", ".join(map(_shown, ruling.sources))
         log.error(
             "a stale entry of class %s was in memory for more than %g s (%s, tracking %s): dropped",
-            name, self._lag, ", ".join(map(_shown, ruling.sources)), shelf.mode.label,
+            name, self._lag, rules, shelf.mode.label,
+            extra=fields("stale_entry", key_class=name, seconds=self._lag, rule=rules, mode=shelf.mode.label),
         )  # fmt: skip
         for each in ruling.sources:  # which of them is at fault, nobody can tell
             each.mismatches += 1
             if self._demote and each.mismatches >= self._demote and each.serve is Serve.CACHE:
                 self._tier.demote(each)
                 found = each.mismatches
-                log.error("%s: only observed from now on, after %d stale entries", _shown(each), found)
+                log.error(
+                    "%s: only observed from now on, after %d stale entries", _shown(each), found,
+                    extra=fields("rule_demoted", rule=_shown(each), stale_entries=found),
+                )  # fmt: skip
+
+    def _class(self, key: bytes, ruling: Ruling) -> str:
+        """What a key's rule calls its class, else the first part of its name, if that may be seen."""
+        return self._tier.policy.label(key) if self.privacy.plain else ruling.rule.label or "(not shown)"
 
 
 class _Check(Collector):

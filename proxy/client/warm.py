@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from proxy.client.keyspace import ask
 from proxy.client.refilling import launch
 from proxy.client.wanted import BY_TYPE, Wish, as_pattern, wish
+from proxy.events import without_arguments
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError, UpstreamRefused
 from proxy.resp.globs import LONGEST_PATTERNS, literal
@@ -81,7 +82,7 @@ class Tally:
 
     def fail(self, why: str, n: int = 1) -> None:
         """Count what could not be fetched."""
-        _count(self.failed, why, n)
+        _count(self.failed, without_arguments(why), n)
 
     def report(self) -> dict[str, object]:
         """It all, for SIDECAR WARM."""
@@ -394,6 +395,8 @@ async def answer(session: Session, arguments: list[bytes]) -> bytes:
         return encode.error(f"ERR {error}")
     shelf.table(session.protocol)
     tally = Tally()
+    if session.work is not None:
+        session.work.figures = lambda: {"warmed": tally.kept, "wanted": tally.of}
     try:
         await Warmer(session.home, shelf, tally).warm(wishes, limit)
     except UpstreamError as error:

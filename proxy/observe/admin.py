@@ -17,6 +17,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
+from proxy.events import fields
 from proxy.observe.answers import Answer, Refused
 from proxy.observe.http import Request, Server
 from proxy.resp.errors import SettingsError, StartupError
@@ -70,7 +71,7 @@ class Admin:
             if settings.origins.get("admin_listen", "default") != "default":
                 raise
             self.trouble = str(error).replace("; stop", ", so metrics and health are not served; stop")
-            log.warning("%s", self.trouble)
+            log.warning("%s", self.trouble, extra=fields("admin_unserved", reason=self.trouble))
             return
         self._server = server
 

@@ -25,6 +25,7 @@ from urllib.parse import parse_qsl, unquote
 
 import h11
 
+from proxy.events import fields
 from proxy.listening import addresses, clear_away, serve
 from proxy.observe.answers import Answer, Refused, problem
 from proxy.upstream.address import Listen
@@ -237,7 +238,8 @@ class Connection(asyncio.Protocol):
         except Refused as refused:
             answer = refused.answer
         except Exception:
-            log.exception("internal error in %s %s", request.method, request.path)
+            about = fields("internal_error", method=request.method, path=request.path)
+            log.exception("internal error in %s %s", request.method, request.path, extra=about)
             answer = problem(500, "internal error, see the log")
         self._task = None
         if self._transport.is_closing():
@@ -290,7 +292,8 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, status: int, why: str) -> None:
         """Say what is wrong, if that can still be said, and close."""
-        log.debug("an HTTP request was refused with %d: %s", status, why)
+        # Not why: h11 quotes the header.
+        log.debug("an HTTP request was refused with %d", status, extra=fields("http_refused", status=status))
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             head_only = self._request is not None and self._request.method == b"HEAD"
             self._send(problem(status, why), head_only, closing=True)

@@ -108,8 +108,8 @@ class ReplyScanner:
         whole = digits.isdigit() and len(digits) < _DIGITS
         count = int(digits) if whole else -1 if digits == b"-1" else -2
         if count < -1 or not (kind in _ELEMENTS or kind in _STRINGS):
-            line = bytes(buf[pos : min(end, pos + 40)])
-            raise UpstreamDesync(f"ERR pannier: upstream sent what is no RESP reply: {line!r}")
+            first = bytes(buf[pos : pos + 1])  # what follows may be a value
+            raise UpstreamDesync(f"ERR pannier: upstream sent what is no RESP reply: {first!r} and so on")
         if kind in _STRINGS:
             self.need -= 1
             self.skip = count + 2 if count >= 0 else 0

@@ -34,7 +34,6 @@ def drop_matching(
         _taint(shelf, pattern)
         for parts in _slices(shelf, len(pattern.pattern)):
             count = _drop(shelf, pattern, parts)
-            shelf.account.governor.dropped(count, tier.clock())
             if source is not None:
                 shelf.account.count(count, source)
             yield count

@@ -15,13 +15,14 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from proxy.resp.downgrade import downgrade
+from proxy.events import fields, without_arguments
+from proxy.resp.downgrade import Shape, downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
 from proxy.tier.classes import UNNAMED
 from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.ghost import Ghost
-from proxy.tier.policy import NOTHING, Ruling, Serve
+from proxy.tier.policy import NULLS, Ruling, Serve
 from proxy.tier.reuse import Reuse
 from proxy.tier.rules import Read, key_name, marks
 from proxy.tier.stale import Staleness
@@ -62,6 +63,8 @@ class Shelf:
         self.index: dict[int, bytes | set[bytes]] = {}
         """From the marks of keys to the part, or parts, that show the key."""
         self.mode = Mode.OFF
+        self.spoken = 3
+        """The protocol in which replies come; if it is 2, only clients of RESP2 can be answered."""
         self.trouble = ""
         """Why nothing is kept although Redis tells of changes; empty if something is."""
         self.until = 0.0
@@ -91,6 +94,8 @@ class Shelf:
 
         True: Redis names the key. False: everything was dropped, or the link is lost.
         """
+        self._lost = 0
+        """Entries dropped when the link was lost, up to the next one."""
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
         self.deadlines = Deadlines(self.keeps, tier.waste)
@@ -196,17 +201,20 @@ class Shelf:
 
     # --- what the link tells (upstream.shared.Keeper)
 
-    def link_up(self, mode: Mode) -> None:
-        """Begin an epoch: Redis tracks from now on what the link reads."""
+    def link_up(self, mode: Mode, protocol: int = 3) -> None:
+        """Begin an epoch: Redis tracks from now on what the link reads, or the bus tells of changes."""
         if self.stale.since is not None:
             self.forget()
-        self.mode = mode
+        self.mode, self.spoken = mode, protocol
         self.trouble = ""
         self.tier.loose = any(shelf.mode.late for shelf in self.tier.shelves.values())
         if self.tier.loose:
             self.tier.on_loose()
         self.epoch += 1
         self.until = 0.0
+        if self._lost:  # it is now that all of it is asked for again
+            self.account.governor.dropped(self._lost, self.tier.clock())
+            self._lost = 0
 
     def link_lost(self) -> None:
         """Empty the shelf, or let it be stale: nobody vouches for it any more."""
@@ -216,6 +224,7 @@ class Shelf:
         self.epoch += 1
         self.until = 0.0
         if not serves:
+            self._lost += self.entries
             self.forget()
             return
         self._go_stale(min(now, self._heard + self.tier.limits.coherence_timeout))
@@ -270,8 +279,9 @@ class Shelf:
 
     def give_in(self, refusal: bytes) -> None:
         """Keep nothing over this connection: Redis does not tell how long keys live."""
-        self.trouble = f"PTTL refused: {refusal.decode('utf-8', 'replace')}"
-        log.warning("nothing is kept in memory: %s", self.trouble)
+        self.trouble = f"PTTL refused: {without_arguments(refusal.decode('utf-8', 'replace'))}"
+        about = fields("nothing_kept", reason=self.trouble)
+        log.warning("nothing is kept in memory: %s", self.trouble, extra=about)
         self.mode = Mode.OFF
         self.until = 0.0
         self.clear()
@@ -280,6 +290,12 @@ class Shelf:
 
     def drop(self, keys: Iterable[int]) -> None:
         """Drop what shows any of the keys (their marks), and taint the flights under way to them."""
+        before = self.drops
+        self._drop_all(keys)
+        if self.drops != before:
+            self.account.governor.dropped(self.drops - before, self.tier.clock())
+
+    def _drop_all(self, keys: Iterable[int]) -> None:
         index = self.index
         for key in keys:
             found = index.pop(key, None)
@@ -507,7 +523,7 @@ class Shelf:
             self._imagine(flight, reply, until)
             return
         if flight.ruling.keeps and not failed:
-            self.tending.heard(flight.read.part, absent or reply == NOTHING, self.tier.clock())
+            self.tending.heard(flight.read.part, absent or reply in NULLS, self.tier.clock())
         kept = self._store(flight.read, reply) if until > self.tier.clock() else 0
         if not kept:
             if not failed:
@@ -537,14 +553,18 @@ class Shelf:
         self.account.capped += lifetime > longest
         return deadline(flight.began, min(lifetime, self.tier.shortened(longest, ruling.jitter)))
 
+    def lowered(self, read: Read, reply: bytes) -> bytes:
+        """A reply as it came over the link, in RESP2."""
+        return reply if self.spoken == 2 else downgrade(reply, read.shape or Shape.TYPED)
+
     def _store(self, read: Read, reply: bytes) -> int:
-        """Put a RESP3 reply into the tables; into how many."""
+        """Put a reply into the tables; into how many."""
         kept = 0
         for protocol, table in self.tables.items():
             if protocol == 3:
-                kept += self._keep(table, read.part, reply)
+                kept += self._keep(table, read.part, reply) if self.spoken == 3 else 0
             elif read.shape is not None:
-                lowered = downgrade(reply, read.shape)
+                lowered = self.lowered(read, reply)
                 if len(lowered) == _NULL_SIZE:
                     lowered = b"%b" % lowered  # all nulls are one object: this fill is to be told from others
                 kept += self._keep(table, read.part, lowered)
@@ -641,7 +661,7 @@ class Shelf:
 
     def _drop_others(self, read: Read) -> None:
         keys = marks(read.keys)
-        self.drop(keys)
+        self._drop_all(keys)
         for key in keys:
             self.index[key] = read.part
         if len(keys) > 1:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from proxy.events import fields
+
 if TYPE_CHECKING:
     from proxy.tier.tier import Account
 
@@ -41,12 +43,14 @@ class Staleness:
         """Be stale, unless it is so already."""
         if self.since is None:
             self.since = since
-            log.warning("Redis is away: what memory holds is served stale from now on")
+            log.warning(
+                "Redis is away: what memory holds is served stale from now on", extra=fields("stale_began")
+            )
             self._account.stale_begins()
 
     def end(self) -> None:
         """Be stale no longer."""
         if self.since is not None:
             self.since = None
-            log.info("nothing is served stale any more")
+            log.info("nothing is served stale any more", extra=fields("stale_ended"))
             self._account.stale_ends()

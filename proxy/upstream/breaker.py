@@ -7,10 +7,11 @@ There is one for each Redis, fed by all links to it::
        └────────────────── Redis answers ──────────────────┘
 
 A failure is an attempt to connect that Redis did not answer, or a connection given up because it owed replies
-for `upstream_timeout`. While the breaker is not closed, no command waits: links that are not connected refuse
-at once, and no client is given a new link. The probes are the shared links' own attempts to reconnect, and a
-PING over one that is connected. Any answer of Redis' to a handshake closes the breaker, a refusal too: that
-Redis is there, and says no at once.
+for `upstream_timeout`. While a connection is silent for longer than `coherence_timeout`, attempts are made
+one after the other, so that it need not take that long. While the breaker is not closed, no command waits:
+links that are not connected refuse at once, and no client is given a new link. The probes are the shared
+links' own attempts to reconnect, and a PING over one that is connected. Any answer of Redis' to a handshake
+closes the breaker, a refusal too: that Redis is there, and says no at once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from proxy.events import fields
 from proxy.resp.errors import UpstreamError, UpstreamLost
 
 log = logging.getLogger("pannier.upstream")
@@ -70,7 +72,11 @@ class Breaker:
         elif self.state is BreakerState.CLOSED and self._limit and self.failures >= self._limit:
             self.state = BreakerState.OPEN
             self.since = self._clock()
-            log.warning("circuit breaker open after %d failures in a row: %s", self.failures, error)
+            why = str(error).removeprefix("ERR pannier: ")
+            log.warning(
+                "circuit breaker open after %d failures in a row: %s", self.failures, why,
+                extra=fields("breaker_opened", failures=self.failures, reason=why),
+            )  # fmt: skip
 
     def answered(self, steady: bool = False) -> None:
         """Hear that Redis has answered a handshake or a probe.
@@ -78,7 +84,8 @@ class Breaker:
         `steady`: a connection has gone on answering for longer than the silence that ended another.
         """
         if self.open:
-            log.info("circuit breaker closed after %.1f s: Redis answers", self.lasts)
+            after = fields("breaker_closed", seconds=round(self.lasts, 3))
+            log.info("circuit breaker closed after %.1f s: Redis answers", self.lasts, extra=after)
             self.state = BreakerState.CLOSED
             self._silences = 0
         if steady:
@@ -89,7 +96,9 @@ class Breaker:
         """Hear that a probe is under way."""
         if self.state is BreakerState.OPEN:
             self.state = BreakerState.HALF_OPEN
-            log.debug("circuit breaker half-open: trying whether Redis answers")
+            log.debug(
+                "circuit breaker half-open: trying whether Redis answers", extra=fields("breaker_half_open")
+            )
 
     def pauses(self, seconds: float) -> None:
         """Hear when the next probe is due."""

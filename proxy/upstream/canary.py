@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
+from proxy.events import fields
 from proxy.histogram import Histogram
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError
@@ -113,7 +114,8 @@ class Canary:
 
     def _stumble(self, why: str) -> None:
         if why != self.trouble:
-            log.warning("the lag of invalidations cannot be measured: %s", why)
+            about = fields("lag_unmeasured", reason=why)
+            log.warning("the lag of invalidations cannot be measured: %s", why, extra=about)
         self.trouble = why
 
 

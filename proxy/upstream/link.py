@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import hiredis
 
+from proxy.events import without_arguments
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamLost, UpstreamRefused
 from proxy.upstream.address import Upstream
@@ -205,7 +206,10 @@ class Link(asyncio.Protocol):
 
 
 class _ErrorReply(Exception):
-    """An error reply met by hiredis, kept as a value."""
+    """An error reply met by hiredis, kept as a value; without what it quotes, which may be a password."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(without_arguments(text))
 
     @property
     def code(self) -> str:

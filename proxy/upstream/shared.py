@@ -12,9 +12,10 @@ A `SharedLink` outlives its connections. What `submit` does follows its state, w
         ▼
       DOWN ──up──▶ READY                                 (later attempts refuse it at once)
 
-While the circuit breaker is open there is no CONNECTING: nothing is held. Where stale entries may be served,
-a link on which Redis owes the answer to a heartbeat for too long is SILENT, up to that answer: it refuses
-what comes, but from those who wait for replies already, whose order must hold.
+While the circuit breaker is open there is no CONNECTING: nothing is held. A link on which Redis owes an
+answer for too long is SILENT, up to that answer: where stale entries may be served, as soon as it owes that
+to a heartbeat for so long, else once the breaker is open. It refuses what comes, but from those who wait for
+replies already, whose order must hold.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ import contextlib
 import dataclasses
 import enum
 import logging
+import math
 import random
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from proxy.events import fields
 from proxy.resp.errors import UpstreamError, UpstreamRefused
 from proxy.resp.tracking import Mode
 from proxy.upstream.breaker import Breaker
@@ -85,6 +88,8 @@ class Care:
     """What all keys begin with that the link reads."""
     away_after: float = 0.0
     """Seconds without an answer after which Redis counts as away, and stale entries are served; 0: never."""
+    on_settled: Callable[[], object] = list
+    """Called when it is known for a connection how Redis tells of changes."""
 
 
 class SharedLink:
@@ -102,6 +107,7 @@ class SharedLink:
         care: Care | None = None,
         breaker: Breaker | None = None,
         away: UpstreamError | None = None,
+        silent_after: float = math.inf,
     ) -> None:
         self.connector = connector
         self.key = key
@@ -122,7 +128,7 @@ class SharedLink:
         self.tracking: Tracking | None = None
         if care.keeper is not None:
             self.tracking = Tracking(
-                self, care.keeper, care.ladder, care.heartbeat, care.prefix, care.away_after
+                self, care.keeper, care.ladder, care.heartbeat, care.prefix, care.away_after, care.on_settled
             )
         self.wire: Wire | None = None
         self.auth_required = False
@@ -132,6 +138,10 @@ class SharedLink:
         self.breaker = breaker or Breaker(0)
         self.refusing = False
         """Whether what is submitted is refused (see SILENT for the exception)."""
+        self._was_mute = False
+        """Whether it was so at the last tick."""
+        self._silent_after = silent_after
+        """Seconds for which Redis may owe a reply before it is said not to answer."""
         self._away_after = care.away_after
         self._waiting: set[object] = set()
         """Who waited for replies when the link fell silent."""
@@ -186,6 +196,9 @@ class SharedLink:
         if self.tracking is not None:
             self.tracking.tick(now)
         progress = self._stalled_since[0] != self.wire.chunks
+        if self._was_mute and progress:
+            self.breaker.answered()
+        self._was_mute = self.mute > 0
         if progress and now - self._up_since > timeout:
             self.breaker.answered(steady=True)
         if not self.fifo or progress:
@@ -206,6 +219,16 @@ class SharedLink:
         self._proving = False
         if self.wire is not None and not reply.startswith(b"-ERR pannier"):
             self.breaker.answered()
+            if not self._away_after:
+                self.speak()
+
+    @property
+    def mute(self) -> float:
+        """For how many seconds Redis has owed a reply and sent nothing, if for longer than it may; else 0."""
+        if self.wire is None or not self.fifo or self._stalled_since[0] != self.wire.chunks:
+            return 0.0
+        since = time.monotonic() - self._stalled_since[1]
+        return since if since >= self._silent_after else 0.0
 
     @property
     def silent(self) -> bool:
@@ -225,17 +248,18 @@ class SharedLink:
         return self.breaker.explain(self.error)
 
     def fall_silent(self) -> None:
-        """Hear that Redis owes the answer to a heartbeat for too long."""
+        """Hear that Redis owes an answer for too long."""
         if self.state in (LinkState.READY, LinkState.FULL):
-            self.error = self.connector.lost(f"has not answered for {self._away_after:g} s")
-            log.warning("%s (%s)", _plain(self.error), _describe(self.key))
+            seconds = round(self.mute) or self._away_after
+            self.error = self.connector.lost(f"has not answered for {seconds:g} s")
+            self._say(logging.WARNING, "upstream_silent", _plain(self.error))
             self._waiting = {owner for caller, *_ in self.fifo for owner in caller.owners()}
             self._enter(LinkState.SILENT)
 
     def speak(self) -> None:
-        """Hear that Redis has answered a heartbeat in time."""
+        """Hear that Redis has answered a heartbeat in time, or a probe."""
         if self.state is LinkState.SILENT:
-            log.info("upstream %s answers again (%s)", self.connector.upstream.redacted, _describe(self.key))
+            self._say(logging.INFO, "upstream_answers", f"upstream {self._address} answers again")
             self._waiting = set()
             self._enter(LinkState.FULL if self._full else LinkState.READY)
 
@@ -343,7 +367,8 @@ class SharedLink:
                 self.breaker.failed(error)
             self._down(error)
         except Exception:
-            log.exception("internal error while connecting to %s", self.connector.upstream.redacted)
+            text = "internal error while connecting to %s"
+            log.exception(text, self._address, extra=fields("internal_error", upstream=self._address))
             self._down(self.connector.lost("cannot be used: internal error, see the log"))
         else:
             self.breaker.answered()
@@ -353,8 +378,10 @@ class SharedLink:
     def _up(self, wire: Wire) -> None:
         if wire.ended.is_set():
             return
-        if self.state is LinkState.DOWN:
-            log.info("upstream %s is back (%s)", self.connector.upstream.redacted, _describe(self.key))
+        if self.state is LinkState.DOWN or self.reconnects:
+            self._say(logging.INFO, "upstream_back", f"upstream {self._address} is back")
+        else:
+            self._say(logging.DEBUG, "upstream_up", f"upstream {self._address} is connected")
         self.wire = wire
         self.hello = wire.hello
         self._up_since = time.monotonic()
@@ -374,8 +401,9 @@ class SharedLink:
     def _down(self, error: UpstreamError) -> None:
         if self.state is not LinkState.DOWN or str(error) != str(self.error):
             refused = isinstance(error, UpstreamRefused)
-            who = f"upstream {self.connector.upstream.redacted} refuses us: " if refused else ""
-            log.warning("%s%s (%s); trying again", who, _plain(error), _describe(self.key))
+            who = f"upstream {self._address} refuses us: " if refused else ""
+            event = "upstream_refuses" if refused else "upstream_down"
+            self._say(logging.WARNING, event, f"{who}{_plain(error)}", "; trying again")
         for_good = isinstance(error, UpstreamRefused) and not str(error).startswith(_FOR_NOW)
         if for_good and self.tracking is not None:
             self.tracking.keeper.forget()  # Redis is there, and does not let this identity read
@@ -401,7 +429,7 @@ class SharedLink:
         self.connector.tally.reconnects += 1
         self.error = self.connector.lost(why)
         if self.state is not LinkState.CLOSED:
-            log.warning("%s (%s); reconnecting", _plain(self.error), _describe(self.key))
+            self._say(logging.WARNING, "upstream_lost", _plain(self.error), "; reconnecting")
         again = self._wait_for_another(again)
         # What callers submit from here on has not been sent.
         entries, self.fifo = list(self.fifo), deque()
@@ -453,6 +481,21 @@ class SharedLink:
         elif keys:
             self.settle(keys)
 
+    @property
+    def _address(self) -> str:
+        return self.connector.upstream.redacted
+
+    def _say(self, level: int, event: str, what: str, then: str = "") -> None:
+        """Tell the log what has become of the link."""
+        key = self.key
+        user = (key.identity.user or b"").decode(errors="replace")
+        about = fields(
+            event, upstream=self._address, database=key.database, protocol=key.protocol, user=user,
+            space=key.space, **({"reason": what} if level > logging.INFO else {}),
+        )  # fmt: skip
+        whose = f"{f'user {user}, ' if user else ''}database {key.database}, RESP{key.protocol}"
+        log.log(level, "%s (%s)%s", what, whose, then, extra=about)
+
     # --- called by the connection
 
     def wire_full(self) -> None:
@@ -501,11 +544,6 @@ class _Proof(Collector):
 
     def cut(self) -> None:
         """Nothing: the next connection is proof itself."""
-
-
-def _describe(key: LinkKey) -> str:
-    user = f"user {key.identity.user.decode(errors='replace')}, " if key.identity.user else ""
-    return f"{user}database {key.database}, RESP{key.protocol}"
 
 
 def _plain(error: UpstreamError) -> str:

@@ -141,8 +141,8 @@ class Wire(Link):
     def _push(self, data: bytes, pos: int) -> int:
         """Step over a push; -1 if the rest of it is still to come."""
         if not self.pushing and data[pos] != _PUSH:
-            reply = data[pos : pos + 40]
-            raise UpstreamDesync(f"ERR pannier: upstream sent a reply that nobody asked for: {reply!r}")
+            kind = data[pos : pos + 1]  # what follows may be a value
+            raise UpstreamDesync(f"ERR pannier: upstream sent a reply that nobody asked for: {kind!r}")
         if self._tracking is not None and not self.pushing:
             found = match_invalidation(data, pos)
             if found is not None:

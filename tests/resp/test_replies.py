@@ -196,10 +196,10 @@ class TestWhatIsNoResp:
             return
         assert b"".join(reader.out) + reader.tail == stream
 
-    def test_the_error_shows_the_line_but_not_all_of_it(self) -> None:
+    def test_the_error_shows_how_the_line_begins_and_no_value(self) -> None:
         with pytest.raises(UpstreamDesync) as caught:
-            ReplyScanner().advance(b"X" * 500 + b"\r\n", 0, 1)
-        assert str(caught.value) == f"ERR pannier: upstream sent what is no RESP reply: {b'X' * 40!r}"
+            ReplyScanner().advance(b"XYZ\r\n", 0, 1)
+        assert str(caught.value) == "ERR pannier: upstream sent what is no RESP reply: b'X' and so on"
 
 
 def test_a_claimed_length_costs_nothing() -> None:
