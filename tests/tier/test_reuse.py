@@ -113,6 +113,13 @@ class TestARead:
         reader.shelf.invalidate([key_frame(b"0")])
         assert reader.samples()[0].outcome is Outcome.CHANGED
 
+    def test_that_was_evicted_may_be_written_here(self) -> None:
+        reader = Reader(max_entries=10)
+        for key in range(100):
+            reader.read(key)
+        reader.tier.drop(marks([key_frame(b"0")]))
+        assert reader.samples()[0].outcome is Outcome.CHANGED
+
     def test_that_is_not_let_in_is_no_hit_at_any_size(self) -> None:
         reader = Reader(admit_after=2)
         reader.read("a")
