@@ -221,8 +221,8 @@ class Settings:
     breaker_failures: int = option(
         count(0, 1_000_000, "failures"), 3, REDIS,
         "Failures in a row after which no command waits for Redis any more, until a probe is answered: "
-        "attempts to connect, which are also made once Redis has been silent for coherence_timeout; replies not "
-        "given within upstream_timeout. 0: never.",
+        "attempts to connect, which are also made once Redis has been silent for coherence_timeout; replies "
+        "not given within upstream_timeout. 0: never.",
     )
     on_upstream_down: str = option(
         choice("error", "stale"), "error", TIER,

@@ -109,15 +109,31 @@ def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
     if len(arguments) > 1 and arguments[0].upper() == b"MATCH":
         session.work = work.Work("sidecar|invalidate", ends=False)
         return work.going_on(session, _invalidate_matching(session, session.work, arguments[1:]))
-    tier, namespace = session.clients.tier, session.space.namespace
+    namespace = session.space.namespace
     keys = arguments if namespace is None else [namespace.prefix + key for key in arguments]
-    dropped = 0
-    if tier is not None:
-        shelves = _of_identity(session, tier)
-        before = _dropped(shelves)
-        tier.drop(marks(map(key_frame, keys)), session.space.prefix)
-        dropped = _dropped(shelves) - before
+    if len(keys) > SLICE:
+        return work.going_on(session, _invalidate_many(session, keys))
+    return encode.integer(_invalidate_some(session, keys))
+
+
+def _invalidate_some(session: Session, keys: list[bytes]) -> int:
+    """Drop what is kept of some keys, here and at the peers; how much that was here."""
+    tier = session.clients.tier
     session.clients.tell(session, "command", keys)
+    if tier is None:
+        return 0
+    shelves = _of_identity(session, tier)
+    before = _dropped(shelves)
+    tier.drop(marks(map(key_frame, keys)), session.space.prefix)
+    return _dropped(shelves) - before
+
+
+async def _invalidate_many(session: Session, keys: list[bytes]) -> bytes:
+    """The same, a slice at a time, so that hits go on in between."""
+    dropped = 0
+    for start in range(0, len(keys), SLICE):
+        dropped += _invalidate_some(session, keys[start : start + SLICE])
+        await asyncio.sleep(0)
     return encode.integer(dropped)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from proxy.tier.rules import key_name, marks
+from proxy.tier.rules import key_frame, key_name, marks
 
 if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
@@ -30,6 +30,12 @@ def drop_matching(tier: Tier, pattern: re.Pattern[bytes], prefix: bytes) -> Iter
         _taint(shelf, pattern)
         for parts in _slices(shelf, len(pattern.pattern)):
             yield _drop(shelf, pattern, parts)
+
+
+def drop_keys(tier: Tier, keys: Sequence[bytes], prefix: bytes) -> Iterator[int]:
+    """The same for keys, as clients of a namespace know them; how many entries went, after each slice."""
+    for start in range(0, len(keys), SLICE):
+        yield tier.drop(marks([key_frame(prefix + key) for key in keys[start : start + SLICE]]), prefix)
 
 
 def _cheap(parts: list[bytes], weight: int) -> list[bytes]:
