@@ -102,7 +102,7 @@ def _of_identity(session: Session, tier: Tier) -> list[Shelf]:
 
 
 def _dropped(shelves: list[Shelf]) -> int:
-    return sum([shelf.drops for shelf in shelves])
+    return sum([shelf.reads_dropped for shelf in shelves])
 
 
 def _invalidate(session: Session, arguments: list[bytes]) -> Answer:

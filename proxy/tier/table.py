@@ -24,12 +24,15 @@ class Table:
     `stride`: how many hits at most may go unlogged behind one that is logged.
     """
 
-    __slots__ = ("_log", "_logged", "_longest", "_stride", "find", "hot", "replies")
+    __slots__ = ("_log", "_logged", "_longest", "_stride", "asked", "find", "hot", "replies")
 
     def __init__(self, stride: int = STRIDE) -> None:
         self.replies: dict[bytes, bytes] = {}
         self.find = self.replies.get
         """Bound once: the hot path's look-up."""
+        self.asked = 0.0
+        """When clients last missed something in it, or were seen to find something (monotonic seconds; set by
+        them); 0: it is not wanted."""
         self.hot: Hot | None = None
         """Who counts the hits by part, if anybody; hears of them at each replay."""
         self._log: list[list[bytes]] = []
