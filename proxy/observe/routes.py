@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from proxy.client import health
-from proxy.client.invalidating import drop_keys, drop_patterns, too_long
+from proxy.client.invalidating import drop_many, drop_patterns, too_long
 from proxy.client.spaces import Space
 from proxy.observe.admin import Admin
 from proxy.observe.answers import Answer, Refused, report
@@ -85,7 +85,7 @@ class Routes:
             raise Refused(503, "pannier is stopping")
         clients = self._sources.clients
         shelves = list(clients.tier.shelves.values()) if clients.tier is not None else []
-        dropped = drop_keys(clients, space, link, keys, shelves) if keys else 0
+        dropped = await drop_many(clients, space, link, list(keys), shelves)
         if patterns:
             dropped += await drop_patterns(clients, space, link, list(patterns), shelves)
         asked = {"keys": len(keys), "patterns": len(patterns)}

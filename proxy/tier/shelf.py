@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from proxy.events import fields, without_arguments
@@ -44,6 +45,10 @@ _NULL_SIZE = 5
 """Bytes of RESP2's nulls."""
 _WEIGHED = 1024
 """Fills between two looks at whether entries last long enough to pay."""
+_UNASKED = 300.0
+"""Seconds after which a table counts as one that nobody reads from."""
+_MOST_LET_GO = 512
+"""Entries dropped at once then: a millisecond or two."""
 _HOT = 5000
 """Parts whose hits are counted for long."""
 
@@ -81,6 +86,8 @@ class Shelf:
         self.drops = 0
         """Entries dropped so far for whatever reason: while it stands still, every entry has kept its
         value."""
+        self.reads_dropped = 0
+        """Reads of which something was dropped, in whatever protocols, because their keys were named."""
         self.tending = Tending(self)
         self.hot = Hot(_HOT)
         """Which parts are read most."""
@@ -114,6 +121,24 @@ class Shelf:
             found.hot = self.hot
             found.classes = self.account.classes
         return found
+
+    @property
+    def filled(self) -> list[tuple[int, Table]]:
+        """The tables that replies are put into, by protocol: those that clients read from, if they do."""
+        wanted = [(protocol, table) for protocol, table in self.tables.items() if table.asked]
+        return wanted or list(self.tables.items())
+
+    def let_go(self, now: float) -> None:
+        """Drop, bit by bit, what is kept for a protocol in which nobody reads any more, while others do."""
+        if len(self.tables) < 2 or not any(now - table.asked < _UNASKED for table in self.tables.values()):
+            return
+        for table in self.tables.values():
+            if now - table.asked >= _UNASKED:
+                table.asked = 0.0
+                for part in list(islice(table.replies, _MOST_LET_GO)):
+                    self._count_out(1, _size(part, table.replies.pop(part)))
+                    if part not in self.flights and not self.keeps(part):
+                        self._delist(part, self._several.get(part) or self.rules.part_marks(part))
 
     @property
     def heard(self) -> float:
@@ -334,7 +359,7 @@ class Shelf:
             if flight is not None:
                 flight.tainted = True
             if not self.tending.known or not self.tending.lapses(part, self.tier.clock()):
-                self._remove(part)
+                self.reads_dropped += self._remove(part) > 0
             if door.price:
                 door.charge(part)
             if self.ghost is not None:
@@ -484,7 +509,7 @@ class Shelf:
         if self.ghost is None or until <= self.tier.clock():
             self._give_up(flight.read)
             return
-        for gone in self.ghost.keep(part, _size(part, reply) * len(self.tables)):
+        for gone in self.ghost.keep(part, _size(part, reply) * len(self.filled)):
             self._delist(gone, self._several.get(gone) or self.rules.part_marks(gone))
         self.schedule(part, until)
 
@@ -541,8 +566,10 @@ class Shelf:
 
     def _store(self, read: Read, reply: bytes) -> int:
         """Put a reply into the tables; into how many."""
-        kept = 0
-        for protocol, table in self.tables.items():
+        kept, filled = 0, self.filled
+        if len(filled) < len(self.tables):
+            self._drop_unread(read.part)
+        for protocol, table in filled:
             if protocol == 3:
                 kept += self._keep(table, read.part, reply) if self.spoken == 3 else 0
             elif read.shape is not None:
@@ -551,6 +578,12 @@ class Shelf:
                     lowered = b"%b" % lowered  # all nulls are one object: this fill is to be told from others
                 kept += self._keep(table, read.part, lowered)
         return kept
+
+    def _drop_unread(self, part: bytes) -> None:
+        """Have no table that nobody reads from keep an older reply of what is fetched anew."""
+        for table in self.tables.values():
+            if not table.asked and part in table.replies:
+                self._count_out(1, _size(part, table.replies.pop(part)))
 
     def replay(self) -> None:
         """Bring the order of eviction and the counts of hits up to date."""

@@ -29,13 +29,16 @@ class Table:
     """
 
     __slots__ = (
-        "_log", "_logged", "_longest", "_seen", "_stride", "classes", "find", "hot", "replies"
+        "_log", "_logged", "_longest", "_seen", "_stride", "asked", "classes", "find", "hot", "replies"
     )  # fmt: skip
 
     def __init__(self, stride: int = STRIDE, eager: bool = False) -> None:
         self.replies: dict[bytes, bytes] = {}
         self.find = self.replies.get
         """Bound once: the hot path's look-up."""
+        self.asked = 0.0
+        """When clients last missed something in it, or were seen to find something (monotonic seconds; set by
+        them); 0: it is not wanted."""
         self.hot: Hot | None = None
         """Who counts the hits by part, if anybody; hears of them at each replay."""
         self.classes: Classes | None = None

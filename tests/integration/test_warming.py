@@ -128,6 +128,7 @@ class TestPatterns:
         Redis(port=redis.port).mset({f"org:{n}": n for n in range(500)})
         with pannier(url(redis), directory, "--warm", "org:*") as proxy, Wire(proxy.port, 3) as late:
             warm(proxy)
+            late.line("GET nosuch")
             until(lambda: "memory for RESP3 clients" in proxy.output or stats(proxy)["tier_entries"] == 1000, "RESP3 is warm")
             with from_memory(proxy):
                 assert late.ask("GET", "org:7") == b"$1\r\n7\r\n"
