@@ -24,7 +24,7 @@ class Table:
     `stride`: how many hits at most may go unlogged behind one that is logged.
     """
 
-    __slots__ = ("_log", "_logged", "_longest", "_stride", "asked", "find", "hot", "replies")
+    __slots__ = ("_log", "_logged", "_longest", "_stride", "asked", "find", "hot", "replies", "users")
 
     def __init__(self, stride: int = STRIDE) -> None:
         self.replies: dict[bytes, bytes] = {}
@@ -32,7 +32,9 @@ class Table:
         """Bound once: the hot path's look-up."""
         self.asked = 0.0
         """When clients last missed something in it, or were seen to find something (monotonic seconds; set by
-        them); 0: it is not wanted."""
+        them); 0: that is long ago."""
+        self.users = 0
+        """Clients that read from it, or could; kept by them."""
         self.hot: Hot | None = None
         """Who counts the hits by part, if anybody; hears of them at each replay."""
         self._log: list[list[bytes]] = []
@@ -44,6 +46,11 @@ class Table:
     def stands_for(self) -> int:
         """For how many hits one stands that is logged."""
         return 1 + self._stride
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is of use to anybody."""
+        return self.users > 0 or self.asked > 0
 
     def log(self, parts: list[bytes]) -> int:
         """Take note of parts that were answered (there may be others among them).
