@@ -86,6 +86,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             embedded = await stack.enter_async_context(EmbeddedRedis())
             upstream, bundled = embedded.upstream, embedded.version
             endings.append(asyncio.ensure_future(embedded.ended()))
+            stack.callback(endings[-1].cancel)  # should the start fail, before the server is stopped
         sidecar = Sidecar(settings, upstream, bundled)
         if again is not None:
             load = again

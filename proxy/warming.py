@@ -436,5 +436,5 @@ _PARSER = RequestParser(LONGEST)
 
 
 def _asked(shelf: Shelf) -> set[int]:
-    """The protocols in which clients read, or may be expected to."""
-    return {protocol for protocol, table in shelf.tables.items() if table.asked}
+    """The protocols that clients speak, or may be expected to."""
+    return {protocol for protocol, table in shelf.tables.items() if table.wanted}

@@ -124,17 +124,21 @@ class Shelf:
 
     @property
     def filled(self) -> list[tuple[int, Table]]:
-        """The tables that replies are put into, by protocol: those that clients read from, if they do."""
-        wanted = [(protocol, table) for protocol, table in self.tables.items() if table.asked]
+        """The tables that replies are put into, by protocol: those that are of use to clients, if any is."""
+        wanted = [(protocol, table) for protocol, table in self.tables.items() if table.wanted]
         return wanted or list(self.tables.items())
 
     def let_go(self, now: float) -> None:
-        """Drop, bit by bit, what is kept for a protocol in which nobody reads any more, while others do."""
-        if len(self.tables) < 2 or not any(now - table.asked < _UNASKED for table in self.tables.values()):
+        """Drop, bit by bit, what is kept for a protocol that nobody speaks any more, if others are spoken."""
+        if len(self.tables) < 2:
             return
         for table in self.tables.values():
             if now - table.asked >= _UNASKED:
                 table.asked = 0.0
+        if not any(table.wanted for table in self.tables.values()):
+            return
+        for table in self.tables.values():
+            if not table.wanted:
                 for part in list(islice(table.replies, _MOST_LET_GO)):
                     self._count_out(1, _size(part, table.replies.pop(part)))
                     if part not in self.flights and not self.keeps(part):
@@ -582,7 +586,7 @@ class Shelf:
     def _drop_unread(self, part: bytes) -> None:
         """Have no table that nobody reads from keep an older reply of what is fetched anew."""
         for table in self.tables.values():
-            if not table.asked and part in table.replies:
+            if not table.wanted and part in table.replies:
                 self._count_out(1, _size(part, table.replies.pop(part)))
 
     def replay(self) -> None:

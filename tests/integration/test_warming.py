@@ -76,6 +76,13 @@ def failing(*options: str) -> str:
     return run.stderr
 
 
+def test_a_wrong_file_ends_the_start_with_one_line_beside_a_bundled_server_too() -> None:
+    command = [sys.executable, "-m", "proxy", "run", "--listen", "127.0.0.1:0", "--warm-file", "/nosuch/keys"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1 and "/nosuch/keys" in run.stderr, run.stderr
+
+
 class TestPatterns:
     def test_of_every_type(self, redis: Process, directory: Path) -> None:
         raw = Redis(port=redis.port)

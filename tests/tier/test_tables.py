@@ -1,4 +1,4 @@
-"""Which tables are filled: those of the protocols in which clients read."""
+"""Which tables are filled: those of the protocols that clients speak."""
 
 from __future__ import annotations
 
@@ -52,6 +52,22 @@ def test_one_that_nobody_reads_from_any_more_is_emptied_bit_by_bit() -> None:
     assert sizes(shelf) == {2: _MOST_LET_GO + 11, 3: 0}
     consistent(shelf)
     assert tier.governor.engaged == 0
+
+
+def test_one_whose_clients_are_there_is_filled_and_stays() -> None:
+    _, shelf, clock = make()
+    asked(shelf, clock, 3)
+    shelf.table(2).users = 1
+    fill(shelf, "GET", "k")
+    assert sizes(shelf) == {2: 1, 3: 1}
+    clock.now += _UNASKED
+    asked(shelf, clock, 3)
+    shelf.let_go(clock.now)
+    assert sizes(shelf) == {2: 1, 3: 1}
+    shelf.table(2).users = 0
+    shelf.let_go(clock.now)
+    assert sizes(shelf) == {2: 0, 3: 1}
+    consistent(shelf)
 
 
 def test_but_not_while_nobody_reads_at_all() -> None:
