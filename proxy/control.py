@@ -1,4 +1,5 @@
-"""Commands for people and scheduled jobs: `pannier invalidate`, `delete`, `sweep`, `warm`.
+"""Commands for people and scheduled jobs: `pannier invalidate`, `delete`, `sweep`, `warm`, `top`,
+`advise`.
 
 They talk to a running Pannier like any Redis client (redis-py's), so they work from any machine, in the
 namespace that the listener or the user has. Long work shows how far it is on a terminal; Ctrl-C ends it at
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import re
 import signal
 import sys
 import threading
@@ -24,10 +27,12 @@ from typing import Any, NoReturn
 import redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
+from proxy import top
 from proxy.resp.errors import SettingsError
 from proxy.resp.globs import compile_globs, literal
 from proxy.resp.hotlist import lines_of, words_of
 from proxy.terminal import Line, bar
+from proxy.top import texts
 from proxy.upstream.address import mask
 
 COMMANDS = {
@@ -35,6 +40,8 @@ COMMANDS = {
     "delete": "delete keys that match from Redis, a page at a time, and from the memory of all Panniers",
     "sweep": "delete keys that match and have no time to live",
     "warm": "fetch keys that match into the memory of a Pannier",
+    "advise": "show what a Pannier's settings should be, and the figures that say so",
+    "top": "show what a Pannier does, live: rates, memory, the keys read most; q ends it",
 }
 DEFAULT = "redis://127.0.0.1:6380/0"
 
@@ -56,15 +63,21 @@ def main(argv: Sequence[str]) -> int:
     work = _WORKS[command](client, arguments)
     try:
         work.greet()
-        print(work.do())
+        if said := work.do():
+            print(said, flush=True)
+    except BrokenPipeError:
+        # Who reads the output has seen enough; nothing is to be written to it at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (RedisError, OSError) as error:
         work.line.clear()
         print(f"pannier: {mask(arguments.to)}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         work.line.clear()
-        print(f"pannier: stopped; {work.summary()}", file=sys.stderr)
-        return 130
+        if done := work.summary():
+            print(f"pannier: stopped; {done}", file=sys.stderr)
+        return 130 if done else 0
     finally:
         client.close()
     return work.status
@@ -74,12 +87,13 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"pannier {command}", description=f"{COMMANDS[command][0].upper()}{COMMANDS[command][1:]}."
     )
-    parser.add_argument(
-        "patterns",
-        metavar="PATTERN",
-        nargs="*" if command == "warm" else "+",
-        help="glob pattern of keys, as for KEYS: 'user:42:*' (quote it)",
-    )
+    if command not in _WITHOUT_PATTERNS:
+        parser.add_argument(
+            "patterns",
+            metavar="PATTERN",
+            nargs="*" if command == "warm" else "+",
+            help="glob pattern of keys, as for KEYS: 'user:42:*' (quote it)",
+        )
     parser.add_argument(
         "--to", metavar="URL", default=DEFAULT, help=f"a running Pannier: redis://[user:password@]host:port, "
         f"rediss:// or unix:// (default: {DEFAULT})",
@@ -105,6 +119,13 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--page", type=_page, default=1000, metavar="N", help="keys looked at in one go (default: 1000)"
         )
+    if command == "top":
+        parser.add_argument(
+            "--interval", type=_interval, default=1.0, metavar="SECONDS", help="between looks (default: 1)"
+        )
+        parser.add_argument(
+            "--once", action="store_true", help="print it once; so it is where the output is no terminal"
+        )
     parser.set_defaults(without_ttl=False, page=1000)
     return parser
 
@@ -113,6 +134,13 @@ def _page(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 10_000:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 10000")
     return int(text)
+
+
+def _interval(text: str) -> float:
+    match = re.fullmatch(r"\d{1,4}(\.\d{1,3})?", text)
+    if not match or not _SHORTEST <= float(text) <= _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from {_SHORTEST} to {_LONGEST}")
+    return float(text)
 
 
 def _limit(text: str) -> int:
@@ -291,6 +319,40 @@ class _Invalidation(_Work):
             self.line.show(f"{bar(share)}  {self._dropped:,} entries dropped")
 
 
+class _Watching(_Work):
+    """`pannier top`; see `proxy.top`."""
+
+    def do(self) -> str:
+        """Show what it does until somebody stops that."""
+        arguments = self._arguments
+        top.watch(self._client.execute_command, mask(arguments.to), arguments.interval, arguments.once)
+        return ""
+
+    def summary(self) -> str:
+        """Nothing is left to say."""
+        return ""
+
+
+class _Advising(_Work):
+    def do(self) -> str:
+        """What SIDECAR ADVISE says, for people."""
+        reports = [texts(each) for each in self._client.execute_command("SIDECAR", "ADVISE")]
+        return "\n\n".join(map(_advice, reports)) or "nothing was read from memory yet"
+
+
+def _advice(report: dict[str, Any]) -> str:
+    """A report of SIDECAR ADVISE."""
+    names = {"": "Memory", "*": "All namespaces together"}
+    name = names.get(report["namespace"], f"Namespace {report['namespace']}")
+    lines = [f"{name}: {report['says']}"]
+    for each in map(texts, report["advice"]):
+        lines += [f"* {each['what'][0].upper()}{each['what'][1:]}", f"  {each['why']}"]
+        lines.append(f"  set {each['setting']}: {each['value']}")
+    if not report["advice"] and report["curve"]:
+        lines.append("* There is nothing to advise")
+    return "\n".join(lines)
+
+
 class _Warming(_Work):
     """Keys are found here, page by page, and given to Pannier in batches: so it is known how far it is."""
 
@@ -401,10 +463,13 @@ def _as_map(reply: Any) -> dict[bytes, Any]:
 
 _BATCH = 500
 """Lines sent at once."""
+_WITHOUT_PATTERNS = ("top", "advise")
+_SHORTEST, _LONGEST = 0.1, 3600
 _PIECE = 256
 """Keys deleted at once."""
 _LOOK = 0.1
 """Seconds between two looks at how far it is."""
 _WORKS: dict[str, type[_Work]] = {
     "invalidate": _Invalidation, "delete": _Deletion, "sweep": _Sweeping, "warm": _Warming,
+    "top": _Watching, "advise": _Advising,
 }  # fmt: skip

@@ -373,6 +373,9 @@ class Sidecar:
             **under_way(self.clients.sessions.values(), space),
             **_counted(space),
         }
+        if space.namespace is None:
+            fields["connected_clients"] = len(self.clients.sessions)
+            fields["total_commands_processed"] = self.clients.commands
         if space.namespace is None or space is self.warming.space:
             fields |= self.warming.fields()
         fields |= self._bus_fields(space)

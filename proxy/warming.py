@@ -387,7 +387,7 @@ def hottest(shelf: Shelf, n: int) -> list[bytes]:
     """The parts of a shelf that are read most, then those that were kept or asked for last; `n` at most."""
     shelf.replay()
     tables = list(shelf.tables.values())
-    found = {part: None for part, _ in shelf.hot.hottest(n) if any(part in table.replies for table in tables)}
+    found = {part: None for part, _ in shelf.hot.hottest(n) if any(part in table for table in tables)}
     for part in chain.from_iterable(zip_longest(*[reversed(table.replies) for table in tables])):
         if len(found) == n:
             break
@@ -412,7 +412,7 @@ def _write(path: str, sections: Sequence[Section], limit: int) -> None:
 
 
 def _lacks(shelf: Shelf, part: bytes) -> bool:
-    return any(part not in table.replies for _, table in shelf.filled)
+    return any(part not in table for _, table in shelf.filled)
 
 
 def _shelf(link: SharedLink) -> Shelf:

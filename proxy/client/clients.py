@@ -249,12 +249,12 @@ class Clients:
 
     def _refresh(self, now: float) -> None:
         """Fetch anew what rules want fresh; let counts of hits fade, and what nobody reads any more go."""
-        fades = self._ticks % _FADE_TICKS == 0
+        fades = self._ticks % _FADE_TICKS == _FADE_TICKS - 1
         for key, shelf in self.tier.shelves.items() if self.tier is not None else ():
             shelf.let_go(now)
             if fades:
                 shelf.replay()
-                shelf.hot.age()
+                shelf.traffic.fade()
             link = self.links.shared.get(key)  # type: ignore[call-overload]
             if link is not None and link.state is LinkState.READY and shelf.tending.known:
                 refilling.refresh(shelf, link)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import explaining, health, homes, keyspace, leases, warm, work
+from proxy.client import advising, explaining, health, homes, hotkeys, keyspace, leases, warm, work
 from proxy.client.invalidating import Progress, drop_keys, drop_many, drop_patterns, real_patterns, too_long
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS
@@ -43,6 +43,14 @@ UNLEASE <key> <token>
     Give a lease back; replies with 1, or 0 if it was not in force any more.
 STATS
     Show what the memory tier holds and does.
+HOTKEYS [<n>] [READS|BYTES]
+    Show the keys read most lately (n of them, 10), or those of which most bytes are read.
+BIGKEYS [<n>]
+    Show the largest replies in memory.
+ADVISE
+    Show what memory of other sizes would answer, and what should be set otherwise, and why.
+CHURN [<n>]
+    Show keys that change more often than memory answers them.
 HEALTH
     Show whether commands can be answered, what of Redis, and why not.
 WARM MATCH <pattern> [<pattern> ...] [LIMIT <n>]
@@ -176,12 +184,16 @@ _MANY = 1 << 31
 _MOST_LOOKED_AT = 10_000
 """Keys that Redis may look at without a pause: some milliseconds."""
 _SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], Answer]]] = {
+    "advise": (0, 0, advising.answer),
+    "bigkeys": (0, 1, hotkeys.answer_big),
     "bypass": (1, 1, _bypass),
+    "churn": (0, 1, hotkeys.answer_churn),
     "delete": (2, _MANY, work.lasting("sidecar|delete", _delete)),
     "explain": (1, 1, explaining.explain),
     "flush": (0, 0, _flush),
     "health": (0, 0, _health),
     "help": (0, 0, _help),
+    "hotkeys": (0, 2, hotkeys.answer_hot),
     "invalidate": (1, _MANY, _invalidate),
     "rules": (0, 0, explaining.rules),
     "lease": (2, 5, leases.lease),

@@ -101,6 +101,7 @@ class _Turn:
         shelf = session.shelf
         now = shelf.tier.clock()
         vouched = now < shelf.until or shelf.vouch(now)
+        shelf.reuse.release([self._wanted.part])
         reply = session.find(self._wanted.part) if vouched else None
         if reply is not None:
             session.take(reply)

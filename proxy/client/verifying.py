@@ -60,7 +60,7 @@ class Verifier:
         wanted = self._share * session.table.stands_for * len(parts)
         n = min(int(wanted) + (random.random() < wanted % 1), len(parts), _MOST)
         for part in random.sample(parts, n) if n else ():
-            reply = session.find(part)
+            reply = session.table.get(part)
             read = session.shelf.rules.read(part) if reply is not None else None
             if reply is not None and read is not None:
                 check = _Check(self, session.shelf, read, session.protocol, reply)
@@ -123,7 +123,7 @@ class _Check(Collector):
         """Whether memory still holds what it held, by the same fill, and would answer with it."""
         shelf = self.shelf
         return (
-            shelf.vouch(shelf.tier.clock()) and shelf.table(self.protocol).find(self.read.part) is self.reply
+            shelf.vouch(shelf.tier.clock()) and shelf.table(self.protocol).get(self.read.part) is self.reply
         )
 
     def finish(self, replies: bytes) -> None:

@@ -254,7 +254,7 @@ class Warmer:
         if read is None:
             tally.leave("not to be kept")
             return
-        if not self._anew and all(part in table.replies for _, table in shelf.filled):
+        if not self._anew and all(part in table for _, table in shelf.filled):
             tally.kept += 1
             return
         flight = shelf.flights.get(part)
@@ -274,7 +274,7 @@ class Warmer:
         """Take the end of a fetch; None: its reply was too long, or broke off."""
         self._flying -= 1
         part = landing.part
-        if any(part in table.replies for table in self.shelf.tables.values()):
+        if any(part in table for table in self.shelf.tables.values()):
             self.tally.kept += 1
         elif reply is None or len(reply) > self.shelf.tier.limits.max_value_size:
             self.tally.leave("too long")

@@ -10,6 +10,7 @@ from proxy.tier.rules import key_frame, key_name, marks
 
 if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
+    from proxy.tier.table import Table
     from proxy.tier.tier import Source, Tier
 
 SLICE = 128
@@ -63,16 +64,16 @@ def _slices(shelf: Shelf, weight: int) -> Iterator[list[bytes]]:
 
     Parts are let go as they are handed out: all at the end would take long to free.
     """
-    earlier: list[dict[bytes, bytes]] = []
-    places = [list(shelf.tending.aside), *[list(table.replies) for table in shelf.tables.values()]]
+    earlier: list[Table] = []
+    places = [list(shelf.tending.aside), *[[*table.replies, *table.held] for table in shelf.tables.values()]]
     for parts, table in zip(places, (None, *shelf.tables.values()), strict=False):
         while parts:
             some = _cheap(parts, weight)
             del parts[-len(some) :]
-            left = [part for part in some if not any(part in replies for replies in earlier)]
+            left = [part for part in some if not any(part in other for other in earlier)]
             yield [part for part in left if shelf.keeps(part)]
         if table is not None:
-            earlier.append(table.replies)
+            earlier.append(table)
     if shelf.ghost is not None:
         tracked = list(shelf.ghost)
         while tracked:

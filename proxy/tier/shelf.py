@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from proxy.events import fields, without_arguments
 from proxy.resp.downgrade import Shape, downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
+from proxy.tier.classes import UNNAMED
 from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.ghost import Ghost
-from proxy.tier.hot import Hot
 from proxy.tier.policy import NULLS, Ruling, Serve
+from proxy.tier.reuse import Reuse
 from proxy.tier.rules import Read, key_name, marks
 from proxy.tier.stale import Staleness
 from proxy.tier.table import Table
 from proxy.tier.tending import UNAVAILABLE, Tending
+from proxy.tier.traffic import Traffic, overstated
 
 if TYPE_CHECKING:
     from proxy.tier.tier import Account, Tier
@@ -49,8 +51,6 @@ _UNASKED = 300.0
 """Seconds after which a table counts as one that nobody reads from."""
 _MOST_LET_GO = 512
 """Entries dropped at once then: a millisecond or two."""
-_HOT = 5000
-"""Parts whose hits are counted for long."""
 
 
 class Shelf:
@@ -89,8 +89,11 @@ class Shelf:
         self.reads_dropped = 0
         """Reads of which something was dropped, in whatever protocols, because their keys were named."""
         self.tending = Tending(self)
-        self.hot = Hot(_HOT)
-        """Which parts are read most."""
+        self.traffic = Traffic(tier.clock, lambda: account.hits)
+        """Which parts are read most, and which change."""
+        self.hot = self.traffic.hits
+        self.reuse = Reuse(self)
+        """When what is read is read again."""
         self.ghost: Ghost | None = Ghost() if tier.policy.observes else None
         """What memory would have done, where reads are only observed."""
         self.watched: dict[int, Callable[[bool], object]] = {}
@@ -118,8 +121,7 @@ class Shelf:
         found = self.tables.get(protocol)
         if found is None:
             found = self.tables[protocol] = Table(self.tier.stride, self.tier.eager)
-            found.hot = self.hot
-            found.classes = self.account.classes
+            found.hot, found.reuse, found.classes = self.hot, self.reuse, self.account.classes
         return found
 
     @property
@@ -139,8 +141,8 @@ class Shelf:
             return
         for table in self.tables.values():
             if not table.wanted:
-                for part in list(islice(table.replies, _MOST_LET_GO)):
-                    self._count_out(1, _size(part, table.replies.pop(part)))
+                for part in list(islice(chain(table.replies, table.held), _MOST_LET_GO)):
+                    self._count_out(1, _size(part, table.pop(part) or b""))
                     if part not in self.flights and not self.keeps(part):
                         self._delist(part, self._several.get(part) or self.rules.part_marks(part))
 
@@ -166,6 +168,9 @@ class Shelf:
             due = [part for part in due if not self.tending.outlives(part, now)]
         if self.renewed:
             due = [part for part in due if not self._outlives(part, now)]
+        if due and self.reuse.open:
+            for part in due:
+                self.reuse.expired(part)
         self.account.expired += sum([self._forget(part) for part in due])
         gate = self._gate(now)
         self.until = min(gate, self.deadlines.first(gate))
@@ -190,6 +195,7 @@ class Shelf:
     def _go_stale(self, since: float) -> None:
         """Let nobody vouch for what is kept, from `since` on; what may not be served so, drop here."""
         self._close_flights()
+        self.reuse.clear()
         self.stale.begin(since)
         if self.tier.policy.stale_differs:
             self._limit_stale(since)
@@ -205,7 +211,7 @@ class Shelf:
 
     def _limit_stale(self, since: float) -> None:
         """Have entries end as early as their rules want while Redis cannot be reached."""
-        for part in {part for table in self.tables.values() for part in table.replies}:
+        for part in {part for table in self.tables.values() for part in chain(table.replies, table.held)}:
             read = self.rules.read(part)
             seconds = self.judge(read).stale_if_error if read is not None else 0.0
             if not seconds:
@@ -296,6 +302,7 @@ class Shelf:
         found = marks(keys)
         self.drop(found)
         self.account.invalidated += self.drops - before
+        self.reuse.marks_changed(found)
         for key in self.watched.keys() & found if self.watched else ():
             self.watched[key](True)
 
@@ -328,6 +335,7 @@ class Shelf:
         """Drop everything; how many entries that were."""
         count, waste = self.entries, self.tier.waste
         self.stale.broken = False
+        self.reuse.clear()
         for table in self.tables.values():
             waste.take(table.clear())
         for flight in self.flights.values():
@@ -362,8 +370,11 @@ class Shelf:
             flight = self.flights.pop(part, None)
             if flight is not None:
                 flight.tainted = True
-            if not self.tending.known or not self.tending.lapses(part, self.tier.clock()):
-                self.reads_dropped += self._remove(part) > 0
+            self.reuse.changed(part)
+            lapses = self.tending.known and self.tending.lapses(part, self.tier.clock())
+            if not lapses and self._remove(part):
+                self.reads_dropped += 1
+                self.traffic.changed(part)
             if door.price:
                 door.charge(part)
             if self.ghost is not None:
@@ -384,7 +395,7 @@ class Shelf:
             return count + aside
         count = size = 0
         for table in self.tables.values():
-            reply = table.replies.pop(part, None)
+            reply = table.pop(part)
             if reply is not None:
                 size += _size(part, reply)
                 count += 1
@@ -403,7 +414,7 @@ class Shelf:
         self.renewed.pop(part, None)
         found = {}
         for protocol, table in self.tables.items():
-            reply = table.replies.pop(part, None)
+            reply = table.pop(part)
             if reply is not None:
                 found[protocol] = reply
         self._count_out(len(found), sum([_size(part, reply) for reply in found.values()]))
@@ -481,7 +492,7 @@ class Shelf:
 
     def admits(self, part: bytes) -> bool:
         """Note that a part has been asked for and is not there; whether it may come in."""
-        self.account.classes.missed((part,))
+        self._missed((part,))
         return self._admits(part)
 
     def _admits(self, part: bytes) -> bool:
@@ -491,10 +502,15 @@ class Shelf:
 
     def admitted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
         """The same for several of a pipeline; those that may come in."""
-        self.account.classes.missed(parts)
+        self._missed(parts)
         if self.ghost is not None or self.tending.aside:
             return [part for part in parts if self._admits(part)]
         return self.budget.door.admitted(parts, piped=True)
+
+    def _missed(self, parts: Sequence[bytes]) -> None:
+        self.account.classes.missed(parts)
+        self.traffic.missed(parts)
+        self.reuse.missed(parts)
 
     def _observe(self, ghost: Ghost, part: bytes) -> bool | None:
         """Whether a read that is only observed has to be fetched to be known; None: it is no such read."""
@@ -544,6 +560,8 @@ class Shelf:
                 self._remove(flight.read.part)  # what a rule kept of it
             self._give_up(flight.read)
             return
+        if flight.read.part in self.reuse.open:
+            self.reuse.landed(flight.read.part)
         self.account.fills += 1
         if not self.account.fills % _WEIGHED:
             self.budget.weigh()
@@ -562,6 +580,7 @@ class Shelf:
         if lifetime <= 0 or ruling.refuses(reply, absent):
             return 0.0
         longest = min(ruling.l1_ttl, limits.l1_ttl_untracked) if self.mode is Mode.BUS else ruling.l1_ttl
+        self.account.capped += lifetime > longest
         return deadline(flight.began, min(lifetime, self.tier.shortened(longest, ruling.jitter)))
 
     def lowered(self, read: Read, reply: bytes) -> bytes:
@@ -586,17 +605,45 @@ class Shelf:
     def _drop_unread(self, part: bytes) -> None:
         """Have no table that nobody reads from keep an older reply of what is fetched anew."""
         for table in self.tables.values():
-            if not table.wanted and part in table.replies:
-                self._count_out(1, _size(part, table.replies.pop(part)))
+            if not table.wanted and (reply := table.pop(part)) is not None:
+                self._count_out(1, _size(part, reply))
 
     def replay(self) -> None:
         """Bring the order of eviction and the counts of hits up to date."""
         for table in self.tables.values():
             table.replay()
 
+    def hits_lately(self, part: bytes) -> int:
+        """About how often a part was hit in the window."""
+        return round(self.hot.count(part) / self.overstated)
+
+    @property
+    def overstated(self) -> float:
+        """By which factor hits seem to be more than they are (see `tier.traffic`)."""
+        return overstated([shelf.traffic for shelf in self.account.shelves])
+
+    def size_of(self, part: bytes) -> int:
+        """Bytes of the replies kept of a part; 0: none is."""
+        return sum([len(table.get(part) or b"") for table in self.tables.values()])
+
+    def taken_by(self, part: bytes) -> int:
+        """Bytes of the budget that a part takes; 0: it is not in the tables."""
+        replies = [reply for table in self.tables.values() if (reply := table.get(part)) is not None]
+        return sum([_size(part, reply) for reply in replies])
+
+    def longest(self, part: bytes) -> float:
+        """Seconds for which a read may be kept at most."""
+        read = self.rules.read(part)
+        ruling = self.judge(read) if read is not None else self.tier.policy.default
+        return 0.0 if ruling.serve is Serve.OFF else ruling.l1_ttl
+
+    def label(self, part: bytes) -> str:
+        """The class of a read: its first key's. All that no rule names and has no first part is of one."""
+        return self.tier.label(self.rules, part) or UNNAMED
+
     def ends(self, part: bytes) -> float | None:
         """When a part's time is over (monotonic seconds); None: it is not kept. Looks at all there is."""
-        if not any(part in table.replies for table in self.tables.values()):
+        if not any(part in table for table in self.tables.values()):
             return None
         tended = self.tending.known.get(part)
         if tended is not None:
@@ -609,7 +656,7 @@ class Shelf:
         self.until = min(self.until, until)
 
     def _keep(self, table: Table, part: bytes, reply: bytes) -> int:
-        old = table.replies.pop(part, None)
+        old = table.pop(part)
         table.replies[part] = reply
         size = _size(part, reply)
         if old is None:
@@ -636,10 +683,15 @@ class Shelf:
         if not self.keeps(read.part):
             self._delist(read.part, marks(read.keys))
 
+    @property
+    def sets_aside(self) -> bool:
+        """Whether some of what is kept may be found only after a look aside."""
+        return bool(self.tending.aside or self.reuse.open)
+
     def keeps(self, part: bytes) -> bool:
         """Whether some table has a part, or it is aside, or imagined."""
         for table in self.tables.values():  # asked at every fill: half the cost of `any` with a generator
-            if part in table.replies:
+            if part in table:
                 return True
         if part in self.tending.aside:
             return True
@@ -660,12 +712,15 @@ class Shelf:
         aside = [part for part, _ in zip(self.tending.aside, range(count), strict=False)]
         if aside:
             return sum([self._forget(part) for part in aside])
-        table = max(self.tables.values(), key=lambda table: len(table.replies), default=None)
-        if table is None or not table.replies:
+        table = max(self.tables.values(), key=len, default=None)
+        if table is None or not len(table):
             return 0
-        table.replay(1)
-        victims = [part for part, _ in zip(table.replies, range(count), strict=False)]
-        return sum([self._forget(part) for part in victims])
+        return sum([self._evict(part) for part in table.victims(count)])
+
+    def _evict(self, part: bytes) -> int:
+        if part in self.reuse.open:
+            self.reuse.evicted(part)
+        return self._forget(part)
 
 
 class EmptyShelf:

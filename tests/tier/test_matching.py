@@ -13,6 +13,7 @@ from proxy.tier import matching
 from proxy.tier.matching import SLICE, drop_keys, drop_matching
 from proxy.tier.rules import Rules, key_frame, marks
 from proxy.tier.shelf import Shelf
+from proxy.tier.tier import Source
 from tests.tier.shelves import TABLE, consistent, fill, make, part, read
 
 BULK = compile_globs([b"bulk:*"])
@@ -286,5 +287,5 @@ def test_keys_go_a_slice_at_a_time() -> None:
     names = [b"k:%d" % n for n in range(2 * SLICE + 5)]
     for name in names:
         fill(shelf, "GET", name.decode())
-    assert list(drop_keys(tier, [*names, b"nosuch"], b"")) == [SLICE, SLICE, 5]
+    assert list(drop_keys(tier, [*names, b"nosuch"], b"", Source.BUS)) == [SLICE, SLICE, 5]
     assert not shelf.entries
