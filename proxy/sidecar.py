@@ -526,6 +526,7 @@ def _tier(settings: Settings, table: CommandTable) -> Tier | None:
         stale_max=settings.stale_max if settings.on_upstream_down == "stale" else 0.0,
     )
     tier = Tier(limits, Rules(table))
+    tier.shows_names = settings.key_privacy == "plain"
     tier.eager = True
     if settings.verify:
         tier.stride = max(0, min(STRIDE, round(1 / settings.verify) - 1))
