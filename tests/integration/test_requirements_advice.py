@@ -19,7 +19,7 @@ from redis import Redis
 
 from tests.harness import ROOT, Process, free_port, pannier, redis_server
 
-USERS, READS, PAGE = 1500, 45_000, 50
+USERS, READS, PAGE = 1500, 24_000, 4
 SIZE = 3000
 
 
@@ -45,7 +45,7 @@ class Application:
             for n in rng.choices(range(USERS), cum_weights=self._users, k=PAGE):
                 pipeline.get(f"user:{n}:profile")
             pipeline.execute()
-            for room in range(4):
+            for room in range(4) if page % 10 == 0 else ():
                 self.client.set(f"visits:{room}", page)
                 self.client.get(f"visits:{room}")
 
