@@ -37,8 +37,7 @@ from proxy.resp.eviction import BadMessage, Eviction, UnknownVersion
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.resp.namespace import Namespace
 from proxy.resp.tracking import Mode
-from proxy.tier.matching import drop_matching
-from proxy.tier.rules import key_frame, marks
+from proxy.tier.matching import SLICE, drop_keys, drop_matching
 from proxy.tier.shelf import Shelf
 from proxy.tier.tier import Source, Tier
 from proxy.upstream.address import Upstream
@@ -53,6 +52,8 @@ _COLLECT = 0.002
 _MOST_KEYS = 500
 _MOST_BYTES = 100_000
 """Names of one message: written in JSON they may take six times as much."""
+_LARGE = 32_768
+"""Bytes of a message from which it is read beside: it takes longer than clients should wait."""
 _MOST_SENDERS = 10_000
 _SAMPLES = 1000
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
@@ -85,10 +86,6 @@ class Channel:
         self.why = ""
         self.link: SharedLink | None = None
         """Over which what is collected is to be published."""
-
-    def real(self, key: bytes) -> bytes:
-        """A key as Redis knows it."""
-        return self.prefix + key
 
     def pattern(self, pattern: bytes) -> bytes:
         """A pattern of keys as Redis knows them."""
@@ -397,7 +394,10 @@ class Bus:
         if channel is None:
             return
         try:
-            message = Eviction.decode(data)
+            if len(data) > _LARGE:
+                message = await asyncio.to_thread(Eviction.decode, data)
+            else:
+                message = Eviction.decode(data)
         except UnknownVersion:
             self.unknown += 1
             return
@@ -441,8 +441,9 @@ class Bus:
         if message.everything or sum(map(len, message.patterns)) > LONGEST_PATTERNS:
             tier.clear(channel.prefix, Source.BUS)
             return
-        keys = marks([key_frame(channel.real(key)) for key in message.keys])
-        tier.drop(keys, channel.prefix, Source.BUS)
+        for _ in drop_keys(tier, message.keys, channel.prefix, Source.BUS):
+            if len(message.keys) > SLICE:
+                await asyncio.sleep(0)
         if message.patterns:
             pattern = compile_globs([channel.pattern(pattern) for pattern in message.patterns])
             for _ in drop_matching(tier, pattern, channel.prefix, Source.BUS):

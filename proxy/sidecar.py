@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import hiredis
@@ -37,7 +37,7 @@ from proxy.resp.downgrade import Shape
 from proxy.resp.errors import StartupError, UpstreamError, UpstreamRefused
 from proxy.resp.tracking import LADDERS, Mode
 from proxy.settings import Settings
-from proxy.tier.policy import Defaults, Policy, Serve
+from proxy.tier.policy import CacheRule, Defaults, Policy, Serve
 from proxy.tier.rules import Rules
 from proxy.tier.shelf import Shelf
 from proxy.tier.table import STRIDE
@@ -86,11 +86,13 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             embedded = await stack.enter_async_context(EmbeddedRedis())
             upstream, bundled = embedded.upstream, embedded.version
             endings.append(asyncio.ensure_future(embedded.ended()))
+            stack.callback(endings[-1].cancel)  # should the start fail, before the server is stopped
         sidecar = Sidecar(settings, upstream, bundled)
         if again is not None:
-            reloader = Reloader(settings, again, config, sidecar.obey)
+            load = again
+            reloader = Reloader(settings, lambda: sidecar.prepared(load()), config, sidecar.obey)
             sidecar.reloader = sidecar.sources.reloader = reloader
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload, "SIGHUP")
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
             watch = asyncio.create_task(reloader.run())
             stack.callback(watch.cancel)
         await stack.enter_async_context(sidecar.serving())
@@ -149,6 +151,8 @@ class Sidecar:
             from proxy.observe.metrics import Collector
 
             self.admin.add("GET", "/metrics", Collector(self.sources).answer)
+        self._prepared: tuple[tuple[Sequence[CacheRule], Defaults], Policy] | None = None
+        """Rules that have been read and made ready to be put in force."""
         self.obey(settings)
         self.warming = Warming(settings, self.clients)
         self.sources.warming = self.warming
@@ -218,11 +222,19 @@ class Sidecar:
 
     def obey(self, settings: Settings) -> None:
         """Put the cache rules and the mode of some settings in force."""
-        stale = settings.stale_max if settings.on_upstream_down == "stale" else 0.0
-        ceiling = Serve[settings.mode.upper()]
-        limits = Defaults(settings.l1_ttl, settings.max_value_size, ceiling, stale)
+        limits = _limits(settings)
         self.sources.settings = settings
-        self.clients.obey(Policy(settings.rules, limits))
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] == (settings.rules, limits):
+            self.clients.obey(prepared[1])
+        else:
+            self.clients.obey(Policy(settings.rules, limits))
+
+    def prepared(self, settings: Settings) -> Settings:
+        """Do what takes long about putting rules in force, on a thread of its own."""
+        limits = _limits(settings)
+        self._prepared = (settings.rules, limits), Policy(settings.rules, limits)
+        return settings
 
     async def first_contact(self) -> None:
         """Wait until it is known whether Redis can be reached."""
@@ -494,6 +506,11 @@ class Sidecar:
         return str(version.decode("ascii", "replace")) or self.bundled or "unknown"
 
 
+def _limits(settings: Settings) -> Defaults:
+    stale = settings.stale_max if settings.on_upstream_down == "stale" else 0.0
+    return Defaults(settings.l1_ttl, settings.max_value_size, Serve[settings.mode.upper()], stale)
+
+
 def _tier(settings: Settings, table: CommandTable) -> Tier | None:
     if settings.tracking == "off" and settings.broadcast != "writes":
         return None
@@ -509,6 +526,7 @@ def _tier(settings: Settings, table: CommandTable) -> Tier | None:
         stale_max=settings.stale_max if settings.on_upstream_down == "stale" else 0.0,
     )
     tier = Tier(limits, Rules(table))
+    tier.shows_names = settings.key_privacy == "plain"
     tier.eager = True
     if settings.verify:
         tier.stride = max(0, min(STRIDE, round(1 / settings.verify) - 1))

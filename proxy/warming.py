@@ -297,9 +297,10 @@ class Warming:
     def _prepare(self, link: SharedLink, protocols: set[int]) -> None:
         """Make the tables that are to be filled, if none is known to be of use: that of RESP2."""
         shelf = _shelf(link)
-        for protocol in protocols or set(shelf.tables) or {2}:
-            shelf.table(protocol)
-        self._tables[link.key] = set(shelf.tables)
+        for protocol in protocols or {protocol for protocol, _ in shelf.filled} or {2}:
+            table = shelf.table(protocol)
+            table.asked = table.asked or time.monotonic()
+        self._tables[link.key] = _asked(shelf)
 
     # --- from then on
 
@@ -328,7 +329,7 @@ class Warming:
         """Warm for clients of a protocol that was not expected: what is kept for the others."""
         for key, link in self._links.items():
             shelf = _shelf(link)
-            new = set(shelf.tables) - self._tables[key]
+            new = _asked(shelf) - self._tables[key]
             if new:
                 self._tables[key] |= new
                 parts = [part for part in hottest(shelf, self._settings.warm_limit) if _lacks(shelf, part)]
@@ -379,7 +380,7 @@ class Warming:
                 requests += [words for part in parts[begin : begin + _SLICE] if (words := _words(part))]
                 await asyncio.sleep(0)
             if requests:
-                yield Section(space.name, tuple(sorted(shelf.tables)), requests)
+                yield Section(space.name, tuple(sorted([protocol for protocol, _ in shelf.filled])), requests)
 
 
 def hottest(shelf: Shelf, n: int) -> list[bytes]:
@@ -411,7 +412,7 @@ def _write(path: str, sections: Sequence[Section], limit: int) -> None:
 
 
 def _lacks(shelf: Shelf, part: bytes) -> bool:
-    return any(part not in table for table in shelf.tables.values())
+    return any(part not in table for _, table in shelf.filled)
 
 
 def _shelf(link: SharedLink) -> Shelf:
@@ -432,3 +433,8 @@ def _words(part: bytes) -> list[bytes]:
 
 
 _PARSER = RequestParser(LONGEST)
+
+
+def _asked(shelf: Shelf) -> set[int]:
+    """The protocols that clients speak, or may be expected to."""
+    return {protocol for protocol, table in shelf.tables.items() if table.wanted}

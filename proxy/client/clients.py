@@ -234,7 +234,7 @@ class Clients:
         self.links.tick(now)
         for link in self.links.shared.values():
             self.latency.listen(link)
-        self._refresh()
+        self._refresh(now)
         for session, since in list(self.stalled.items()):
             self._check_output(session, now - since)
         self._ticks += 1
@@ -247,10 +247,11 @@ class Clients:
             for space in self.spaces:
                 _tell_refused(space, now)
 
-    def _refresh(self) -> None:
-        """Fetch anew what rules want fresh, and let counts of hits fade."""
+    def _refresh(self, now: float) -> None:
+        """Fetch anew what rules want fresh; let counts of hits fade, and what nobody reads any more go."""
         fades = self._ticks % _FADE_TICKS == _FADE_TICKS - 1
         for key, shelf in self.tier.shelves.items() if self.tier is not None else ():
+            shelf.let_go(now)
             if fades:
                 shelf.replay()
                 shelf.traffic.fade()

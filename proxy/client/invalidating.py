@@ -6,7 +6,7 @@ Other sidecars are told over the eviction bus. Names are those that clients of t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
@@ -27,9 +27,9 @@ def too_long(patterns: Iterable[bytes]) -> bool:
 
 
 def drop_keys(
-    clients: Clients, space: Space, link: SharedLink, keys: Collection[bytes], counted: Iterable[Shelf]
+    clients: Clients, space: Space, link: SharedLink, keys: Sequence[bytes], counted: Iterable[Shelf]
 ) -> int:
-    """Drop what is kept of some keys, and have other sidecars do so; how many entries of `counted` that
+    """Drop what is kept of some keys, and have other sidecars do so; how many reads kept in `counted` that
     were.
 
     `link`: behind what has been sent over which the others hear of it.
@@ -42,6 +42,17 @@ def drop_keys(
     if clients.bus is not None:
         clients.bus.tell(space.namespace, link, "command", real)
     return _dropped(shelves) - before
+
+
+async def drop_many(
+    clients: Clients, space: Space, link: SharedLink, keys: Sequence[bytes], counted: Iterable[Shelf]
+) -> int:
+    """The same for any number of keys, a slice at a time, so that hits go on in between."""
+    shelves, dropped = list(counted), 0
+    for start in range(0, len(keys), SLICE):
+        dropped += drop_keys(clients, space, link, keys[start : start + SLICE], shelves)
+        await asyncio.sleep(0)
+    return dropped
 
 
 class Progress:
@@ -91,4 +102,4 @@ def real_patterns(space: Space, patterns: list[bytes]) -> list[bytes]:
 
 
 def _dropped(shelves: list[Shelf]) -> int:
-    return sum([shelf.drops for shelf in shelves])
+    return sum([shelf.reads_dropped for shelf in shelves])

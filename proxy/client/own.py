@@ -6,9 +6,10 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, cast
 
 from proxy.client import advising, explaining, health, homes, hotkeys, keyspace, leases, warm, work
-from proxy.client.invalidating import Progress, drop_keys, drop_patterns, real_patterns, too_long
+from proxy.client.invalidating import Progress, drop_keys, drop_many, drop_patterns, real_patterns, too_long
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS
+from proxy.tier.matching import SLICE
 from proxy.tier.tier import Source
 from proxy.upstream.link import LinkKey
 
@@ -115,7 +116,15 @@ def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
         session.work = work.Work("sidecar|invalidate", ends=False)
         return work.going_on(session, _invalidate_matching(session, session.work, arguments[1:]))
     clients, counted = session.clients, _counted(session)
+    if len(arguments) > SLICE:
+        return work.going_on(session, _invalidate_many(session, arguments))
     return encode.integer(drop_keys(clients, session.space, session.link, arguments, counted))
+
+
+async def _invalidate_many(session: Session, keys: list[bytes]) -> bytes:
+    """The same, a slice at a time, so that hits go on in between."""
+    dropped = drop_many(session.clients, session.space, session.link, keys, _counted(session))
+    return encode.integer(await dropped)
 
 
 async def _invalidate_matching(session: Session, shown: work.Work, patterns: list[bytes]) -> bytes:

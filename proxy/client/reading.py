@@ -116,6 +116,7 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
         return False
     if not _vouched(session):
         return False
+    session.table.asked = monotonic()
     if quiet:
         if session.shelf.sets_aside:
             _revive(session, [part])
@@ -158,6 +159,7 @@ def count(session: Session, parts: list[bytes], hits: int, began: float = 0.0) -
     `began`."""
     session.hits += hits
     if session.hits > session.log_at:
+        session.table.asked = monotonic()
         if began:
             session.clients.latency.hit(parts[0], began)
         session.log_at = session.hits + session.table.log(parts)
@@ -181,6 +183,7 @@ def _one(session: Session, data: bytes, part: bytes) -> int:
         return 0
     if part[7:9] in _MG:
         return _mget(session, data, part)
+    session.table.asked = monotonic()
     if part in shelf.flights and (_found(session, part) or _join(session, part)):
         return len(data)
     if shelf.account.governor.until and refilling.take_turn(session, part):
@@ -290,6 +293,7 @@ def _several(
 ) -> None:
     """Deal with a pipeline of reads and nothing else; `request`: those that are missing."""
     account = session.shelf.account
+    session.table.asked = monotonic()
     n, hits = len(parts), len(parts) - len(missing)
     admitted = session.shelf.admitted(missing)
     account.misses += len(missing)
@@ -404,6 +408,7 @@ def _mget(session: Session, data: bytes, part: bytes) -> int:
     if sum(map(len, keys)) != len(part) - start:
         return 0  # a long key
     members = [GET + key for key in keys]
+    session.table.asked = monotonic()
     session.shelf.reuse.release(members)
     replies = list(map(session.find, members))
     found = len(replies) - replies.count(None)

@@ -310,6 +310,7 @@ class Session(asyncio.Protocol):
         if self.home is not None:
             homes.leave_side(self)
             self.clients.links.detach(self.home)
+        self.table.users -= 1
         self.clients.leave(self)
 
     # --- upstream.caller.Caller

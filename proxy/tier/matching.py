@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from proxy.tier.rules import key_name, marks
+from proxy.tier.rules import key_frame, key_name, marks
 
 if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
@@ -37,6 +37,13 @@ def drop_matching(
             if source is not None:
                 shelf.account.count(count, source)
             yield count
+
+
+def drop_keys(tier: Tier, keys: Sequence[bytes], prefix: bytes, source: Source) -> Iterator[int]:
+    """The same for keys, as clients of a namespace know them; how many entries went, after each slice."""
+    for start in range(0, len(keys), SLICE):
+        some = marks([key_frame(prefix + key) for key in keys[start : start + SLICE]])
+        yield tier.drop(some, prefix, source)
 
 
 def _cheap(parts: list[bytes], weight: int) -> list[bytes]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from proxy.events import fields, without_arguments
@@ -46,6 +47,10 @@ _NULL_SIZE = 5
 """Bytes of RESP2's nulls."""
 _WEIGHED = 1024
 """Fills between two looks at whether entries last long enough to pay."""
+_UNASKED = 300.0
+"""Seconds after which a table counts as one that nobody reads from."""
+_MOST_LET_GO = 512
+"""Entries dropped at once then: a millisecond or two."""
 
 
 class Shelf:
@@ -81,6 +86,8 @@ class Shelf:
         self.drops = 0
         """Entries dropped so far for whatever reason: while it stands still, every entry has kept its
         value."""
+        self.reads_dropped = 0
+        """Reads of which something was dropped, in whatever protocols, because their keys were named."""
         self.tending = Tending(self)
         self.traffic = Traffic(tier.clock, lambda: account.hits)
         """Which parts are read most, and which change."""
@@ -116,6 +123,28 @@ class Shelf:
             found = self.tables[protocol] = Table(self.tier.stride, self.tier.eager)
             found.hot, found.reuse, found.classes = self.hot, self.reuse, self.account.classes
         return found
+
+    @property
+    def filled(self) -> list[tuple[int, Table]]:
+        """The tables that replies are put into, by protocol: those that are of use to clients, if any is."""
+        wanted = [(protocol, table) for protocol, table in self.tables.items() if table.wanted]
+        return wanted or list(self.tables.items())
+
+    def let_go(self, now: float) -> None:
+        """Drop, bit by bit, what is kept for a protocol that nobody speaks any more, if others are spoken."""
+        if len(self.tables) < 2:
+            return
+        for table in self.tables.values():
+            if now - table.asked >= _UNASKED:
+                table.asked = 0.0
+        if not any(table.wanted for table in self.tables.values()):
+            return
+        for table in self.tables.values():
+            if not table.wanted:
+                for part in list(islice(chain(table.replies, table.held), _MOST_LET_GO)):
+                    self._count_out(1, _size(part, table.pop(part) or b""))
+                    if part not in self.flights and not self.keeps(part):
+                        self._delist(part, self._several.get(part) or self.rules.part_marks(part))
 
     @property
     def heard(self) -> float:
@@ -182,7 +211,7 @@ class Shelf:
 
     def _limit_stale(self, since: float) -> None:
         """Have entries end as early as their rules want while Redis cannot be reached."""
-        for part in {part for table in self.tables.values() for part in table.replies}:
+        for part in {part for table in self.tables.values() for part in chain(table.replies, table.held)}:
             read = self.rules.read(part)
             seconds = self.judge(read).stale_if_error if read is not None else 0.0
             if not seconds:
@@ -344,6 +373,7 @@ class Shelf:
             self.reuse.changed(part)
             lapses = self.tending.known and self.tending.lapses(part, self.tier.clock())
             if not lapses and self._remove(part):
+                self.reads_dropped += 1
                 self.traffic.changed(part)
             if door.price:
                 door.charge(part)
@@ -499,7 +529,7 @@ class Shelf:
         if self.ghost is None or until <= self.tier.clock():
             self._give_up(flight.read)
             return
-        for gone in self.ghost.keep(part, _size(part, reply) * len(self.tables)):
+        for gone in self.ghost.keep(part, _size(part, reply) * len(self.filled)):
             self._delist(gone, self._several.get(gone) or self.rules.part_marks(gone))
         self.schedule(part, until)
 
@@ -559,8 +589,10 @@ class Shelf:
 
     def _store(self, read: Read, reply: bytes) -> int:
         """Put a reply into the tables; into how many."""
-        kept = 0
-        for protocol, table in self.tables.items():
+        kept, filled = 0, self.filled
+        if len(filled) < len(self.tables):
+            self._drop_unread(read.part)
+        for protocol, table in filled:
             if protocol == 3:
                 kept += self._keep(table, read.part, reply) if self.spoken == 3 else 0
             elif read.shape is not None:
@@ -569,6 +601,12 @@ class Shelf:
                     lowered = b"%b" % lowered  # all nulls are one object: this fill is to be told from others
                 kept += self._keep(table, read.part, lowered)
         return kept
+
+    def _drop_unread(self, part: bytes) -> None:
+        """Have no table that nobody reads from keep an older reply of what is fetched anew."""
+        for table in self.tables.values():
+            if not table.wanted and (reply := table.pop(part)) is not None:
+                self._count_out(1, _size(part, reply))
 
     def replay(self) -> None:
         """Bring the order of eviction and the counts of hits up to date."""

@@ -36,14 +36,19 @@ class Table:
     """
 
     __slots__ = (
-        "_gone", "_held_at", "_log", "_logged", "_longest", "_seen", "_stride", "classes", "find", "held",
-        "hot", "replies", "reuse",
+        "_gone", "_held_at", "_log", "_logged", "_longest", "_seen", "_stride", "asked", "classes", "find",
+        "held", "hot", "replies", "reuse", "users",
     )  # fmt: skip
 
     def __init__(self, stride: int = STRIDE, eager: bool = False) -> None:
         self.replies: dict[bytes, bytes] = {}
         self.find = self.replies.get
         """Bound once: the hot path's look-up."""
+        self.asked = 0.0
+        """When clients last missed something in it, or were seen to find something (monotonic seconds; set by
+        them); 0: that is long ago."""
+        self.users = 0
+        """Clients that read from it, or could; kept by them."""
         self.hot: Hot | None = None
         """Who counts the hits by part, if anybody; hears of them at each replay."""
         self.classes: Classes | None = None
@@ -112,6 +117,11 @@ class Table:
     def stands_for(self) -> int:
         """For how many hits one stands that is logged."""
         return 1 + self._stride
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is of use to anybody."""
+        return self.users > 0 or self.asked > 0
 
     def log(self, parts: list[bytes]) -> int:
         """Take note of parts that were answered (there may be others among them).

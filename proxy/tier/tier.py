@@ -217,6 +217,8 @@ class Tier:
         """How many hits at most go unlogged behind one that is logged."""
         self.eager = False
         """Whether all are logged while they are few: then somebody calls `Account.settle` once a second."""
+        self.shows_names = True
+        """Whether names of keys, and what is a part of them, may be shown (`key_privacy`)."""
         self.shelves: dict[Hashable, Shelf] = {}
         self.waste = Waste()
         """What shelves have dropped all at once."""
@@ -298,16 +300,20 @@ class Tier:
         if max_memory is not None:
             budget = Budget(max_memory, self.limits.max_entries, self.limits.admit_after, self.clock)
             self.common.max_memory -= max_memory
-        self.accounts.append(Account(rules, budget, self.limits.refill_limit, self.label))
+        self.accounts.append(Account(rules, budget, self.limits.refill_limit, self.shown_label))
         return self.accounts[-1]
 
     def label(self, rules: Rules, part: bytes) -> str:
         """The class of a read: that of its first key; empty if it has none, or no key."""
-        try:
-            keys = rules.part_keys(part)
-        except ValueError:
-            return ""  # a piece of a chunk of which others were answered
-        return self.policy.named(key_name(keys[0])[len(rules.prefix) :]) if keys else ""
+        key = _first_key(rules, part)
+        return self.policy.named(key) if key is not None else ""
+
+    def shown_label(self, rules: Rules, part: bytes) -> str:
+        """The same as everybody may see it."""
+        if self.shows_names:
+            return self.label(rules, part)
+        key = _first_key(rules, part)
+        return self.policy.ruling(key).rule.label if key is not None else ""
 
     def shelf(self, key: Hashable, account: Account | None = None) -> Shelf:
         """The shelf for a link."""
@@ -350,3 +356,12 @@ class Tier:
             shelf.account.count(dropped, source)
             total += dropped
         return total
+
+
+def _first_key(rules: Rules, part: bytes) -> bytes | None:
+    """The first key of a read as clients name it; None if it has none."""
+    try:
+        keys = rules.part_keys(part)
+    except ValueError:
+        return None  # a piece of a chunk of which others were answered
+    return key_name(keys[0])[len(rules.prefix) :] if keys else None

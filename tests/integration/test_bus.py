@@ -1389,8 +1389,15 @@ class TestRights:
 
 
 class TestManyEntries:
-    def test_hits_go_on_while_a_pattern_drops_100_000(self, upstream: Process, three: list[Process]) -> None:
-        total, peer = 100_000, three[1]
+    @pytest.mark.parametrize(
+        ("how", "total"),
+        [("pattern", 100_000), ("keys that are published", 30_000), ("keys of a command", 30_000)],
+    )
+    def test_hits_go_on_while_many_are_dropped(
+        self, upstream: Process, three: list[Process], how: str, total: int
+    ) -> None:
+        peer = three[1]
+        keys = [f"user:{n}" for n in range(total)]
         with Redis(port=upstream.port) as direct, Wire(peer.port, timeout=30) as wire:
             direct.flushall()
             for start in range(0, total, 10_000):
@@ -1408,8 +1415,13 @@ class TestManyEntries:
             longest, reads, went_on = 0.0, 0, False
             hits = fact(peer, "tier_hits")
             with Wire(three[0].port) as other:
-                assert other.ask("SIDECAR", "INVALIDATE", "MATCH", "user:*", "nosuch:*:x")[:1] == b":"
-            with Wire(peer.port) as looking:
+                if how == "pattern":
+                    assert other.ask("SIDECAR", "INVALIDATE", "MATCH", "user:*", "nosuch:*:x")[:1] == b":"
+            if how == "keys that are published":
+                publish(upstream, {"v": 1, "keys": keys})
+            with Wire(peer.port) as looking, Wire(peer.port) as commands:
+                if how == "keys of a command":
+                    commands.raw(request("SIDECAR", "INVALIDATE", *keys))
                 deadline, left = time.monotonic() + 20, total
                 while left > 1:
                     for _ in range(50):
