@@ -86,6 +86,12 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             upstream, bundled = embedded.upstream, embedded.version
             endings.append(asyncio.ensure_future(embedded.ended()))
         sidecar = Sidecar(settings, upstream, bundled)
+        if settings.trace_sample:
+            from proxy.client import tracing  # with OpenTelemetry
+
+            spans = tracing.provider()
+            stack.push_async_callback(tracing.shut_down, spans)
+            sidecar.clients.make = tracing.Tracing(spans, settings.trace_sample, upstream).session
         if again is not None:
             reloader = Reloader(settings, again, config, sidecar.obey)
             sidecar.reloader = sidecar.sources.reloader = reloader
