@@ -444,6 +444,19 @@ class Settings:
         "How names of keys are shown by SIDECAR HOTKEYS and its like. hashed: twelve hexadecimal digits "
         "instead, other ones after each start. off: not at all.",
     )
+    slowlog_slower_than: float = option(
+        duration(0.00001, 3600, "none are listed"), 0.01, LOG,
+        "Time from taking a command to its last reply from which SIDECAR SLOWLOG lists it.",
+    )
+    slowlog_max_len: int = option(
+        count(1, 100_000, "commands"), 128, LOG,
+        "Commands listed there; the oldest go.",
+    )
+    trace_sample: float = option(
+        share(), 0.0, LOG,
+        "Share of the commands of which OpenTelemetry traces are sent, as OTEL_* variables say. It needs "
+        "pip install 'pannier[otel]'. 0: none, and nothing of it is loaded.",
+    )
     # fmt: on
     rules: tuple[CacheRule, ...] = ()
     """From the files' [[rules]] tables, those of the file of the settings first."""

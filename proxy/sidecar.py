@@ -88,6 +88,12 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             endings.append(asyncio.ensure_future(embedded.ended()))
             stack.callback(endings[-1].cancel)  # should the start fail, before the server is stopped
         sidecar = Sidecar(settings, upstream, bundled)
+        if settings.trace_sample:
+            from proxy.client import tracing  # with OpenTelemetry
+
+            spans = tracing.provider()
+            stack.push_async_callback(tracing.shut_down, spans)
+            sidecar.clients.make = tracing.Tracing(spans, settings.trace_sample, upstream).session
         if again is not None:
             load = again
             reloader = Reloader(settings, lambda: sidecar.prepared(load()), config, sidecar.obey)

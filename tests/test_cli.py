@@ -58,6 +58,7 @@ class TestConfig:
             **{option.name: option.kind.show(option.default) for option in OPTIONS},
             "upstream": "redis://u:***@h:6379/0",
             "listen": ["*:1", "[::1]:2"],
+            "slowlog_max_len": 128,
             "max_clients": 5,
             "max_entries": 1_000_000,
             "breaker_failures": 3,

@@ -15,6 +15,7 @@ from proxy.client.latency import Latency
 from proxy.client.leases import Leases
 from proxy.client.local import FIRST_ID
 from proxy.client.session import Session
+from proxy.client.slowlog import SlowLog
 from proxy.client.spaces import Space, Spaces
 from proxy.client.states import State
 from proxy.client.verifying import Verifier
@@ -110,6 +111,9 @@ class Clients:
         """What may be shown of keys' names."""
         if self.verifier is not None:
             self.verifier.privacy = self.privacy
+        watch = links.connector.watch
+        self.slowlog = SlowLog(dispatcher, watch, settings.slowlog_slower_than, settings.slowlog_max_len)
+        """Commands that took long."""
         self.expires = False
         """Whether rules give SETs a time to live."""
         self.spaces = Spaces(settings, dispatcher, tier)
@@ -130,6 +134,8 @@ class Clients:
         """Connections closed because of a limit."""
         self.volume = Volume()
         self.latency = Latency(dispatcher.table)
+        self.make: Callable[[Clients, int, Space], Session] = Session
+        """Makes a session; another kind of it where commands are traced."""
         self._next_id = FIRST_ID
         if tier is not None:
             tier.on_loose = self._refresh_all
@@ -139,7 +145,7 @@ class Clients:
     def session(self, space: Space | None = None) -> Session:
         """A session for a connection that is being accepted, beginning in `space`."""
         self._next_id += 1
-        return Session(self, self._next_id, space or self.spaces.start)
+        return self.make(self, self._next_id, space or self.spaces.start)
 
     @property
     def commands(self) -> int:
@@ -232,6 +238,7 @@ class Clients:
         """Enforce the limits that need a clock."""
         now = time.monotonic()
         self.links.tick(now)
+        self.slowlog.refill()
         for link in self.links.shared.values():
             self.latency.listen(link)
         self._refresh(now)

@@ -254,6 +254,11 @@ class Dispatcher:
         parsed = self._parser.parse(request, 0)
         return parsed.arguments[1] if parsed is not None and len(parsed.arguments) > 1 else None
 
+    def parse(self, requests: bytes) -> list[bytes] | None:
+        """The arguments of the first of some requests; None: it is not complete."""
+        request = self._parser.parse(requests, 0)
+        return request.arguments if request is not None else None
+
     def repeatable(self, requests: bytes) -> list[tuple[bytes, bool]]:
         """Split a run into its requests, each with whether it only reads (and may be sent again)."""
         parts: list[tuple[bytes, bool]] = []
@@ -273,6 +278,13 @@ _BY_NAME = (
     (_TUNNEL, Route.TUNNEL),
     (frozenset(LOCAL), Route.LOCAL),
 )
+
+
+def path_of(command: Command | None, flight: bool) -> str:
+    """The path of a command over a shared link; `flight`: fetched, to be kept."""
+    if command is not None and "write" in command.flags:
+        return "write"
+    return "miss" if flight or (command is not None and "readonly" in command.flags) else "other"
 
 
 def link_protocol(shape: Shape | None, protocol: int, tracked: bool) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from proxy.client.dispatch import path_of
 from proxy.client.session import Session
 from proxy.client.whole import ForClient
 from proxy.histogram import SECONDS, Histogram
@@ -50,12 +51,7 @@ class Latency:
     def shared(self, requests: bytes, flight: bool, began: float) -> None:
         """Hear of requests answered just now on a shared link; `flight`: fetched, to be kept."""
         command = self._command(requests)
-        path = "other"
-        if command is not None and "write" in command.flags:
-            path = "write"
-        elif flight or (command is not None and "readonly" in command.flags):
-            path = "miss"
-        self._note(path, command, monotonic() - began)
+        self._note(path_of(command, flight), command, monotonic() - began)
 
     def listen(self, link: SharedLink) -> None:
         """Time the next few runs of clients on a link."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import advising, explaining, health, homes, hotkeys, keyspace, leases, warm, work
+from proxy.client import advising, explaining, health, homes, hotkeys, keyspace, leases, slowlog, warm, work
 from proxy.client.invalidating import Progress, drop_keys, drop_many, drop_patterns, real_patterns, too_long
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS
@@ -41,6 +41,9 @@ LEASE <key> <ttl-ms> [WAIT <ms>] [STALE]
     Replies with HIT and the value, LEASE and a token, STALE and an old value, or WAIT and nil.
 UNLEASE <key> <token>
     Give a lease back; replies with 1, or 0 if it was not in force any more.
+SLOWLOG (GET [<n>]|LEN|RESET)
+    Show the last <n> commands (10; -1: all) that took longer than slowlog_slower_than, how many are known, or
+    forget them.
 STATS
     Show what the memory tier holds and does.
 HOTKEYS [<n>] [READS|BYTES]
@@ -197,6 +200,7 @@ _SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], Answer]
     "invalidate": (1, _MANY, _invalidate),
     "rules": (0, 0, explaining.rules),
     "lease": (2, 5, leases.lease),
+    "slowlog": (1, 2, slowlog.answer),
     "stats": (0, 0, _stats),
     "unlease": (2, 2, leases.unlease),
     "warm": (2, _MANY, work.lasting("sidecar|warm", warm.answer)),

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -42,9 +43,10 @@ class Pin:
     """Implements `upstream.pinned.Owner` for a session."""
 
     __slots__ = (
-        "answering", "at", "began", "blocking", "clean", "ending", "everything", "in_pieces", "large",
-        "leaving", "link", "multi", "named", "off", "session", "skip", "skipping", "strayed", "timed",
-        "told", "told_all", "touched", "transaction", "translator", "watching",
+        "answering", "asked", "at", "began", "blocking", "clean", "ending", "everything",
+        "in_pieces", "large", "leaving", "link", "multi", "named", "off", "session", "skip",
+        "skipping", "strayed", "timed", "told", "told_all", "touched", "transaction", "translator",
+        "watching",
     )  # fmt: skip
 
     def __init__(self, session: Session, link: PinnedLink) -> None:
@@ -62,6 +64,8 @@ class Pin:
         """Whether the one command under way may block: a client that leaves does not want its reply."""
         self.began = 0.0
         """When the command was sent that is timed; 0: none is."""
+        self.asked: deque[tuple[list[bytes], float]] = deque()
+        """Commands sent over the counted link and not answered, and when; 0: they are not timed."""
         self.timed: Command | None = None
         self.leaving = False
         """Whether Redis has been told that the client sends no more while its command blocks."""
@@ -173,7 +177,7 @@ class Pin:
         if self.session.state is State.STREAM:
             self.link.mark(self._marked)
         else:
-            self.session.undertake(self._work(arguments))
+            self.session.undertake(self._work(arguments), arguments)
 
     def _marked(self, mark: bytes) -> None:
         """Go on with it: its turn has come."""
@@ -185,7 +189,7 @@ class Pin:
         elif self.strayed:
             self.answered_own(guarding.strayed(name))
         else:
-            self.session.undertake(self._work(self.answering))
+            self.session.undertake(self._work(self.answering), self.answering)
 
     async def _work(self, arguments: list[bytes]) -> bytes:
         session = self.session
@@ -240,8 +244,11 @@ class Pin:
         self.ending = what in (Expect.QUIT, Expect.RESET)
         self.blocking = route is Route.ONCE and self.large is None and not self.transaction
         self.link.patient = self.blocking or self.large is not None
+        command = dispatcher.find(arguments)
+        waits = command is not None and "blocking" in command.flags and not self.multi
         if self.link.idle and not self.blocking:
-            self.began, self.timed = monotonic(), dispatcher.find(arguments)
+            self.began, self.timed = monotonic(), command
+        self.asked.append((arguments, 0.0 if waits or self.large is not None else monotonic()))
         self._note(arguments)
         self.session.space.writes.command(name, arguments)
         self.link.expect(what)
@@ -479,6 +486,11 @@ class Pin:
         if self.began:
             session.clients.latency.pinned(self.timed, self.began)
             self.began = 0.0
+        if self.asked and what is not Expect.DISCARDED:
+            arguments, came = self.asked.popleft()
+            if came:
+                session.clients.slowlog.pinned(session, arguments, came)
+            session.pinned_answered()
         if what is Expect.QUIT:
             session.finish()
             return

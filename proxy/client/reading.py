@@ -464,6 +464,10 @@ class PartialMget(ForClient):
         session.home.submit(self, lines + 1, questions + mget)
         session.ready()
 
+    def asked(self, requests: bytes) -> tuple[bytes, bool]:
+        """The MGET as it came."""
+        return self._data, False
+
     def finish(self, replies: bytes) -> None:
         """Keep what was fetched, and answer."""
         session = self._session

@@ -479,14 +479,14 @@ class Session(asyncio.Protocol):
         wire = self.home.wire
         self.write(lower_nulls(data, wire.skipped if wire else 0) if b"_\r\n" in data else data)
 
-    def start(self, work: Coroutine[None, None, bytes]) -> None:
+    def start(self, work: Coroutine[None, None, bytes], arguments: list[bytes]) -> None:
         """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
         self.move(Event.WAIT)
-        self.undertake(work)
+        self.undertake(work, arguments)
 
-    def undertake(self, work: Coroutine[None, None, bytes]) -> None:
+    def undertake(self, work: Coroutine[None, None, bytes], arguments: list[bytes]) -> None:
         """Have `resume` called with an answer that takes time."""
-        self.task = asyncio.get_running_loop().create_task(self._answer(work))
+        self.task = asyncio.get_running_loop().create_task(self._answer(work, arguments))
         self.task.add_done_callback(lambda task: work.close())  # should the client leave before it begins
         if self.eof:
             self._give_up_work()
@@ -700,11 +700,13 @@ class Session(asyncio.Protocol):
         if self.state is State.CLOSING:
             return
         if route is Route.LOCAL:
+            came = monotonic()
             answer = local.answer(self, self.clients.dispatcher.name(arguments), arguments)
             if isinstance(answer, bytes):
                 self.write(answer)
+                self.clients.slowlog.local(self, arguments, came)
             elif answer is not None:
-                self.start(answer)
+                self.start(answer, arguments)
             return
         pinning.send(self, route, arguments, data, None)
 
@@ -745,7 +747,8 @@ class Session(asyncio.Protocol):
         pinning.send(self, Route.ONCE if route is Route.SHARED else route, arguments, buf[pos:end], frame)
         return end
 
-    async def _answer(self, work: Coroutine[None, None, bytes]) -> None:
+    async def _answer(self, work: Coroutine[None, None, bytes], arguments: list[bytes]) -> None:
+        came = monotonic()
         try:
             reply = await work
         except UpstreamError as error:
@@ -755,6 +758,7 @@ class Session(asyncio.Protocol):
             self.abort("internal error")
             return
         self.task = None
+        self.clients.slowlog.local(self, arguments, came)
         self.resume(reply)
 
     def resume(self, reply: bytes) -> None:
@@ -767,6 +771,9 @@ class Session(asyncio.Protocol):
             self.move(Event.RESUME)
             listen(self)
             self.consume()
+
+    def pinned_answered(self) -> None:
+        """Hear that a command has been answered on a link of the client's own; see `tracing`."""
 
     # --- ending
 

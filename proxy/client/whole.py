@@ -10,7 +10,7 @@ from proxy.resp import encode
 from proxy.resp.downgrade import Shape, downgrade
 from proxy.resp.namespace import Strip
 from proxy.tier.rules import Touch
-from proxy.upstream.caller import Collector
+from proxy.upstream.caller import PING, Collector
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
@@ -31,6 +31,15 @@ class ForClient(Collector):
     def __init__(self, session: Session, n: int) -> None:
         super().__init__(n)
         self._session = session
+
+    @property
+    def session(self) -> Session:
+        """The client."""
+        return self._session
+
+    def asked(self, requests: bytes) -> tuple[bytes, bool]:
+        """What the client asked, given the requests that were sent; whether keys are as Redis knows them."""
+        return requests, True
 
     def owners(self) -> Collection[object]:
         """The client."""
@@ -68,6 +77,10 @@ class Whole(ForClient):
         """What takes the namespace out of the reply."""
         self._wide = wide
         """Whether other links may have to tell what the reply reveals."""
+
+    def asked(self, requests: bytes) -> tuple[bytes, bool]:
+        """The request without the PING behind it."""
+        return requests.removesuffix(PING) if self._fenced else requests, True
 
     def finish(self, replies: bytes) -> None:
         """Make the reply what the client expects, and pass it on."""

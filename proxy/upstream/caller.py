@@ -134,7 +134,9 @@ def tapped(
 
 def itself(caller: Caller) -> Caller:
     """Who really asks."""
-    return caller.caller if isinstance(caller, StandIn) else caller
+    while isinstance(caller, StandIn):
+        caller = caller.caller
+    return caller
 
 
 class Collector:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from proxy.events import fields
+from proxy.events import fields, without_arguments
 from proxy.histogram import Histogram
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError
@@ -113,6 +113,7 @@ class Canary:
             self._links.unpin(writer.link, not writer.pending)
 
     def _stumble(self, why: str) -> None:
+        why = without_arguments(why)
         if why != self.trouble:
             about = fields("lag_unmeasured", reason=why)
             log.warning("the lag of invalidations cannot be measured: %s", why, extra=about)

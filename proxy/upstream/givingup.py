@@ -6,8 +6,9 @@ from typing import Protocol
 
 from proxy.upstream.caller import Caller, Keys
 
-Entry = tuple[Caller, int, bytes, Keys]
-"""An entry of the FIFO: whose requests, how many, their bytes, and the keys to settle at the reply."""
+Entry = tuple[Caller, int, bytes, Keys, float]
+"""An entry of the FIFO: whose requests, how many, their bytes, the keys to settle at the reply, and when they
+came (monotonic seconds)."""
 
 
 class Run(bytes):
@@ -31,7 +32,7 @@ def doomed(entries: list[Entry], parts: list[list[tuple[bytes, bool]]]) -> set[o
     reason, all that those wait for who share a flight with them.
     """
     found: set[object] = set()
-    for place, (caller, _, requests, _) in enumerate(entries):
+    for place, (caller, _, requests, *_) in enumerate(entries):
         given_up = place == 0 and isinstance(requests, Run)
         if given_up or not all(read for _, read in parts[place]):
             found.update(caller.owners())

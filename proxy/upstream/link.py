@@ -19,6 +19,7 @@ from proxy.resp.errors import UpstreamLost, UpstreamRefused
 from proxy.upstream.address import Upstream
 from proxy.upstream.sockets import set_keepalive, tls_context
 from proxy.upstream.tally import Tally
+from proxy.upstream.watch import Watch
 
 LINK_NAME = b"pannier"
 
@@ -54,6 +55,7 @@ class Connector:
     timeout: float
     keepalive: float
     tally: Tally = field(default_factory=Tally, compare=False)
+    watch: Watch = field(default_factory=Watch, compare=False)
 
     def lost(self, why: str) -> UpstreamLost:
         """The error for a connection that cannot be made or broke."""

@@ -30,6 +30,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from proxy.events import fields
@@ -152,6 +153,8 @@ class SharedLink:
         """Whether a PING is under way that is to close the breaker."""
         self._out: list[bytes] = []
         """Requests of this turn of the loop."""
+        self._turn = 0.0
+        """When the first of them came (monotonic seconds)."""
         self._loop = asyncio.get_running_loop()
         self._pacer = Pacer(self._loop, self._flush)
         self._classifier = classifier
@@ -289,9 +292,12 @@ class SharedLink:
             self.wire.send(b"".join(out))
 
     def _send(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
-        self.fifo.append((caller, n, requests, keys))
-        self._out.append(requests)
-        if len(self._out) == 1:
+        out = self._out
+        if not out:
+            self._turn = monotonic()
+        self.fifo.append((caller, n, requests, keys, self._turn))
+        out.append(requests)
+        if len(out) == 1:
             if self._pacer.active:
                 self._pacer.arm()
             else:
@@ -303,7 +309,7 @@ class SharedLink:
         caller.hold_back(self)
 
     def _hold(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
-        self.fifo.append((caller, n, requests, keys))
+        self.fifo.append((caller, n, requests, keys, monotonic()))
         self._held += len(requests)
         if self._held > _HOLD_LIMIT:
             self._paused.add(caller)
@@ -393,8 +399,9 @@ class SharedLink:
         self._held = 0
         first = self.tracking.begin(wire) if self.tracking is not None else None
         if first is not None:
-            self.fifo.appendleft((*first, None))
-        self._out = [requests for _, _, requests, _ in self.fifo]
+            self.fifo.appendleft((*first, None, monotonic()))
+        self._turn = monotonic()
+        self._out = [requests for _, _, requests, *_ in self.fifo]
         self._flush()
         self.release_paused()
 
@@ -453,26 +460,34 @@ class SharedLink:
     def _sort_out(self, entries: list[Entry], again: bool) -> None:
         """Keep the runs of callers who only wait for reads, to be sent again in their order; answer the
         others."""
-        parts = [self._classifier.repeatable(requests)[-n:] for _, n, requests, _ in entries]
+        parts = [self._classifier.repeatable(requests)[-n:] for _, n, requests, *_ in entries]
         given_up = doomed(entries, parts)
         lost, unknown = self.error.reply, self.error.of_unknown_outcome().reply
-        for place, (caller, n, sent, keys) in enumerate(entries):
+        for place, (caller, n, sent, keys, came) in enumerate(entries):
             owners = caller.owners()
             if again and owners and given_up.isdisjoint(owners):
                 requests = b"".join([part for part, _ in parts[place]])
-                self.fifo.append((caller, n, Run(requests) if place == 0 else requests, keys))
+                self.fifo.append((caller, n, Run(requests) if place == 0 else requests, keys, came))
                 continue
             self._settle_lost(sent, keys)
+            self._look_back(caller, sent, came)
             self.connector.tally.unserved += n
             answer(caller, n, b"".join([lost if read else unknown for _, read in parts[place]]))
 
     def _fail_all(self) -> None:
         entries, self.fifo = self.fifo, deque()
         self._held = 0
-        for caller, n, requests, keys in entries:
+        for caller, n, requests, keys, came in entries:
             self._settle_lost(requests, keys)
+            self._look_back(caller, requests, came)
             self.connector.tally.unserved += n
             answer(caller, n, self.error.reply * n)
+
+    def _look_back(self, caller: Caller, requests: bytes, came: float) -> None:
+        """Tell of requests given up that have waited for long."""
+        watch = self.connector.watch
+        if came < monotonic() - watch.after:
+            watch.slow(caller, requests, came)
 
     def _settle_lost(self, requests: bytes, keys: Keys) -> None:
         """Settle what may have been carried out, though its reply never came."""

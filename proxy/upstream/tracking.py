@@ -204,7 +204,7 @@ class Tracking:
                 self._settle(mode, "; ".join(refusals) or "granted by the server")
                 self.keeper.link_up(mode)
                 return
-            text = without_arguments(refused[1:].decode("utf-8", "replace"))
+            text = _verdict(refused)
             following = self._probe(wire, rung + 1, [*refusals, f"{mode.value} refused: {text}"])
             if following is not None:
                 caller, n, request = following
@@ -238,6 +238,12 @@ class Tracking:
         self._said = said
         self.settled.set()
         self._on_settled()
+
+
+def _verdict(line: bytes) -> str:
+    """A refusal; what is no error is somebody else's reply, and not shown."""
+    text = line[1:].decode("utf-8", "replace") if line.startswith(b"-") else "no answer to it"
+    return without_arguments(text)
 
 
 class _Probe(Collector):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.resp.errors import UpstreamDesync
@@ -37,6 +38,7 @@ class Wire(Link):
         self._tracking = link.tracking
         self._settle = link.settle
         self._settle_run = link.settle_run
+        self._watch = link.connector.watch
         self._held: list[bytes] = []
         """Replies of the run at the head of the FIFO that are kept back while pushes are taken."""
         self._held_replies = self._held_skipped = 0
@@ -64,6 +66,7 @@ class Wire(Link):
         scanner = self.scanner
         size = len(data)
         pos = 0
+        slow = monotonic() - self._watch.after
         while pos < size:
             if self.pushing or not fifo:
                 pos = self._push(data, pos)
@@ -71,7 +74,7 @@ class Wire(Link):
                     return
                 continue
             start = pos
-            caller, n, requests, keys = fifo[0]
+            caller, n, requests, keys, came = fifo[0]
             match = _RUNS.get(n)
             if match is not None and not scanner.open and (found := match(data, pos)) is not None:
                 pos = found.end()
@@ -94,11 +97,13 @@ class Wire(Link):
                 fifo.popleft()
                 if keys:
                     self._settle(keys)
+                if came < slow:
+                    self._watch.slow(caller, requests, came)
             else:
                 if keys:  # of several requests there is one key for each
                     self._settle(keys if n == 1 else keys[: done + 1])
                     keys = keys[done:] if n > 1 else keys
-                fifo[0] = (caller, n - done, requests, keys)
+                fifo[0] = (caller, n - done, requests, keys, came)
                 if not scanner.open:
                     # A push comes next, or the end of the chunk: one write for all that belongs together.
                     self._hold(data[start:pos], done, skipped)
