@@ -162,6 +162,8 @@ class Bus:
             return "publishing"
         if not self.subscriptions:
             return "connecting"
+        if self._doubts:
+            return "finding out whether something was missed"
         silent = time.monotonic() - self._answered
         return "up" if silent < _SILENT * self._heartbeat else f"not heard for {silent:.0f} s"
 
@@ -177,6 +179,7 @@ class Bus:
             "bus_gaps": self.gaps,
             "bus_subscriptions": self.subscriptions,
             "bus_missed": self.missed,
+            "bus_accounted": int(self._counts and self._ledger.even),
             "bus_lag_samples": len(self.lags),
             "bus_lag_p50_us": round(self.lag(0.5) * 1e6),
             "bus_lag_p99_us": round(self.lag(0.99) * 1e6),

@@ -86,6 +86,8 @@ class Ledger:
     def __init__(self, count: Count) -> None:
         self.heard = 0
         """Messages on all channels since the start, over all connections."""
+        self.even = False
+        """Whether both counts came out even when they were last compared."""
         self._count = count
         self._known: tuple[Published, int] | None = None
         """What was published and heard at the latest moment at which both were known."""
@@ -129,4 +131,5 @@ class Ledger:
             return False
         then, heard = before
         same = then.server == answer.server and answer.commands >= then.commands
-        return same and answer.calls - then.calls == self.heard - heard
+        self.even = same and answer.calls - then.calls == self.heard - heard
+        return self.even
