@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import pairwise
 
 import pytest
 
@@ -81,12 +80,22 @@ def test_a_shelf_is_empty_at_once_and_filled_again_before_the_old_is_freed() -> 
 
 async def test_a_sidecar_frees_it_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     race = Race(monkeypatch)
+    waste, turns, freed = race.tier.waste, 0, []
+    give_back = waste.give_back
+
+    def noted() -> bool:
+        more = give_back()
+        freed.append((turns, len(heap)))
+        return more
+
+    monkeypatch.setattr(waste, "give_back", noted)
     for _ in range(2):  # it begins again by itself
-        race.tier.waste.take(heap := list(range(20 * SLICE)))
-        sizes = [len(heap)]
+        waste.take(heap := list(range(20 * SLICE)))
         while heap:
-            await asyncio.sleep(0.0001)
-            sizes.append(len(heap))
-        assert max(before - after for before, after in pairwise(sizes)) <= SLICE <= 20 * SLICE - sizes[0]
-        assert size(race.tier.waste) == 0
+            await asyncio.sleep(0)
+            turns += 1
+        assert [left for _, left in freed] == list(range(19 * SLICE, -1, -SLICE))
+        assert len({turn for turn, _ in freed}) == 20, "others have their turns in between"
+        assert size(waste) == 0
+        freed.clear()
     await race.close()
