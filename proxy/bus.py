@@ -1,13 +1,13 @@
 """The eviction bus: sidecars of one Redis tell each other over pub/sub what to forget (`resp.eviction`).
 
 There is a channel for each namespace. With tracking, Redis tells of writes; the bus carries what Redis cannot
-tell: invalidations by command or by an application, patterns, SWAPDB. With `broadcast = writes` it carries
-every write as well.
+tell: invalidations by command or by an application, patterns, SWAPDB. Where Redis does not track, it carries
+every write as well (`client.telling`).
 
 Messages are collected for a few milliseconds and published over the link that carried what they are about,
 behind it, so that Redis has carried it out when a peer hears of it. The subscriber is redis-py's. What may
-have been missed (a gap in a sender's numbers, a lost subscription) is dropped: everything in the namespace,
-since nobody knows what it named.
+have been missed (a gap in a sender's numbers, something published between two subscriptions: `ledger`) is
+dropped: everything in the namespace, since nobody knows what it named.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import redis.asyncio as redis
+from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from proxy.events import fields, without_arguments
 from proxy.histogram import Histogram
+from proxy.ledger import Counting, Ledger
 from proxy.resp import encode
 from proxy.resp.eviction import BadMessage, Eviction, UnknownVersion
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.resp.namespace import Namespace
 from proxy.resp.tracking import Mode
-from proxy.tier.matching import drop_matching
-from proxy.tier.rules import key_frame, marks
+from proxy.tier.matching import SLICE, drop_keys, drop_matching
+from proxy.tier.shelf import Shelf
 from proxy.tier.tier import Source, Tier
 from proxy.upstream.address import Upstream
 from proxy.upstream.caller import Collector
@@ -50,12 +52,21 @@ _COLLECT = 0.002
 _MOST_KEYS = 500
 _MOST_BYTES = 100_000
 """Names of one message: written in JSON they may take six times as much."""
+_LARGE = 32_768
+"""Bytes of a message from which it is read beside: it takes longer than clients should wait."""
 _MOST_SENDERS = 10_000
 _SAMPLES = 1000
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 """Seconds before it is tried again to listen: twice as long after each failure in a row."""
-_UNANSWERED = 3
-"""Questions in a row, a heartbeat apart, that go without an answer before a subscription is given up."""
+_SILENT = 3
+"""Heartbeats without an answer from which on INFO says so."""
+_TRIES = 8
+"""How often the counts of what was published and heard are compared before the worst is assumed."""
+_LOOK = 0.01
+_RECOUNT, _RECOUNT_SOON = 10, 3
+"""Heartbeats between two counts, and if the last one did not come out even."""
+_COUNTED = "counted"
+"""What the sign of life behind a count says."""
 
 
 class Channel:
@@ -76,10 +87,6 @@ class Channel:
         self.link: SharedLink | None = None
         """Over which what is collected is to be published."""
 
-    def real(self, key: bytes) -> bytes:
-        """A key as Redis knows it."""
-        return self.prefix + key
-
     def pattern(self, pattern: bytes) -> bytes:
         """A pattern of keys as Redis knows them."""
         return pattern if self.namespace is None else self.namespace.pattern + pattern
@@ -91,21 +98,20 @@ class Bus:
     def __init__(
         self,
         upstream: Upstream,
-        tier: Tier,
+        tier: Tier | None,
         namespaces: Iterable[Namespace | None],
         prefix: str,
-        writes: bool,
+        counting: Counting,
         heartbeat: float = 1.0,
+        patience: float = 30.0,
     ) -> None:
-        self.writes = writes
-        """Whether writes are told, too."""
         self.channels: dict[bytes, Channel] = {}
         for namespace in (None, *namespaces):
             name = namespace.name if namespace is not None else ""
             self.channels[name.encode()] = Channel(prefix + name, namespace)
         # What is counted.
         self.published = self.received = self.own = 0
-        self.unknown = self.malformed = self.gaps = self.subscriptions = 0
+        self.unknown = self.malformed = self.gaps = self.subscriptions = self.missed = 0
         self.refusal = ""
         """Why Redis does not let us publish or subscribe; empty if it does."""
         self.lags: deque[float] = deque(maxlen=_SAMPLES)
@@ -115,8 +121,24 @@ class Bus:
         self._by_name = {channel.name: channel for channel in self.channels.values()}
         self._id = os.urandom(8).hex()
         self._heartbeat = heartbeat
+        self._patience = max(patience, _SILENT * heartbeat)
+        """Seconds of silence after which the connection is given up."""
+        self._answered = 0.0
+        """When Redis was asked last what it has answered (monotonic seconds)."""
+        self._unanswered = 0
+        """Questions since then."""
+        self._counting = counting
+        self._ledger = Ledger(counting.count)
+        self._counts = False
+        """Whether Redis counts what is published."""
+        self._recount_at = 0.0
+        """When the next count is due (monotonic seconds)."""
+        self._doubts = 0
+        """How often it may still be tried to find out whether something was missed; 0: that is known."""
+        self._proof: asyncio.Future[None] | None = None
         self._upstream = upstream
         self._tier = tier
+        """What there is to forget; None: nothing is kept here, so nobody is listened to."""
         self._waiting: dict[Channel, None] = {}
         self._under_way: dict[tuple[str, str, int], float] = {}
         """When messages were published that have not come back yet."""
@@ -130,6 +152,36 @@ class Bus:
     def lag(self, fraction: float) -> float:
         """A quantile of the lags, in seconds; 0 if there is none."""
         return quantile(self.lags, fraction)
+
+    @property
+    def status(self) -> str:
+        """`up`, or what is wrong."""
+        if self.refusal:
+            return self.refusal
+        if self._tier is None:
+            return "publishing"
+        if not self.subscriptions:
+            return "connecting"
+        silent = time.monotonic() - self._answered
+        return "up" if silent < _SILENT * self._heartbeat else f"not heard for {silent:.0f} s"
+
+    def fields(self) -> dict[str, object]:
+        """What it does, for INFO and SIDECAR STATS."""
+        return {
+            "bus_status": self.status,
+            "bus_published": self.published,
+            "bus_received": self.received,
+            "bus_own": self.own,
+            "bus_unknown_version": self.unknown,
+            "bus_malformed": self.malformed,
+            "bus_gaps": self.gaps,
+            "bus_subscriptions": self.subscriptions,
+            "bus_missed": self.missed,
+            "bus_lag_samples": len(self.lags),
+            "bus_lag_p50_us": round(self.lag(0.5) * 1e6),
+            "bus_lag_p99_us": round(self.lag(0.99) * 1e6),
+            "bus_lag_max_us": round(self.lag(1.0) * 1e6),
+        }
 
     # --- telling
 
@@ -216,67 +268,136 @@ class Bus:
         try:
             async with client.pubsub() as pubsub:
                 await pubsub.subscribe(*self._by_name)
-                missing = len(self._by_name)
-                asked = time.monotonic()
-                unanswered = 0
-                while unanswered < _UNANSWERED:
-                    wait = asked + self._heartbeat - time.monotonic()
-                    message = await pubsub.get_message(timeout=max(0.0, wait)) if wait > 0 else None
-                    if message is None:
-                        asked = time.monotonic()
-                        unanswered += 1
-                        await pubsub.ping(f"{asked:.6f}")
-                    elif message["type"] == "subscribe":
-                        if not missing:  # redis-py has connected anew
-                            self._lose()
-                            missing = len(self._by_name)
-                        missing -= 1
-                        if not missing:
-                            self._begin()
-                            await pubsub.ping(f"{time.monotonic():.6f}")
-                    elif message["type"] == "pong":
-                        unanswered = 0
-                        self._vouch(float(message["data"]))
-                    elif message["type"] == "message":
-                        await self._hear(message["channel"].decode("utf-8", "replace"), message["data"])
+                await self._follow(pubsub)
         finally:
             self._lose()
             with contextlib.suppress(RedisError, OSError):
                 await client.aclose()
-        raise TimeoutError(f"no answer for {_UNANSWERED * self._heartbeat:g} s")
+        raise TimeoutError(f"no answer for {self._patience:g} s")
+
+    async def _follow(self, pubsub: PubSub) -> None:
+        """Take what comes over one connection until Redis has been silent for too long.
+
+        Silence alone loses nothing: what is published meanwhile comes when it ends, before its sign of life.
+        """
+        missing = len(self._by_name)
+        asked = self._answered = time.monotonic()
+        self._unanswered = 0
+        # Both: a process that had no time asks late, and finds the answers behind that.
+        while asked - self._answered < self._patience or self._unanswered < _SILENT:
+            if self._ledger.due:
+                await pubsub.ping(_COUNTED)
+            wait = asked + self._heartbeat - time.monotonic()
+            pause = min(wait, _LOOK) if self._ledger.waits else wait
+            message = await pubsub.get_message(timeout=pause) if wait > 0 else None
+            if message is None:
+                if wait <= 0:
+                    asked = time.monotonic()
+                    self._unanswered += 1
+                    await pubsub.ping(f"{asked:.6f}")
+                    self._recount(asked)
+            elif message["type"] == "subscribe":
+                if not missing:  # redis-py has connected anew
+                    self._lose()
+                    missing = len(self._by_name)
+                missing -= 1
+                if not missing:
+                    self._begin()
+                    await pubsub.ping(f"{time.monotonic():.6f}")
+            elif message["type"] == "pong":
+                self._take_pong(message["data"])
+            elif message["type"] == "message":
+                self._ledger.heard += 1
+                await self._hear(message["channel"].decode("utf-8", "replace"), message["data"])
+
+    def _take_pong(self, data: bytes) -> None:
+        """Take a sign of life: to a heartbeat, or behind Redis' count of what was published."""
+        if data != _COUNTED.encode():
+            self._answered, self._unanswered = float(data), 0
+            self._vouch(self._answered)
+            return
+        complete = self._ledger.settled()
+        if complete:
+            self._recount_at = time.monotonic() + _RECOUNT * self._heartbeat
+        if not self._doubts:
+            return
+        if complete is None:
+            self._doubts -= 1  # somebody publishes just now, or Redis does not tell
+            if self._doubts:
+                self._ledger.ask()
+                return
+        self._doubts = 0
+        if complete:
+            about = fields("bus_heard", subscriptions=self.subscriptions, missed=False)
+            log.info("the eviction bus is heard again, and nothing was missed: all stays", extra=about)
+        else:
+            self._missed()
+
+    def _recount(self, now: float) -> None:
+        """Find out now and then how much has been published and heard, for when the connection breaks."""
+        if now > self._recount_at and not self._doubts and not self._ledger.waits:
+            self._recount_at = now + _RECOUNT_SOON * self._heartbeat
+            self._ledger.ask()
+
+    def _alone(self) -> list[Shelf]:
+        """The shelves that nothing but the bus keeps true."""
+        shelves = self._tier.shelves.values() if self._tier is not None else ()
+        return [shelf for shelf in shelves if shelf.mode is Mode.BUS]
 
     def _vouch(self, asked: float) -> None:
         """Everything published up to a moment has been heard."""
-        for shelf in self._tier.shelves.values():
-            if shelf.mode is Mode.BUS:
-                shelf.heard = asked
+        for shelf in self._alone():
+            shelf.heard = asked
 
     def _lose(self) -> None:
         """Nothing more is heard: what the bus alone keeps true is true no longer."""
-        for shelf in self._tier.shelves.values():
-            if shelf.mode is Mode.BUS:
-                shelf.bus_lost()
+        self._ledger.drop()
+        for shelf in self._alone():
+            shelf.bus_lost()
 
     def _begin(self) -> None:
-        """A subscription begins: what was said before it has been missed."""
+        """A subscription begins: what was said before it has been missed, if anything was said."""
         self.subscriptions += 1
         self.refusal = ""
         self._under_way.clear()
+        if self.subscriptions == 1:
+            about = fields("bus_heard", subscriptions=self.subscriptions)
+            log.debug("the eviction bus is heard", extra=about)
+            self._clear()
+            self._proof = asyncio.ensure_future(self._prove())
+        elif self._counts and not self._alone():
+            self._doubts = _TRIES
+            self._ledger.ask()
+        else:
+            self._missed()
+
+    async def _prove(self) -> None:
+        """Find out whether Redis' counts can be relied upon."""
+        self._counts = await self._counting.works()
+
+    def _missed(self) -> None:
+        """Something was said, or may have been, while nobody listened."""
+        about = fields("bus_heard", subscriptions=self.subscriptions, missed=True)
+        log.info("the eviction bus is heard again: everything kept is dropped", extra=about)
+        self.missed += 1
         for channel in self.channels.values():
             channel.heard.clear()
-        again = self.subscriptions > 1
-        level = logging.INFO if again else logging.DEBUG  # the first time is as expected
-        how = "heard again: everything kept is dropped" if again else "heard"
-        about = fields("bus_heard", subscriptions=self.subscriptions)
-        log.log(level, "the eviction bus is %s", how, extra=about)
-        self._tier.clear(source=Source.BUS)
+        self._clear()
+
+    def _clear(self, prefix: bytes = b"") -> None:
+        """Drop what shows keys with a prefix."""
+        if self._tier is not None:
+            self._tier.clear(prefix, Source.BUS)
 
     async def _hear(self, name: str, data: bytes) -> None:
         channel = self._by_name.get(name)
         if channel is None:
             return
         try:
-            message = Eviction.decode(data)
+            if len(data) > _LARGE:
+                message = await asyncio.to_thread(Eviction.decode, data)
+            else:
+                message = Eviction.decode(data)
         except UnknownVersion:
             self.unknown += 1
             return
@@ -299,22 +420,30 @@ class Bus:
             if len(channel.heard) > _MOST_SENDERS:
                 del channel.heard[next(iter(channel.heard))]
             if last is not None and message.number != last + 1:
+                if self._doubts:
+                    self._doubts = 0
+                    self._missed()
+                    channel.heard[message.sender] = message.number
+                    return
                 self.gaps += 1
                 log.warning(
                     "messages of the eviction bus were lost on %s: what is kept under it is dropped", name,
                     extra=fields("bus_gap", channel=name, missing=message.number - last - 1),
                 )  # fmt: skip
-                self._tier.clear(channel.prefix, Source.BUS)
+                self._clear(channel.prefix)
                 return
         await self._forget(channel, message)
 
     async def _forget(self, channel: Channel, message: Eviction) -> None:
         tier = self._tier
+        if tier is None:
+            return
         if message.everything or sum(map(len, message.patterns)) > LONGEST_PATTERNS:
             tier.clear(channel.prefix, Source.BUS)
             return
-        keys = marks([key_frame(channel.real(key)) for key in message.keys])
-        tier.drop(keys, channel.prefix, Source.BUS)
+        for _ in drop_keys(tier, message.keys, channel.prefix, Source.BUS):
+            if len(message.keys) > SLICE:
+                await asyncio.sleep(0)
         if message.patterns:
             pattern = compile_globs([channel.pattern(pattern) for pattern in message.patterns])
             for _ in drop_matching(tier, pattern, channel.prefix, Source.BUS):
@@ -357,6 +486,7 @@ def _client(upstream: Upstream) -> redis.Redis:
         "username": upstream.username,
         "password": upstream.password,
         "client_name": "pannier-bus",
+        "protocol": 2,  # every server speaks it
         "retry": Retry(NoBackoff(), 0),  # a lost connection is to be heard of
     }
     if upstream.path is not None:

@@ -1,9 +1,9 @@
 """The `pannier` command: flags in, exit status out.
 
 `pannier` runs the sidecar; `pannier config` shows the effective settings and where each came from; `pannier
-invalidate`, `delete`, `sweep` and `warm` are those of `proxy.control`. The flags
-are derived from `proxy.settings.OPTIONS`. Nothing heavier than argparse is imported before the sidecar is
-really to run, so that `config` and `--help` answer at once.
+invalidate`, `delete`, `sweep`, `warm`, `top` and `advise` are those of `proxy.control`. The flags are derived
+from `proxy.settings.OPTIONS`. Nothing heavier than argparse is imported before the sidecar is really to run,
+so that `config` and `--help` answer at once.
 
 Exit status: 0 after a clean stop, 1 if Pannier cannot start here, 2 for a wrong setting, 130 after Ctrl-C
 before the sidecar was up.
@@ -29,7 +29,7 @@ from proxy.tenants import KEYS, LIMITS, Tenant
 from proxy.upstream.address import shown
 
 COMMANDS = ("run", "config")
-CONTROL = ("invalidate", "delete", "sweep", "warm")
+CONTROL = ("invalidate", "delete", "sweep", "warm", "top", "advise")
 """Commands of `proxy.control`, which talk to a running Pannier."""
 
 
@@ -103,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
         usage="pannier [run | config] [options]",
         description="A sidecar cache proxy in front of Redis. Without any option it serves 127.0.0.1:6380 "
         "from a bundled redis-server.",
-        epilog="Beside these: pannier invalidate, delete, sweep and warm talk to a running Pannier; see "
-        "pannier delete --help. Every option can also be set by a variable (--max-clients: "
+        epilog="Beside these: pannier invalidate, delete, sweep, warm, top and advise talk to a running "
+        "Pannier; see pannier delete --help. Every option can also be set by a variable (--max-clients: "
         f"PANNIER_MAX_CLIENTS) or in the TOML file of --config or {CONFIG_VARIABLE} (max_clients). A flag "
         "outranks a variable, a variable the file.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),

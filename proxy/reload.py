@@ -7,6 +7,7 @@ leaves the old ones in force and says why.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -42,23 +43,41 @@ class Reloader:
         self._config = config
         self._apply = apply
         self._seen = self._look()
+        self._asked = asyncio.Event()
 
     async def run(self) -> None:
-        """Watch the files for ever."""
+        """Watch the files, and for who asks, for ever. Many rules take long to read: that is done beside."""
         while True:
-            await asyncio.sleep(_EVERY)
-            if self._look() != self._seen:
-                self.reload("a file has changed")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY):
+                    await self._asked.wait()
+            why = "SIGHUP" if self._asked.is_set() else "a file has changed"
+            if self._asked.is_set() or self._look() != self._seen:
+                self._asked.clear()
+                self._seen = self._look()
+                self._take(why, await asyncio.to_thread(self._read))
+
+    def ask(self) -> None:
+        """Have everything read again: SIGHUP has come."""
+        self._asked.set()
 
     def reload(self, why: str) -> None:
         """Read everything again."""
         self._seen = self._look()
+        self._take(why, self._read())
+
+    def _read(self) -> Settings | SettingsError:
         try:
-            settings = self._load()
+            return self._load()
         except SettingsError as error:
-            self.trouble = str(error)
-            about = fields("rules_broken", why=why, reason=str(error))
-            log.error("%s, but the old rules stay in force: %s", why, error, extra=about)
+            return error
+
+    def _take(self, why: str, settings: Settings | SettingsError) -> None:
+        """Put what was read in force, if it is good."""
+        if isinstance(settings, SettingsError):
+            self.trouble = str(settings)
+            about = fields("rules_broken", why=why, reason=str(settings))
+            log.error("%s, but the old rules stay in force: %s", why, settings, extra=about)
             return
         self.trouble = ""
         self._complain(name for name in _changed(settings, self._settings) if name not in _LIVE)

@@ -250,8 +250,9 @@ class Settings:
     )
     breaker_failures: int = option(
         count(0, 1_000_000, "failures"), 3, REDIS,
-        "Failures in a row (attempts to connect, replies not given within upstream_timeout) after which no "
-        "command waits for Redis any more, until a probe is answered. 0: never.",
+        "Failures in a row after which no command waits for Redis any more, until a probe is answered: "
+        "attempts to connect, which are also made once Redis has been silent for coherence_timeout; replies "
+        "not given within upstream_timeout. 0: never.",
     )
     on_upstream_down: str = option(
         choice("error", "stale"), "error", TIER,
@@ -266,8 +267,8 @@ class Settings:
     tracking: str = option(
         choice("auto", "default", "bcast", "off"), "auto", TIER,
         "How Redis tells of changes (CLIENT TRACKING). auto takes the best that the server grants: default, "
-        "else bcast. off: none. Where none is granted, other Panniers may tell (broadcast writes); otherwise "
-        "nothing is served from memory, everything goes to Redis.",
+        "else bcast. Where none is granted, other Panniers tell (broadcast auto or writes). off: none; "
+        "nothing is served from memory, unless broadcast is writes.",
     )
     mode: str = option(
         choice("cache", "observe", "off"), "cache", TIER,
@@ -313,7 +314,7 @@ class Settings:
     refill_limit: int = option(
         count(0, 1_000_000, "fetches"), 64, TIER,
         "Fetches of one class under way at once in the half minute after a thousand entries and more were "
-        "dropped together; what else misses waits for its turn. 0: any number.",
+        "dropped within a second; what else misses waits for its turn. 0: any number.",
     )
     verify: float = option(
         share(), 0.0, TIER,
@@ -386,8 +387,8 @@ class Settings:
     broadcast: str = option(
         choice("auto", "explicit", "writes", "off"), "auto", TIER,
         "What is told to other Panniers of the same Redis over pub/sub. explicit: what Redis cannot tell "
-        "(SIDECAR INVALIDATE, patterns, SWAPDB). writes: every write as well. auto: explicit. off: nothing, "
-        "nor is anything heard.",
+        "(SIDECAR INVALIDATE, patterns, SWAPDB). writes: every write as well. auto: writes while Redis "
+        "refuses to track, else explicit. off: nothing, nor is anything heard.",
     )
     evict_channel: str = option(
         CHANNEL, "pannier:evict:", TIER,

@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import hiredis
@@ -22,6 +22,7 @@ from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.explaining import rule_fields
 from proxy.client.health import outage_fields, status
 from proxy.client.spaces import Space
+from proxy.client.work import under_way
 from proxy.events import fields, without_arguments
 from proxy.kinds import show_size
 from proxy.listening import addresses, clear_away, serve
@@ -36,7 +37,7 @@ from proxy.resp.downgrade import Shape
 from proxy.resp.errors import StartupError, UpstreamError, UpstreamRefused
 from proxy.resp.tracking import LADDERS, Mode
 from proxy.settings import Settings
-from proxy.tier.policy import Defaults, Policy, Serve
+from proxy.tier.policy import CacheRule, Defaults, Policy, Serve
 from proxy.tier.rules import Rules
 from proxy.tier.shelf import Shelf
 from proxy.tier.table import STRIDE
@@ -85,6 +86,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             embedded = await stack.enter_async_context(EmbeddedRedis())
             upstream, bundled = embedded.upstream, embedded.version
             endings.append(asyncio.ensure_future(embedded.ended()))
+            stack.callback(endings[-1].cancel)  # should the start fail, before the server is stopped
         sidecar = Sidecar(settings, upstream, bundled)
         if settings.trace_sample:
             from proxy.client import tracing  # with OpenTelemetry
@@ -93,9 +95,10 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             stack.push_async_callback(tracing.shut_down, spans)
             sidecar.clients.make = tracing.Tracing(spans, settings.trace_sample, upstream).session
         if again is not None:
-            reloader = Reloader(settings, again, config, sidecar.obey)
+            load = again
+            reloader = Reloader(settings, lambda: sidecar.prepared(load()), config, sidecar.obey)
             sidecar.reloader = sidecar.sources.reloader = reloader
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload, "SIGHUP")
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
             watch = asyncio.create_task(reloader.run())
             stack.callback(watch.cancel)
         await stack.enter_async_context(sidecar.serving())
@@ -136,6 +139,7 @@ class Sidecar:
             self._care,
             self._closed,
             settings.breaker_failures,
+            settings.coherence_timeout,
         )
         identity = Identity(_bytes(upstream.username), _bytes(upstream.password))
         self.clients = Clients(
@@ -153,6 +157,8 @@ class Sidecar:
             from proxy.observe.metrics import Collector
 
             self.admin.add("GET", "/metrics", Collector(self.sources).answer)
+        self._prepared: tuple[tuple[Sequence[CacheRule], Defaults], Policy] | None = None
+        """Rules that have been read and made ready to be put in force."""
         self.obey(settings)
         self.warming = Warming(settings, self.clients)
         self.sources.warming = self.warming
@@ -222,11 +228,19 @@ class Sidecar:
 
     def obey(self, settings: Settings) -> None:
         """Put the cache rules and the mode of some settings in force."""
-        stale = settings.stale_max if settings.on_upstream_down == "stale" else 0.0
-        ceiling = Serve[settings.mode.upper()]
-        limits = Defaults(settings.l1_ttl, settings.max_value_size, ceiling, stale)
+        limits = _limits(settings)
         self.sources.settings = settings
-        self.clients.obey(Policy(settings.rules, limits))
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] == (settings.rules, limits):
+            self.clients.obey(prepared[1])
+        else:
+            self.clients.obey(Policy(settings.rules, limits))
+
+    def prepared(self, settings: Settings) -> Settings:
+        """Do what takes long about putting rules in force, on a thread of its own."""
+        limits = _limits(settings)
+        self._prepared = (settings.rules, limits), Policy(settings.rules, limits)
+        return settings
 
     async def first_contact(self) -> None:
         """Wait until it is known whether Redis can be reached."""
@@ -318,17 +332,27 @@ class Sidecar:
         settle = functools.partial(self.tier.drop, prefix=space.prefix)
         settle_run = functools.partial(self.clients.settle_run, prefix=space.prefix)
         ladder = LADDERS[self.settings.tracking]
-        if self.settings.broadcast == "writes":
+        if self.settings.broadcast == "writes" or (self.settings.broadcast == "auto" and ladder):
             ladder = (*ladder, Mode.BUS)
+            asyncio.get_running_loop().call_soon(self.clients.weigh)  # when the pool has the link
         away_after = self.settings.coherence_timeout if self.settings.on_upstream_down == "stale" else 0.0
-        return Care(shelf, ladder, heartbeat, settle, settle_run, space.prefix, away_after)
+        weigh = self.clients.weigh
+        return Care(shelf, ladder, heartbeat, settle, settle_run, space.prefix, away_after, weigh)
 
     def _closed(self, key: LinkKey) -> None:
         if self.tier is not None:
             self.tier.discard(key)
 
+    def _bus_fields(self, space: Space) -> dict[str, object]:
+        """What the eviction bus does; in a namespace, nothing about the others."""
+        if self.bus is None or space.namespace is not None:
+            return {}
+        told = "writes" if self.clients.tells_writes else "explicit"
+        return {"bus_tells": told, **self.bus.fields()}
+
     def stats(self, space: Space) -> dict[str, object]:
         """What the memory tier holds and does, by name: all of it, or for a namespace."""
+        fields: dict[str, object]
         tier, links = self.tier, self.links.shared
         leases = self.clients.leases.figures(space)
         link = links.get(self._main)
@@ -337,25 +361,30 @@ class Sidecar:
                 (link for key, link in links.items() if key.space == space.name and link.tracking), None
             )
         if tier is None or link is None or link.tracking is None:
-            return {"tracking": "off", "tracking_reason": "switched off", **leases} | _counted(space)
+            fields = {"tracking": "off", "tracking_reason": "switched off", **leases} | _counted(space)
+            fields |= under_way(self.clients.sessions.values(), space)
+            return fields | self._bus_fields(space)
         shelf = tier.shelves.get(link.key)
         trouble = shelf.trouble if shelf is not None else ""
         accounts = (
             [space.account] if space.namespace is not None and space.account is not None else tier.accounts
         )
-        fields: dict[str, object] = {
+        fields = {
             "tracking": "off" if trouble else link.tracking.mode.label,
             "tracking_reason": trouble or link.tracking.reason,
             **outage_fields(self.clients, space),
             **_tier_fields(accounts),
             **rule_fields(tier, accounts, self.clients.verifier is not None),
             **leases,
+            **under_way(self.clients.sessions.values(), space),
             **_counted(space),
         }
+        if space.namespace is None:
+            fields["connected_clients"] = len(self.clients.sessions)
+            fields["total_commands_processed"] = self.clients.commands
         if space.namespace is None or space is self.warming.space:
             fields |= self.warming.fields()
-        if self.bus is not None and space.namespace is None:
-            fields |= _bus_fields(self.bus)
+        fields |= self._bus_fields(space)
         if self._canary is not None:
             canary = self._canary
             fields |= {
@@ -389,19 +418,28 @@ class Sidecar:
         return None
 
     def _join_bus(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
-        """Listen to other sidecars, and have them listen."""
+        """Listen to other sidecars, and have them listen.
+
+        Without a tier there is nothing to forget here, but clients may have the others forget.
+        """
         settings = self.settings
-        if self.tier is None or settings.broadcast == "off":
+        if settings.broadcast == "off":
             return None
         from proxy.bus import Bus  # with redis-py: 9 MB that broadcast = off does without
+        from proxy.ledger import Counting
 
         namespaces = [space.namespace for space in self.clients.spaces if space.namespace is not None]
-        writes = settings.broadcast == "writes"
         heartbeat = settings.coherence_timeout / 3
-        self.bus = Bus(self.upstream, self.tier, namespaces, settings.evict_channel, writes, heartbeat)
-        self.clients.bus, self.clients.tells_writes = self.bus, writes
+        channel = settings.evict_channel
+        unheard = f"{channel}:nobody:{os.urandom(8).hex()}"
+        counting = Counting(lambda: self.links.shared.get(self._main), unheard)
+        self.bus = Bus(
+            self.upstream, self.tier, namespaces, channel, counting, heartbeat, settings.upstream_timeout
+        )
+        self.clients.bus, self.clients.tells_writes = self.bus, settings.broadcast == "writes"
+        self.clients.weigh()
         self.sources.bus = self.bus
-        return loop.create_task(self.bus.run())
+        return loop.create_task(self.bus.run()) if self.tier is not None else None
 
     async def _learn_first(self, main: SharedLink) -> None:
         """Learn what the server has before anybody is served, if it can be reached.
@@ -474,6 +512,11 @@ class Sidecar:
         return str(version.decode("ascii", "replace")) or self.bundled or "unknown"
 
 
+def _limits(settings: Settings) -> Defaults:
+    stale = settings.stale_max if settings.on_upstream_down == "stale" else 0.0
+    return Defaults(settings.l1_ttl, settings.max_value_size, Serve[settings.mode.upper()], stale)
+
+
 def _tier(settings: Settings, table: CommandTable) -> Tier | None:
     if settings.tracking == "off" and settings.broadcast != "writes":
         return None
@@ -489,6 +532,7 @@ def _tier(settings: Settings, table: CommandTable) -> Tier | None:
         stale_max=settings.stale_max if settings.on_upstream_down == "stale" else 0.0,
     )
     tier = Tier(limits, Rules(table))
+    tier.shows_names = settings.key_privacy == "plain"
     tier.eager = True
     if settings.verify:
         tier.stride = max(0, min(STRIDE, round(1 / settings.verify) - 1))
@@ -498,23 +542,6 @@ def _tier(settings: Settings, table: CommandTable) -> Tier | None:
 def _named(stats: dict[str, object]) -> dict[str, object]:
     """Statistics as INFO calls them."""
     return {f"pannier_{name}": value for name, value in stats.items()}
-
-
-def _bus_fields(bus: Bus) -> dict[str, object]:
-    """What the eviction bus does."""
-    return {
-        "bus_status": bus.refusal or ("up" if bus.subscriptions else "connecting"),
-        "bus_published": bus.published,
-        "bus_received": bus.received,
-        "bus_own": bus.own,
-        "bus_unknown_version": bus.unknown,
-        "bus_malformed": bus.malformed,
-        "bus_gaps": bus.gaps,
-        "bus_subscriptions": bus.subscriptions,
-        "bus_lag_p50_us": round(bus.lag(0.5) * 1e6),
-        "bus_lag_p99_us": round(bus.lag(0.99) * 1e6),
-        "bus_lag_max_us": round(bus.lag(1.0) * 1e6),
-    }
 
 
 def _tier_fields(accounts: list[Account]) -> dict[str, object]:

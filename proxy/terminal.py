@@ -17,10 +17,10 @@ class Line:
         self.shown = sys.stderr.isatty()
         self._next = 0.0
 
-    def show(self, text: str) -> None:
-        """Show how far it is."""
+    def show(self, text: str, at_once: bool = False) -> None:
+        """Show how far it is; `at_once`: however little time has gone by."""
         now = time.monotonic()
-        if self.shown and now >= self._next:
+        if self.shown and (at_once or now >= self._next):
             self._next = now + _EVERY
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 

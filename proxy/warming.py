@@ -272,11 +272,12 @@ class Warming:
         return warmer
 
     async def _heard(self) -> int:
-        """How often the eviction bus has begun to be heard, once it is: all that is kept is dropped then."""
+        """How often something may have been missed of the eviction bus, once it is heard: all that is kept is
+        dropped then."""
         bus = self._bus
         while bus is not None and not (bus.subscriptions or bus.refusal):
             await asyncio.sleep(_LOOK)
-        return bus.subscriptions if bus is not None else 0
+        return bus.missed if bus is not None else 0
 
     def _tell(self, tally: Tally) -> None:
         tally.end()
@@ -296,9 +297,10 @@ class Warming:
     def _prepare(self, link: SharedLink, protocols: set[int]) -> None:
         """Make the tables that are to be filled, if none is known to be of use: that of RESP2."""
         shelf = _shelf(link)
-        for protocol in protocols or set(shelf.tables) or {2}:
-            shelf.table(protocol)
-        self._tables[link.key] = set(shelf.tables)
+        for protocol in protocols or {protocol for protocol, _ in shelf.filled} or {2}:
+            table = shelf.table(protocol)
+            table.asked = table.asked or time.monotonic()
+        self._tables[link.key] = _asked(shelf)
 
     # --- from then on
 
@@ -327,7 +329,7 @@ class Warming:
         """Warm for clients of a protocol that was not expected: what is kept for the others."""
         for key, link in self._links.items():
             shelf = _shelf(link)
-            new = set(shelf.tables) - self._tables[key]
+            new = _asked(shelf) - self._tables[key]
             if new:
                 self._tables[key] |= new
                 parts = [part for part in hottest(shelf, self._settings.warm_limit) if _lacks(shelf, part)]
@@ -378,14 +380,14 @@ class Warming:
                 requests += [words for part in parts[begin : begin + _SLICE] if (words := _words(part))]
                 await asyncio.sleep(0)
             if requests:
-                yield Section(space.name, tuple(sorted(shelf.tables)), requests)
+                yield Section(space.name, tuple(sorted([protocol for protocol, _ in shelf.filled])), requests)
 
 
 def hottest(shelf: Shelf, n: int) -> list[bytes]:
     """The parts of a shelf that are read most, then those that were kept or asked for last; `n` at most."""
     shelf.replay()
     tables = list(shelf.tables.values())
-    found = {part: None for part, _ in shelf.hot.hottest(n) if any(part in table.replies for table in tables)}
+    found = {part: None for part, _ in shelf.hot.hottest(n) if any(part in table for table in tables)}
     for part in chain.from_iterable(zip_longest(*[reversed(table.replies) for table in tables])):
         if len(found) == n:
             break
@@ -410,7 +412,7 @@ def _write(path: str, sections: Sequence[Section], limit: int) -> None:
 
 
 def _lacks(shelf: Shelf, part: bytes) -> bool:
-    return any(part not in table.replies for table in shelf.tables.values())
+    return any(part not in table for _, table in shelf.filled)
 
 
 def _shelf(link: SharedLink) -> Shelf:
@@ -431,3 +433,8 @@ def _words(part: bytes) -> list[bytes]:
 
 
 _PARSER = RequestParser(LONGEST)
+
+
+def _asked(shelf: Shelf) -> set[int]:
+    """The protocols that clients speak, or may be expected to."""
+    return {protocol for protocol, table in shelf.tables.items() if table.wanted}

@@ -66,8 +66,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def listener(clock: Clock) -> bus.Bus:
-    tier = SimpleNamespace(shelves={}, clear=lambda prefix=b"": 0)
-    return bus.Bus(Upstream.parse("redis://127.0.0.1:1"), tier, [], "pannier:evict:", writes=False)  # type: ignore[arg-type]
+    async def nothing() -> None:
+        pass
+
+    tier = SimpleNamespace(shelves={}, clear=lambda prefix=b"", source=None: 0)
+    counting = SimpleNamespace(works=nothing, count=nothing)
+    return bus.Bus(Upstream.parse("redis://127.0.0.1:1"), tier, [], "pannier:evict:", counting, 1.0, 3.0)  # type: ignore[arg-type]
 
 
 @pytest.fixture

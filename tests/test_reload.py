@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,25 @@ class TestFollowing:
         assert [rule.shown for rule in applied[0].rules] == ["b"]
         watch.cancel()
 
+    async def test_reads_beside(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Many rules take long: clients are served meanwhile."""
+        threads: list[threading.Thread] = []
+        load = house.reloader._load
+
+        def slow() -> Settings:
+            threads.append(threading.current_thread())
+            return load()
+
+        monkeypatch.setattr(house.reloader, "_load", slow)
+        watch = asyncio.create_task(house.reloader.run())
+        house.replace(house.rules, TWO)
+        await self.until(house, [["b"]])
+        house.replace(house.rules, ONE)
+        house.reloader.ask()
+        await self.until(house, [["b"], ["a"]])
+        assert threads and threading.main_thread() not in threads
+        watch.cancel()
+
     async def test_goes_on_after_a_broken_file_and_a_missing_one(self, house: House) -> None:
         watch = asyncio.create_task(house.reloader.run())
         for breaks in (lambda: house.replace(house.rules, "[["), house.rules.unlink):
@@ -175,7 +195,10 @@ class TestFollowing:
     async def test_complains_of_a_broken_file_once(self, house: House, caplog: pytest.LogCaptureFixture) -> None:
         watch = asyncio.create_task(house.reloader.run())
         house.replace(house.rules, "[[")
-        for _ in range(100):
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            while not house.reloader.trouble:
+                await asyncio.sleep(0)
+        for _ in range(300):
+            await asyncio.sleep(0.0001)
         assert caplog.text.count("the old rules stay in force") == 1
         watch.cancel()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from proxy.client import journal, refilling
+from proxy.client import journal, refilling, telling
 from proxy.client.dispatch import Dispatcher
 from proxy.client.latency import Latency
 from proxy.client.leases import Leases
@@ -104,7 +104,7 @@ class Clients:
         self.bus: Bus | None = None
         """Over which other sidecars are told what to forget; None: they are not."""
         self.tells_writes = False
-        """Whether they are told of every write."""
+        """Whether they are told of every write; with `broadcast = auto`, see `weigh`."""
         self.policy = Policy((), Defaults(settings.l1_ttl, settings.max_value_size))
         """The cache rules in force."""
         self.privacy = Privacy(KeyPrivacy(settings.key_privacy))
@@ -124,6 +124,8 @@ class Clients:
         """Bytes of large commands of which all is waited for."""
         self.stalled: dict[Session, float] = {}
         """Sessions that do not read their replies, and since when (monotonic seconds)."""
+        self.works: set[asyncio.Task[bytes]] = set()
+        """What goes on though its client leaves."""
         # What is counted.
         self.received = 0
         """Connections admitted since the start."""
@@ -166,6 +168,11 @@ class Clients:
         """Have other sidecars forget what a session's command was about (see `Bus.tell`)."""
         if self.bus is not None:
             self.bus.tell(session.space.namespace, session.link, why, keys, patterns, everything)
+
+    def weigh(self) -> None:
+        """Find out whether other sidecars are to be told of every write, a link having come or settled."""
+        if self.bus is not None and self.settings.broadcast == "auto" and self.tier is not None:
+            self.tells_writes = telling.needed(self.links.shared.values())
 
     def _give_back(self) -> None:
         """Free what the tier has dropped all at once, a slice now and then: nobody waits for it."""
@@ -234,7 +241,7 @@ class Clients:
         self.slowlog.refill()
         for link in self.links.shared.values():
             self.latency.listen(link)
-        self._refresh()
+        self._refresh(now)
         for session, since in list(self.stalled.items()):
             self._check_output(session, now - since)
         self._ticks += 1
@@ -247,13 +254,14 @@ class Clients:
             for space in self.spaces:
                 _tell_refused(space, now)
 
-    def _refresh(self) -> None:
-        """Fetch anew what rules want fresh, and let counts of hits fade."""
-        fades = self._ticks % _FADE_TICKS == 0
+    def _refresh(self, now: float) -> None:
+        """Fetch anew what rules want fresh; let counts of hits fade, and what nobody reads any more go."""
+        fades = self._ticks % _FADE_TICKS == _FADE_TICKS - 1
         for key, shelf in self.tier.shelves.items() if self.tier is not None else ():
+            shelf.let_go(now)
             if fades:
                 shelf.replay()
-                shelf.hot.age()
+                shelf.traffic.fade()
             link = self.links.shared.get(key)  # type: ignore[call-overload]
             if link is not None and link.state is LinkState.READY and shelf.tending.known:
                 refilling.refresh(shelf, link)

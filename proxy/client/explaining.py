@@ -116,7 +116,7 @@ def _kept(session: Session, key: bytes) -> dict[str, Any]:
         {
             "read": _spoken(part),
             "l1_ttl_ms": max(0, round((end - now) * 1000)),
-            "hits_lately": shelf.hot.count(part),
+            "hits_lately": shelf.hits_lately(part),
         }
         for part, end in ends
         if end is not None

@@ -76,7 +76,7 @@ def judge(clients: Clients, space: Space | None = None) -> Health:
     if clients.draining:
         reasons.append("draining: clients are to go elsewhere")
     if upstream != "up":
-        reasons.append("closed" if link is None else str(link.refusal).removeprefix("ERR pannier: "))
+        reasons.append(_why(link))
     elif breaker.open and breaker.error is not None:
         reasons.append(str(breaker.explain(breaker.error)).removeprefix("ERR pannier: "))
     if not warm:
@@ -93,6 +93,16 @@ def judge(clients: Clients, space: Space | None = None) -> Health:
         draining=clients.draining,
         reasons=tuple(reasons),
     )
+
+
+def _why(link: SharedLink | None) -> str:
+    """What is wrong with a link, in a few words."""
+    if link is None:
+        return "closed"
+    error = link.refusal
+    if link.mute:
+        error = link.breaker.explain(link.connector.lost(f"has not answered for {link.mute:.0f} s"))
+    return str(error).removeprefix("ERR pannier: ")
 
 
 def outage_fields(clients: Clients, space: Space) -> dict[str, object]:
@@ -115,6 +125,8 @@ def status(link: SharedLink | None) -> str:
         return "closed"
     if link.state is LinkState.DOWN and isinstance(link.error, UpstreamRefused):
         return "refused"
+    if link.mute:
+        return "silent"
     return {LinkState.READY: "up", LinkState.FULL: "up"}.get(link.state, link.state.name.lower())
 
 

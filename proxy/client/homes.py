@@ -27,7 +27,9 @@ def settle_in(session: Session, link: SharedLink) -> None:
     session.home = session.link = link
     keeper = link.tracking.keeper if link.tracking is not None and not session.bypass else NO_SHELF
     session.shelf = cast(Shelf, keeper)
+    session.table.users -= 1
     session.table = session.shelf.table(session.protocol)
+    session.table.users += 1
     session.find = session.table.find
     session.skip_chunks = 0
     if not session.gone:

@@ -6,11 +6,11 @@ Other sidecars are told over the eviction bus. Names are those that clients of t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
-from proxy.tier.matching import drop_matching
+from proxy.tier.matching import SLICE, drop_matching
 from proxy.tier.rules import key_frame, marks
 from proxy.tier.tier import Source
 
@@ -27,9 +27,9 @@ def too_long(patterns: Iterable[bytes]) -> bool:
 
 
 def drop_keys(
-    clients: Clients, space: Space, link: SharedLink, keys: Collection[bytes], counted: Iterable[Shelf]
+    clients: Clients, space: Space, link: SharedLink, keys: Sequence[bytes], counted: Iterable[Shelf]
 ) -> int:
-    """Drop what is kept of some keys, and have other sidecars do so; how many entries of `counted` that
+    """Drop what is kept of some keys, and have other sidecars do so; how many reads kept in `counted` that
     were.
 
     `link`: behind what has been sent over which the others hear of it.
@@ -44,22 +44,54 @@ def drop_keys(
     return _dropped(shelves) - before
 
 
+async def drop_many(
+    clients: Clients, space: Space, link: SharedLink, keys: Sequence[bytes], counted: Iterable[Shelf]
+) -> int:
+    """The same for any number of keys, a slice at a time, so that hits go on in between."""
+    shelves, dropped = list(counted), 0
+    for start in range(0, len(keys), SLICE):
+        dropped += drop_keys(clients, space, link, keys[start : start + SLICE], shelves)
+        await asyncio.sleep(0)
+    return dropped
+
+
+class Progress:
+    """How far dropping by pattern is."""
+
+    __slots__ = ("dropped", "looked_at", "of")
+
+    def __init__(self) -> None:
+        self.dropped = self.looked_at = self.of = 0
+        """Entries: that are gone, that have been looked at, and that there were when it began."""
+
+    def figures(self) -> dict[str, int]:
+        """In numbers, by name."""
+        return {"dropped": self.dropped, "looked_at": min(self.looked_at, self.of), "of": self.of}
+
+
 async def drop_patterns(
-    clients: Clients, space: Space, link: SharedLink, patterns: list[bytes], counted: Iterable[Shelf]
+    clients: Clients,
+    space: Space,
+    link: SharedLink,
+    patterns: list[bytes],
+    counted: Iterable[Shelf],
+    progress: Progress | None = None,
 ) -> int:
     """The same for all keys that match one of some patterns (none of them `too_long`), a slice at a time."""
-    tier, shelves, dropped = clients.tier, list(counted), 0
+    tier, shelves, progress = clients.tier, list(counted), progress or Progress()
     if clients.bus is not None:
         clients.bus.tell(space.namespace, link, "command", patterns=patterns)
     if tier is None:
-        return dropped
+        return 0
+    progress.of = sum([shelf.entries for shelf in shelves])
     pattern = compile_globs(real_patterns(space, patterns))
     slices = drop_matching(tier, pattern, space.prefix, Source.COMMAND)
     while True:
         before = _dropped(shelves)
         if next(slices, None) is None:
-            return dropped
-        dropped += _dropped(shelves) - before
+            return progress.dropped
+        progress.dropped += _dropped(shelves) - before
+        progress.looked_at += SLICE
         await asyncio.sleep(0)
 
 
@@ -70,4 +102,4 @@ def real_patterns(space: Space, patterns: list[bytes]) -> list[bytes]:
 
 
 def _dropped(shelves: list[Shelf]) -> int:
-    return sum([shelf.drops for shelf in shelves])
+    return sum([shelf.reads_dropped for shelf in shelves])

@@ -7,6 +7,7 @@ between the pages.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 
 from proxy.resp import encode
-from proxy.resp.errors import UpstreamRefused
+from proxy.resp.errors import UpstreamError, UpstreamRefused
 from proxy.resp.namespace import Namespace
 from proxy.tier.rules import key_frame, marks
 from proxy.upstream.caller import Question
@@ -83,39 +84,55 @@ async def _flush(session: Session, namespace: Namespace, everywhere: bool, now: 
         link = links.attach(home._replace(database=database))
         try:
             await link.settled()
-            await _sweep(session, link, namespace.pattern + b"*", b"DEL" if now else b"UNLINK")
+            await Deletion(link, how=b"DEL" if now else b"UNLINK").sweep(session, namespace.pattern + b"*")
         finally:
             links.detach(link)
     return encode.OK
 
 
-async def delete(session: Session, pattern: bytes, page: int) -> int:
-    """Delete the keys of the session's database that match, `page` at a time; how many there were."""
-    return await _sweep(session, session.home, pattern, b"UNLINK", page)
+class Deletion:
+    """Deletes keys of a link's database that match patterns, `page` looked at a time, and counts."""
 
+    def __init__(self, link: SharedLink, page: int = _PAGE, how: bytes = b"UNLINK") -> None:
+        self.deleted = 0
+        """What Redis says it has deleted."""
+        self.looked_at = 0
+        """Keys, once for each pattern; about, as SCAN goes."""
+        self.scope = 0
+        """How many there are to look at, as far as that has been measured."""
+        self._link = link
+        self._page = page
+        self._how = how
 
-async def _sweep(
-    session: Session, link: SharedLink, pattern: bytes, command: bytes, page: int = _PAGE
-) -> int:
-    count = 0
-    async for keys in _pieces(_pages(link, pattern, b"0", page)):
+    def figures(self) -> dict[str, int]:
+        """How far it is."""
+        scope = max(self.scope, self.looked_at)
+        return {"deleted": self.deleted, "looked_at": self.looked_at, "of": scope}
+
+    async def measure(self, patterns: int) -> None:
+        """Find out how many keys have to be looked at for so many patterns."""
+        with contextlib.suppress(UpstreamError):
+            (size,) = await ask(self._link, encode.request("DBSIZE"))
+            self.scope = int(size) * patterns
+
+    async def sweep(self, session: Session, pattern: bytes) -> None:
+        """Delete what matches one pattern. Raises UpstreamError."""
+        async for page in _pages(self._link, pattern, b"0", self._page):
+            for start in range(0, len(page), _PIECE):
+                await self._delete(session, page[start : start + _PIECE])
+            self.looked_at += self._page
+
+    async def _delete(self, session: Session, keys: list[bytes]) -> None:
+        clients = session.clients
         dropped = marks(map(key_frame, keys))
-        if session.clients.tier is not None:
-            session.clients.tier.drop(dropped, session.space.prefix)
-        reply = await Question().ask(link, encode.request(command, *keys), dropped)
+        if clients.tier is not None:
+            clients.tier.drop(dropped, session.space.prefix)
+        reply = await Question().ask(self._link, encode.request(self._how, *keys), dropped)
         if reply.startswith(b"-"):
             raise UpstreamRefused(reply[1:-2].decode("utf-8", "replace"))
-        count += int(reply[1:-2])
-        if session.clients.tells_writes:
-            session.clients.tell(session, "write", keys)
-    return count
-
-
-async def _pieces(pages: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
-    """The keys of pages in smaller lists."""
-    async for keys in pages:
-        for start in range(0, len(keys), _PIECE):
-            yield keys[start : start + _PIECE]
+        self.deleted += int(reply[1:-2])
+        if clients.tells_writes:
+            clients.tell(session, "write", keys)
 
 
 async def _pages(
@@ -125,8 +142,7 @@ async def _pages(
     while True:
         scan = encode.request("SCAN", cursor, "MATCH", pattern, "COUNT", page)
         ((cursor, keys),) = await ask(link, scan)
-        if keys:
-            yield keys
+        yield keys
         if cursor == b"0":
             return
 

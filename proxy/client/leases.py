@@ -148,6 +148,7 @@ def _in_memory(session: Session, key: bytes) -> bytes | None:
     shelf, part = session.shelf, GET + key_frame(key)
     if not (monotonic() < shelf.until or shelf.vouch(monotonic())):
         return None
+    shelf.reuse.release([part])
     reply = session.find(part)
     if reply is None or reply in NULLS or not reply.startswith(b"$"):
         return None

@@ -38,7 +38,7 @@ def line(session: Session) -> str:
         "qbuf": len(session.buffer),
         "obl": session.transport.get_write_buffer_size(),
         "events": "r",
-        "cmd": "NULL",
+        "cmd": session.work.name if session.work is not None else "NULL",
         "user": user,
         "redir": -1,
         "resp": session.protocol,

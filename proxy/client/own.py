@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import explaining, health, homes, keyspace, leases, slowlog, warm
-from proxy.client.invalidating import drop_keys, drop_patterns, real_patterns, too_long
+from proxy.client import advising, explaining, health, homes, hotkeys, keyspace, leases, slowlog, warm, work
+from proxy.client.invalidating import Progress, drop_keys, drop_many, drop_patterns, real_patterns, too_long
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS
+from proxy.tier.matching import SLICE
 from proxy.tier.tier import Source
 from proxy.upstream.link import LinkKey
 
@@ -28,9 +29,9 @@ INVALIDATE <key> [<key> ...]
     Drop what is kept in memory of these keys; replies with the number of entries dropped.
 INVALIDATE MATCH <pattern> [<pattern> ...]
     The same for all keys that match one of these patterns.
-DELETE MATCH <pattern> [COUNT <n>]
+DELETE MATCH <pattern> [<pattern> ...] [COUNT <n>]
     Delete the keys of this database that match, found with SCAN, n of them looked at a time (1000);
-    replies with the number of keys deleted.
+    replies with the number of keys deleted. Ends when the client leaves, or sends no more.
 RULES
     Show the cache rules in force, in their order, and what was counted under each.
 EXPLAIN <key>
@@ -45,6 +46,14 @@ SLOWLOG (GET [<n>]|LEN|RESET)
     forget them.
 STATS
     Show what the memory tier holds and does.
+HOTKEYS [<n>] [READS|BYTES]
+    Show the keys read most lately (n of them, 10), or those of which most bytes are read.
+BIGKEYS [<n>]
+    Show the largest replies in memory.
+ADVISE
+    Show what memory of other sizes would answer, and what should be set otherwise, and why.
+CHURN [<n>]
+    Show keys that change more often than memory answers them.
 HEALTH
     Show whether commands can be answered, what of Redis, and why not.
 WARM MATCH <pattern> [<pattern> ...] [LIMIT <n>]
@@ -107,18 +116,29 @@ def _of_identity(session: Session, tier: Tier) -> list[Shelf]:
 
 def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
     if len(arguments) > 1 and arguments[0].upper() == b"MATCH":
-        return _invalidate_matching(session, arguments[1:])
+        session.work = work.Work("sidecar|invalidate", ends=False)
+        return work.going_on(session, _invalidate_matching(session, session.work, arguments[1:]))
     clients, counted = session.clients, _counted(session)
+    if len(arguments) > SLICE:
+        return work.going_on(session, _invalidate_many(session, arguments))
     return encode.integer(drop_keys(clients, session.space, session.link, arguments, counted))
 
 
-async def _invalidate_matching(session: Session, patterns: list[bytes]) -> bytes:
+async def _invalidate_many(session: Session, keys: list[bytes]) -> bytes:
+    """The same, a slice at a time, so that hits go on in between."""
+    dropped = drop_many(session.clients, session.space, session.link, keys, _counted(session))
+    return encode.integer(await dropped)
+
+
+async def _invalidate_matching(session: Session, shown: work.Work, patterns: list[bytes]) -> bytes:
     if too_long(patterns):
         return encode.error(
             f"ERR SIDECAR INVALIDATE MATCH takes patterns of {LONGEST_PATTERNS} bytes together"
         )
-    clients, counted = session.clients, _counted(session)
-    return encode.integer(await drop_patterns(clients, session.space, session.link, patterns, counted))
+    clients, counted, progress = session.clients, _counted(session), Progress()
+    shown.figures = progress.figures
+    done = drop_patterns(clients, session.space, session.link, patterns, counted, progress)
+    return encode.integer(await done)
 
 
 def _counted(session: Session) -> list[Shelf]:
@@ -128,19 +148,27 @@ def _counted(session: Session) -> list[Shelf]:
 
 
 async def _delete(session: Session, arguments: list[bytes]) -> bytes:
-    page = 1000
-    if arguments[0].upper() != b"MATCH" or len(arguments) not in (2, 4):
-        return encode.error("ERR SIDECAR DELETE takes MATCH <pattern> [COUNT <n>]")
-    if len(arguments) == 4:
-        number = arguments[3]
-        if arguments[2].upper() != b"COUNT" or not number.isdigit() or not 0 < int(number) <= _MOST_LOOKED_AT:
-            return encode.error(f"ERR SIDECAR DELETE takes COUNT <n> of 1 to {_MOST_LOOKED_AT}")
-        page = int(number)
-    (pattern,) = real_patterns(session.space, arguments[1:2])
+    how, *patterns = arguments
+    page = b"1000"
+    if len(patterns) > 2 and patterns[-2].upper() == b"COUNT":
+        *patterns, _, page = patterns
+    if how.upper() != b"MATCH" or patterns[-1].upper() == b"COUNT" or b"LIMIT" in patterns[1:]:
+        # Nobody wants keys of these names deleted who has mistaken the options.
+        return encode.error("ERR SIDECAR DELETE takes MATCH <pattern> [<pattern> ...] [COUNT <n>]")
+    if not page.isdigit() or not 0 < int(page[:10]) <= _MOST_LOOKED_AT:
+        return encode.error(f"ERR SIDECAR DELETE takes COUNT <n> of 1 to {_MOST_LOOKED_AT}")
+    if too_long(patterns):
+        return encode.error(f"ERR SIDECAR DELETE MATCH takes patterns of {LONGEST_PATTERNS} bytes together")
+    deletion = keyspace.Deletion(session.home, int(page))
+    if session.work is not None:
+        session.work.figures = deletion.figures
     try:
-        return encode.integer(await keyspace.delete(session, pattern, page))
+        await deletion.measure(len(patterns))
+        for pattern in real_patterns(session.space, patterns):
+            await deletion.sweep(session, pattern)
+        return encode.integer(deletion.deleted)
     finally:
-        session.clients.tell(session, "command", patterns=arguments[1:2])
+        session.clients.tell(session, "command", patterns=patterns)
 
 
 def _stats(session: Session, arguments: list[bytes]) -> bytes:
@@ -151,10 +179,6 @@ def _health(session: Session, arguments: list[bytes]) -> bytes:
     return encode.value(health.judge(session.clients, session.space).fields(), session.protocol)
 
 
-def _warm(session: Session, arguments: list[bytes]) -> Answer:
-    return warm.answer(session, arguments)
-
-
 def _help(session: Session, arguments: list[bytes]) -> bytes:
     return encode.array(b"+%b\r\n" % line.encode() for line in _HELP.splitlines())
 
@@ -163,18 +187,22 @@ _MANY = 1 << 31
 _MOST_LOOKED_AT = 10_000
 """Keys that Redis may look at without a pause: some milliseconds."""
 _SUBCOMMANDS: dict[str, tuple[int, int, Callable[[Session, list[bytes]], Answer]]] = {
+    "advise": (0, 0, advising.answer),
+    "bigkeys": (0, 1, hotkeys.answer_big),
     "bypass": (1, 1, _bypass),
-    "delete": (2, 4, _delete),
+    "churn": (0, 1, hotkeys.answer_churn),
+    "delete": (2, _MANY, work.lasting("sidecar|delete", _delete)),
     "explain": (1, 1, explaining.explain),
     "flush": (0, 0, _flush),
     "health": (0, 0, _health),
     "help": (0, 0, _help),
+    "hotkeys": (0, 2, hotkeys.answer_hot),
     "invalidate": (1, _MANY, _invalidate),
     "rules": (0, 0, explaining.rules),
     "lease": (2, 5, leases.lease),
     "slowlog": (1, 2, slowlog.answer),
     "stats": (0, 0, _stats),
     "unlease": (2, 2, leases.unlease),
-    "warm": (2, _MANY, _warm),
+    "warm": (2, _MANY, work.lasting("sidecar|warm", warm.answer)),
 }
 """The least and the greatest number of arguments, and what answers."""

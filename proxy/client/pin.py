@@ -177,7 +177,7 @@ class Pin:
         if self.session.state is State.STREAM:
             self.link.mark(self._marked)
         else:
-            self.session.work(self._work(arguments), arguments)
+            self.session.undertake(self._work(arguments), arguments)
 
     def _marked(self, mark: bytes) -> None:
         """Go on with it: its turn has come."""
@@ -189,7 +189,7 @@ class Pin:
         elif self.strayed:
             self.answered_own(guarding.strayed(name))
         else:
-            self.session.work(self._work(self.answering), self.answering)
+            self.session.undertake(self._work(self.answering), self.answering)
 
     async def _work(self, arguments: list[bytes]) -> bytes:
         session = self.session
@@ -263,19 +263,24 @@ class Pin:
 
         Where keys cannot be told, or replies not counted, replies wait at the link's fence instead.
         """
-        tier = self.session.clients.tier
-        if tier is None:
+        tier, rules = self.session.clients.tier, self.session.space.rules
+        if tier is None and self.session.clients.bus is None:
             return
         command = self.session.clients.dispatcher.find(arguments)
-        touch, keys = tier.rules.touch(command, arguments)
+        touch, keys = rules.touch(command, arguments)
         if touch is Touch.NOTHING:
+            return
+        uncounted = self.session.state is State.STREAM
+        if tier is None:
+            self.told_all = self.told_all or touch is Touch.EVERYTHING
+            if uncounted:
+                self._tell_later()
             return
         if touch is Touch.WRITES:
             tier.drop(keys, self.session.space.prefix)
             if self.session.clients.tells_writes and command is not None:
-                self.told += map(key_name, tier.rules.keys(command, arguments) or ())
+                self.told += map(key_name, rules.keys(command, arguments) or ())
                 self.told_all = self.told_all or self._more_keys_may_come(command, arguments)
-        uncounted = self.session.state is State.STREAM
         if touch is Touch.EVERYTHING:
             tier.clear()
             # A flush is pushed, so the fence is enough; the others are not.

@@ -47,7 +47,7 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
 
     `parts` is the chunk split at its stars.
     """
-    if session.shelf.tending.aside:
+    if session.shelf.sets_aside:
         _revive(session, parts)
         if len(parts) == 1 and _found(session, parts[0]):
             return len(data)
@@ -70,9 +70,9 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
     if any(part[7:9] in _MG for part in missing):
         _find_members(session, parts, replies)
         missing = [part for part, reply in zip(parts, replies, strict=True) if reply is None]
-        if not missing:
-            answer(session, parts, replies)
-            return len(data)
+    if not missing:
+        answer(session, parts, replies)
+        return len(data)
     whole = b"*" + b"*".join(missing)
     if session.clients.dispatcher.reads.count(whole) == len(missing):
         _several(session, data, parts, replies, missing, whole)
@@ -116,8 +116,9 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
         return False
     if not _vouched(session):
         return False
+    session.table.asked = monotonic()
     if quiet:
-        if session.shelf.tending.aside:
+        if session.shelf.sets_aside:
             _revive(session, [part])
         if _found(session, part) or _join(session, part):
             return True
@@ -139,6 +140,7 @@ def _starred(session: Session, data: bytes) -> int:
         _strike(session, session.clients.dispatcher.patterns.count(data))
         return 0
     part = data[1:]
+    session.shelf.reuse.release([part])
     reply = session.find(part)
     if reply is None:
         return _one(session, data, part)
@@ -157,6 +159,7 @@ def count(session: Session, parts: list[bytes], hits: int, began: float = 0.0) -
     `began`."""
     session.hits += hits
     if session.hits > session.log_at:
+        session.table.asked = monotonic()
         if began:
             session.clients.latency.hit(parts[0], began)
         session.log_at = session.hits + session.table.log(parts)
@@ -180,6 +183,7 @@ def _one(session: Session, data: bytes, part: bytes) -> int:
         return 0
     if part[7:9] in _MG:
         return _mget(session, data, part)
+    session.table.asked = monotonic()
     if part in shelf.flights and (_found(session, part) or _join(session, part)):
         return len(data)
     if shelf.account.governor.until and refilling.take_turn(session, part):
@@ -205,8 +209,11 @@ def _found(session: Session, part: bytes) -> bool:
 
 
 def _revive(session: Session, parts: list[bytes]) -> None:
-    """Bring back what may be served while it is fetched anew, and fetch it."""
-    _fill(session, session.shelf.tending.revive(parts, monotonic()))
+    """Bring back what is held, and what may be served while it is fetched anew; fetch that."""
+    shelf = session.shelf
+    shelf.reuse.release(parts)
+    if shelf.tending.aside:
+        _fill(session, shelf.tending.revive(parts, monotonic()))
 
 
 def _join(session: Session, part: bytes) -> bool:
@@ -286,6 +293,7 @@ def _several(
 ) -> None:
     """Deal with a pipeline of reads and nothing else; `request`: those that are missing."""
     account = session.shelf.account
+    session.table.asked = monotonic()
     n, hits = len(parts), len(parts) - len(missing)
     admitted = session.shelf.admitted(missing)
     account.misses += len(missing)
@@ -387,6 +395,7 @@ def _find_members(session: Session, parts: list[bytes], replies: list[bytes | No
 def _members(session: Session, part: bytes) -> bytes | None:
     """The reply to an MGET if all its members are in memory."""
     keys = find_bulks(part, _MGET_KEYS)
+    session.shelf.reuse.release([GET + key for key in keys])
     replies = [session.find(GET + key) for key in keys]
     if None in replies:
         return None
@@ -399,6 +408,8 @@ def _mget(session: Session, data: bytes, part: bytes) -> int:
     if sum(map(len, keys)) != len(part) - start:
         return 0  # a long key
     members = [GET + key for key in keys]
+    session.table.asked = monotonic()
+    session.shelf.reuse.release(members)
     replies = list(map(session.find, members))
     found = len(replies) - replies.count(None)
     if found == len(members):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from proxy.client.whole import Whole
@@ -73,6 +74,9 @@ def take_turn(session: Session, part: bytes) -> bool:
     if place is None:
         governor.wait(turn.place, turn)
         session.ready()
+    elif (pause := governor.spread(shelf.tier.clock())) > 0:
+        asyncio.get_running_loop().call_later(pause, turn.resume, governor)
+        session.ready()
     else:
         turn.begin()
     return True
@@ -97,6 +101,7 @@ class _Turn:
         shelf = session.shelf
         now = shelf.tier.clock()
         vouched = now < shelf.until or shelf.vouch(now)
+        shelf.reuse.release([self._wanted.part])
         reply = session.find(self._wanted.part) if vouched else None
         if reply is not None:
             session.take(reply)
@@ -108,6 +113,11 @@ class _Turn:
             return False
         self.begin()
         return True
+
+    def resume(self, governor: Governor) -> None:
+        """Go on, having a place already."""
+        if not self():
+            governor.leave(self.place)
 
     def begin(self) -> None:
         """Ask Redis, the place being taken."""

@@ -29,6 +29,7 @@ from proxy.client.homes import NO_SHELF
 from proxy.client.pin import Pin, listen
 from proxy.client.spaces import Space
 from proxy.client.states import Event, State, move
+from proxy.client.work import Work
 from proxy.resp.downgrade import Shape, lower_nulls
 from proxy.resp.errors import ProtocolError, UpstreamError
 from proxy.resp.requests import LARGE, LargeFrame, RequestParser
@@ -107,6 +108,7 @@ class Session(asyncio.Protocol):
         "table",
         "task",
         "transport",
+        "work",
         "write",
     )  # fmt: skip
 
@@ -157,6 +159,8 @@ class Session(asyncio.Protocol):
         self.reserved: PinnedLink | None = None
         """A pinned link whose id another client has been told; used at the next pin."""
         self.task: asyncio.Task[None] | None = None
+        self.work: Work | None = None
+        """What the task does, if the client ends that by leaving."""
         # What the client has said of itself.
         self.origin = self.space = space
         """The key space it lives in, and began in."""
@@ -279,6 +283,7 @@ class Session(asyncio.Protocol):
         """Take the end of the client's bytes: what it has asked is still answered, unless it blocks."""
         self.eof = True
         self.clients.leases.hurry(self)
+        self._give_up_work()
         if self.pin is not None:
             self.pin.leave()
         if self.state is State.CLOSED or not self._owes():
@@ -305,6 +310,7 @@ class Session(asyncio.Protocol):
         if self.home is not None:
             homes.leave_side(self)
             self.clients.links.detach(self.home)
+        self.table.users -= 1
         self.clients.leave(self)
 
     # --- upstream.caller.Caller
@@ -476,12 +482,25 @@ class Session(asyncio.Protocol):
     def start(self, work: Coroutine[None, None, bytes], arguments: list[bytes]) -> None:
         """Wait for an answer that takes time; what the client sends meanwhile waits behind it."""
         self.move(Event.WAIT)
-        self.work(work, arguments)
+        self.undertake(work, arguments)
 
-    def work(self, work: Coroutine[None, None, bytes], arguments: list[bytes]) -> None:
+    def undertake(self, work: Coroutine[None, None, bytes], arguments: list[bytes]) -> None:
         """Have `resume` called with an answer that takes time."""
         self.task = asyncio.get_running_loop().create_task(self._answer(work, arguments))
         self.task.add_done_callback(lambda task: work.close())  # should the client leave before it begins
+        if self.eof:
+            self._give_up_work()
+
+    def _give_up_work(self) -> None:
+        """Stop what a client waits for that sends no more, if it is to end then."""
+        if self.task is not None and self.work is not None and self.work.ends:
+            self.task.cancel()
+            self.task.add_done_callback(lambda task: self._stopped())
+
+    def _stopped(self) -> None:
+        if self.task is not None and self.work is not None:
+            self.task = None
+            self.resume(self.work.stopped())
 
     def finish(self) -> None:
         """Close once everything written has been sent."""
@@ -501,6 +520,7 @@ class Session(asyncio.Protocol):
         """Close as soon as what the client has asked is answered; at once if it blocks or listens."""
         self.eof = self.draining = True
         self.clients.leases.hurry(self)
+        self._give_up_work()
         self.end_if_done()
 
     @property
@@ -743,6 +763,7 @@ class Session(asyncio.Protocol):
 
     def resume(self, reply: bytes) -> None:
         """Answer what was waited for, and go on."""
+        self.work = None
         if self.pin is not None and self.pin.answering is not None:
             self.pin.answered_own(reply)
         elif self.state is State.WAITING:

@@ -33,7 +33,7 @@ def share(session: Session, arguments: list[bytes], frame: bytes) -> bool:
         space.examine(command, session.home)
     if tier is None or session.home.auth_required:
         _count(session, command, arguments)
-        _submit(session, encode.request(*real) if real is not arguments else frame, None, None, strip)
+        _pass_on(session, command, real, encode.request(*real) if real is not arguments else frame, strip)
         return True
     touch, keys = space.rules.touch(command, real)
     if touch is Touch.READS and command is not None and reading.read(session, command, frame):
@@ -75,6 +75,19 @@ def _count(session: Session, command: Command | None, arguments: list[bytes]) ->
     """Count a command that is sent on."""
     if command is not None:
         session.space.writes.command(command.name, arguments)
+
+
+def _pass_on(
+    session: Session, command: Command | None, real: list[bytes], frame: bytes, strip: Strip | None
+) -> None:
+    """Send a command where nothing is kept in memory; others may have to forget what it changes."""
+    clients = session.clients
+    if clients.bus is None or session.space.rules.touch(command, real)[0] is not Touch.EVERYTHING:
+        _submit(session, frame, None, None, strip)
+        return
+    session.commands += 1
+    session.expect(1)
+    session.link.submit(Whole(session, 1, None, Touch.EVERYTHING, strip=strip), 1, frame)
 
 
 def _tell(session: Session, command: Command | None, real: list[bytes]) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from proxy.events import fields
 from proxy.privacy import Privacy
-from proxy.resp.downgrade import downgrade
 from proxy.resp.replies import split_replies
 from proxy.tier.policy import Ruling, Serve
 from proxy.tier.rules import Read, key_name, marks
@@ -61,7 +60,7 @@ class Verifier:
         wanted = self._share * session.table.stands_for * len(parts)
         n = min(int(wanted) + (random.random() < wanted % 1), len(parts), _MOST)
         for part in random.sample(parts, n) if n else ():
-            reply = session.find(part)
+            reply = session.table.get(part)
             read = session.shelf.rules.read(part) if reply is not None else None
             if reply is not None and read is not None:
                 check = _Check(self, session.shelf, read, session.protocol, reply)
@@ -73,8 +72,8 @@ class Verifier:
         check.shelf.account.verified += 1
         for each in ruling.sources:
             each.verified += 1
-        if check.protocol != 3 and check.read.shape is not None:
-            answer = downgrade(answer, check.read.shape)
+        if check.protocol != 3:
+            answer = check.shelf.lowered(check.read, answer)
         if not _same(check.read, check.reply, answer):
             asyncio.get_running_loop().call_later(self._lag, self._convict, check, ruling)
 
@@ -124,7 +123,7 @@ class _Check(Collector):
         """Whether memory still holds what it held, by the same fill, and would answer with it."""
         shelf = self.shelf
         return (
-            shelf.vouch(shelf.tier.clock()) and shelf.table(self.protocol).find(self.read.part) is self.reply
+            shelf.vouch(shelf.tier.clock()) and shelf.table(self.protocol).get(self.read.part) is self.reply
         )
 
     def finish(self, replies: bytes) -> None:

@@ -254,7 +254,7 @@ class Warmer:
         if read is None:
             tally.leave("not to be kept")
             return
-        if not self._anew and all(part in table.replies for table in shelf.tables.values()):
+        if not self._anew and all(part in table for _, table in shelf.filled):
             tally.kept += 1
             return
         flight = shelf.flights.get(part)
@@ -274,7 +274,7 @@ class Warmer:
         """Take the end of a fetch; None: its reply was too long, or broke off."""
         self._flying -= 1
         part = landing.part
-        if any(part in table.replies for table in self.shelf.tables.values()):
+        if any(part in table for table in self.shelf.tables.values()):
             self.tally.kept += 1
         elif reply is None or len(reply) > self.shelf.tier.limits.max_value_size:
             self.tally.leave("too long")
@@ -327,7 +327,7 @@ class Warmer:
     def _is_full(self) -> bool:
         """Whether memory would be full if all that is under way were as large as what is there."""
         budget = self.shelf.budget
-        coming = self._flying * len(self.shelf.tables)
+        coming = self._flying * len(self.shelf.filled)
         growth = 1 + coming / max(1, budget.entries)
         return (
             budget.used * growth > _FULL * budget.max_memory
@@ -393,8 +393,10 @@ async def answer(session: Session, arguments: list[bytes]) -> bytes:
         wishes, limit = _wanted(arguments, shelf.rules, session.clients.settings.warm_limit)
     except ValueError as error:
         return encode.error(f"ERR {error}")
-    shelf.table(session.protocol)
+    shelf.table(session.protocol).asked = monotonic()
     tally = Tally()
+    if session.work is not None:
+        session.work.figures = lambda: {"warmed": tally.kept, "wanted": tally.of}
     try:
         await Warmer(session.home, shelf, tally).warm(wishes, limit)
     except UpstreamError as error:

@@ -88,8 +88,9 @@ class Whole(ForClient):
         if self._fenced:
             replies = replies[: replies.rfind(b"\r\n", 0, -2) + 2]
         tier = session.clients.tier
-        if tier is not None and self._touch is Touch.EVERYTHING:
-            tier.clear()
+        if self._touch is Touch.EVERYTHING:
+            if tier is not None:
+                tier.clear()
             session.clients.tell(session, "everything", everything=True)
         elif tier is not None and self._touch is Touch.UNKNOWN and tier.loose:
             tier.clear(session.space.prefix)

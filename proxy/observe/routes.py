@@ -1,4 +1,4 @@
-"""What the administration answers: /healthz, /readyz, /stats, /config, /invalidate, /drain."""
+"""What the administration answers: /healthz, /readyz, /stats, /hotkeys, /config, /invalidate, /drain."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 from proxy.client import health
-from proxy.client.invalidating import drop_keys, drop_patterns, too_long
+from proxy.client.hotkeys import FEW, MOST
+from proxy.client.invalidating import drop_many, drop_patterns, too_long
 from proxy.client.spaces import Space
+from proxy.observe import popular
 from proxy.observe.admin import Admin
 from proxy.observe.answers import Answer, Refused, report
 from proxy.observe.http import Request
@@ -29,6 +31,7 @@ class Routes:
         admin.add("GET", "/healthz", self._healthz)
         admin.add("GET", "/readyz", self._readyz)
         admin.add("GET", "/stats", self._stats)
+        admin.add("GET", "/hotkeys", self._hotkeys)
         admin.add("GET", "/config", self._config)
         admin.add("POST", "/invalidate", self._invalidate)
         admin.add("POST", "/drain", self._drain)
@@ -49,7 +52,17 @@ class Routes:
         only = None if name is None else space_of(self._sources, name)
         clients = self._sources.clients
         await clients.volume.look_at(clients.sessions.values())
-        return report(stats(self._sources, only))
+        found = await popular.advice(popular.view(clients, only))
+        return report(stats(self._sources, only) | found)
+
+    async def _hotkeys(self, request: Request) -> Answer:
+        """What SIDECAR HOTKEYS, BIGKEYS and CHURN say."""
+        given = parameters(request, "n", "namespace")
+        n = given.get("n", str(FEW))
+        if not (n.isascii() and n.isdigit() and 0 < int(n[:5]) <= MOST):
+            raise Refused(400, f"n is not a whole number of 1 to {MOST}")
+        only = space_of(self._sources, given["namespace"]) if "namespace" in given else None
+        return report(await popular.lists(popular.view(self._sources.clients, only), int(n)))
 
     def _config(self, request: Request) -> Answer:
         parameters(request)
@@ -85,7 +98,7 @@ class Routes:
             raise Refused(503, "pannier is stopping")
         clients = self._sources.clients
         shelves = list(clients.tier.shelves.values()) if clients.tier is not None else []
-        dropped = drop_keys(clients, space, link, keys, shelves) if keys else 0
+        dropped = await drop_many(clients, space, link, list(keys), shelves)
         if patterns:
             dropped += await drop_patterns(clients, space, link, list(patterns), shelves)
         asked = {"keys": len(keys), "patterns": len(patterns)}

@@ -168,6 +168,10 @@ class CommandTable:
         """Whether the live server has a command (or its container), as far as it has told."""
         return not self.server_reported or command.name.partition("|")[0] in self._reported
 
+    def lists_all(self, container: Command) -> bool:
+        """Whether the live server has named all sub-commands that a container of its own has."""
+        return self.server_reported and self.full_form and "module" not in container.flags
+
     def overlay(self, reply: object) -> int:
         """Take a live server's decoded reply to COMMAND; return how many names it added.
 

@@ -47,6 +47,11 @@ class KeyUse:
     access: frozenset[str]
 
 
+BY_OPTIONS: Final = frozenset({
+    "sort", "sort_ro", "migrate", "georadius", "georadiusbymember", "xread", "xreadgroup", "stralgo",
+})  # fmt: skip
+"""Commands whose keys cannot be known only if they have an option that no known server takes."""
+
 READ: Final = frozenset({"RO", "access"})
 OVERWRITE: Final = frozenset({"OW", "update"})
 CHANGE: Final = frozenset({"RW", "access", "update"})

@@ -22,7 +22,8 @@ from typing import Final
 from proxy.resp import encode
 from proxy.resp.commands import Command, CommandTable
 from proxy.resp.errors import PannierError
-from proxy.resp.keys import key_positions, pattern_positions, word
+from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
+from proxy.resp.keys import BY_OPTIONS, key_positions, pattern_positions, word
 from proxy.resp.patterns import SHORT
 from proxy.resp.replies import split_replies
 
@@ -60,6 +61,9 @@ _PUBSUB: Final = {
     "psubscribe": True, "punsubscribe": True,
 }  # fmt: skip
 """Whether the arguments are patterns."""
+_LISTS: Final = frozenset({"pubsub|channels", "pubsub|shardchannels"})
+_MAY_BE_NOTIFICATIONS: Final = (b"", b"_", b"*", b"?", b"[", b"\\")
+"""First bytes of patterns that may match channels of notifications."""
 _SCAN_OPTIONS: Final = frozenset({b"MATCH", b"COUNT", b"TYPE"})
 """Each takes a value."""
 _KEYSPACE: Final = re.compile(rb"__keyspace@[^:]*?__:", re.S).match
@@ -155,6 +159,8 @@ class Namespace:
 
     def _strip(self, name: str, arguments: list[bytes], translated: list[bytes]) -> Strip | None:
         """What makes the reply to a translated request the client's; None: nothing."""
+        if name in _LISTS:
+            return functools.partial(self.strip_channels, arguments[2] if len(arguments) == 3 else b"*")
         strip = _STRIPS.get(name)
         bound: Strip | None = None if strip is None else strip.__get__(self)
         unsure = self.table is not None and not self.table.server_reported
@@ -178,6 +184,10 @@ class Namespace:
             )
         uses = key_positions(command, arguments)
         patterns = pattern_positions(command, arguments)
+        if (uses is None or patterns is None) and command.name in BY_OPTIONS:
+            fits = len(arguments) == command.arity or len(arguments) >= -command.arity > 0
+            wrong = f"wrong number of arguments for '{command.name}' command"
+            raise RefusedAsRedis("syntax error" if fits else wrong)
         if uses is None or patterns is None:
             raise RefusedHere(
                 f"{spoken(command.name)} is refused in a namespace: which arguments are keys is not known"
@@ -218,8 +228,10 @@ class Namespace:
         table = self.table
         if command is not None and (table is None or table.reports(command)):
             return command
-        container = table is not None and table.find(arguments[0])
+        container = table.find(arguments[0]) if table is not None else None
         if table is None or not table.server_reported or (container and table.reports(container)):
+            if table is not None and container is not None and table.lists_all(container):
+                raise RefusedAsRedis(_unknown_sub(arguments))
             name = b" ".join(arguments[:1]).decode("utf-8", "replace")[:128]
             raise RefusedHere(
                 f"'{name}' is refused in a namespace: the command, or its sub-command, is not known"
@@ -334,9 +346,14 @@ class Namespace:
         return [name, self.channel(channel), message]
 
     def _list_channels(self, arguments: list[bytes]) -> list[bytes]:
-        if len(arguments) == 3:
-            return [*arguments[:2], self.channel_pattern(arguments[2])]
-        return [*arguments, self.pattern + b"*"] if self.channels and len(arguments) == 2 else arguments
+        if len(arguments) != 3:
+            return arguments
+        pattern = arguments[2]
+        if len(pattern) > LONGEST_PATTERNS:
+            raise RefusedHere(f"a pattern of channels has at most {LONGEST_PATTERNS} bytes in a namespace")
+        if pattern[:1] in _MAY_BE_NOTIFICATIONS:
+            return arguments[:2]  # all of them: what is called otherwise in Redis is told apart in the reply
+        return [*arguments[:2], self.pattern + pattern] if self.channels else arguments
 
     def _count_subscribers(self, arguments: list[bytes]) -> list[bytes]:
         return [*arguments[:2], *map(self.channel, arguments[2:])]
@@ -383,13 +400,18 @@ class Namespace:
             return _array(reply, items)
         return _each(reply, self.strip_first)
 
-    def strip_channels(self, reply: bytes) -> bytes:
-        """An array of channels, from which those of others are left out."""
+    def strip_channels(self, pattern: bytes, reply: bytes) -> bytes:
+        """An array of channels, of which those are left that are one's own and match a pattern.
+
+        That of the eviction bus is Pannier's own affair.
+        """
         if reply[:1] != b"*":
             return reply
-        return encode.array(
-            encode.bulk(own) for item in elements(reply) if (own := self.own_channel(text(item))) is not None
-        )
+        hidden = self._own_bus if self._bus else None
+        names = [name for name in map(text, elements(reply)) if name != hidden]
+        matches = compile_globs([pattern]).fullmatch
+        own = [name for name in map(self.own_channel, names) if name is not None and matches(name)]
+        return encode.array(map(encode.bulk, own))
 
     def strip_subscribers(self, reply: bytes) -> bytes:
         """Channels and numbers in turn."""
@@ -434,6 +456,13 @@ def _unknown(arguments: Sequence[bytes], full_form: bool) -> str:
     quoted = b"'%b'" % name if full_form else b"`%b`" % name
     text = b"unknown command %b, with args beginning with: %b" % (quoted, said)
     return text.decode("utf-8", "surrogateescape")
+
+
+def _unknown_sub(arguments: Sequence[bytes]) -> str:
+    """What Redis 7 says of a sub-command that it does not have."""
+    given = arguments[1].partition(b"\0")[0][:128]
+    text = b"unknown subcommand '%b'. Try %b HELP." % (given, arguments[0].upper())
+    return text.translate(_ONE_LINE).decode("utf-8", "surrogateescape")
 
 
 def _in_error(key: bytes) -> bytes:
@@ -492,9 +521,7 @@ _STRIPS: Final[dict[str, Callable[[Namespace, bytes], bytes]]] = {
     "client|trackinginfo": Namespace.strip_tracking,
     "info": Namespace.strip_info,
     "keys": Namespace.strip_keys,
-    "pubsub|channels": Namespace.strip_channels,
     "pubsub|numsub": Namespace.strip_subscribers,
-    "pubsub|shardchannels": Namespace.strip_channels,
     "pubsub|shardnumsub": Namespace.strip_subscribers,
     "scan": Namespace.strip_scan,
     "xread": Namespace.strip_streams,

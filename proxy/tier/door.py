@@ -54,6 +54,11 @@ class Door:
         """What parts owe."""
         self._churned = (0, 0)
 
+    @property
+    def throttled(self) -> bool:
+        """Whether some stay out that might have come in, because too many come and go."""
+        return self._every > 1
+
     def admits(self, part: bytes) -> bool:
         """Note a part; whether it may come in."""
         return bool(self.admitted((part,)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Protocol
 
-from proxy.resp.downgrade import Shape, downgrade
+from proxy.resp.downgrade import Shape
 from proxy.tier.policy import Ruling
 from proxy.tier.rules import Read, lifetimes
 
@@ -143,7 +143,7 @@ class Flight:
             if waiter.protocol == 3:
                 waiter.take(reply)
             else:
-                lowered = lowered or downgrade(reply, self.read.shape or Shape.TYPED)
+                lowered = lowered or self.shelf.lowered(self.read, reply)
                 waiter.take(lowered)
 
     def _stand_in(self, error: bytes) -> bool:

@@ -1,11 +1,15 @@
 """The refill governor: after much has been dropped at once, only so many fetches of a class go at a time.
 
+Whatever the cause: it hears of every drop, but of what goes for age or for room. The first fetches do not
+begin all in one moment, here and at every other sidecar that has heard the same.
+
 Everybody's reads miss then. What waits for its turn looks into the table again first: most of it has been
 fetched by others meanwhile.
 """
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable
 
@@ -14,20 +18,26 @@ MANY = 1000
 _WINDOW = 1.0
 _LASTS = 30.0
 """Seconds for which it governs."""
+_SPREAD, _LATEST = 1.0, 0.1
+"""Seconds from its beginning for which fetches are put off by chance, and for how long at most."""
 
 
 class Governor:
     """Counts fetches under way by class. `limit`: how many of one there may be; 0: it never governs."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, rng: Callable[[], float] = random.random) -> None:
         self.limit = limit
+        self._rng = rng
         self.until = 0.0
         """Monotonic seconds up to which it governs."""
         self.engaged = 0
         """How often it has begun to."""
         self.delayed = 0
         """Reads that had to wait."""
-        self._dropped = 0
+        self._began = -_SPREAD
+        """When it last began to."""
+        self._dropped = self._before = 0
+        """Entries dropped since `_since`, and in the window before."""
         self._since = 0.0
         self._under_way: dict[str, int] = {}
         self._waiting: dict[str, deque[Callable[[], bool]]] = {}
@@ -36,14 +46,24 @@ class Governor:
         self._passing_on = False
 
     def dropped(self, count: int, now: float) -> None:
-        """Hear that so many entries have been dropped at once."""
-        if now - self._since > _WINDOW:
-            self._since, self._dropped = now, 0
+        """Hear that so many entries have been dropped."""
+        gone = now - self._since
+        if gone >= _WINDOW:
+            recent = gone < 2 * _WINDOW
+            self._before = self._dropped if recent else 0
+            self._since, self._dropped = (self._since + _WINDOW if recent else now), 0
+            gone = now - self._since
         self._dropped += count
-        if self._dropped >= MANY and self.limit:
-            self.engaged += now >= self.until
+        if self._dropped + self._before * (1 - gone / _WINDOW) >= MANY and self.limit:
+            if now >= self.until:
+                self.engaged += 1
+                self._began = now
             self.until = now + _LASTS
-            self._dropped = 0
+            self._dropped = self._before = 0
+
+    def spread(self, now: float) -> float:
+        """Seconds by which a fetch that may begin is to be put off."""
+        return self._rng() * _LATEST if now - self._began < _SPREAD else 0.0
 
     def enter(self, label: str, limit: int | None = None) -> bool:
         """Begin a fetch of a class, if it may begin now."""

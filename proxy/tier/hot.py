@@ -13,7 +13,7 @@ takes 0.12 to 0.15 µs, steps included.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from heapq import nlargest
 from operator import itemgetter
 
@@ -29,12 +29,15 @@ class Hot:
         self._counts: dict[bytes, float] = {}
         self.error = 0.0
         """Hits by which a count may be too small: by what was taken off, and by what faded away."""
+        self.total = 0.0
+        """Hits in the window, of all parts."""
 
     def __len__(self) -> int:
         return len(self._counts)
 
-    def add(self, parts: Iterable[bytes], weight: int) -> None:
+    def add(self, parts: Sequence[bytes], weight: int) -> None:
         """Count parts that were hit; each stands for `weight` hits."""
+        self.total += len(parts) * weight
         counts = self._counts
         get = counts.get
         most = 2 * self._most
@@ -49,6 +52,7 @@ class Hot:
         """Let what was hit so far count for less, by a factor below 1."""
         counts, least = self._counts, _LEAST / factor
         self._counts = {part: count * factor for part, count in counts.items() if count >= least}
+        self.total *= factor
         self.error *= factor
         if len(self._counts) < len(counts):
             self.error += _LEAST
@@ -56,6 +60,10 @@ class Hot:
     def count(self, part: bytes) -> int:
         """How often a part was hit in the window, at least."""
         return int(self._counts.get(part, 0))
+
+    def items(self) -> Iterator[tuple[bytes, int]]:
+        """All parts that are known, in no order, and how often each was hit at least."""
+        return ((part, int(count)) for part, count in self._counts.items() if count >= _LEAST)
 
     def hottest(self, n: int) -> list[tuple[bytes, int]]:
         """The parts hit most, `n` at most, and how often at least."""
@@ -69,7 +77,7 @@ class Hot:
     def clear(self) -> None:
         """Forget everything."""
         self._counts.clear()
-        self.error = 0.0
+        self.error = self.total = 0.0
 
     def _prune(self) -> None:
         """Leave at most `most` parts."""

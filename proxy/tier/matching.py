@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from proxy.tier.rules import key_name, marks
+from proxy.tier.rules import key_frame, key_name, marks
 
 if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
+    from proxy.tier.table import Table
     from proxy.tier.tier import Source, Tier
 
 SLICE = 128
@@ -33,10 +34,16 @@ def drop_matching(
         _taint(shelf, pattern)
         for parts in _slices(shelf, len(pattern.pattern)):
             count = _drop(shelf, pattern, parts)
-            shelf.account.governor.dropped(count, tier.clock())
             if source is not None:
                 shelf.account.count(count, source)
             yield count
+
+
+def drop_keys(tier: Tier, keys: Sequence[bytes], prefix: bytes, source: Source) -> Iterator[int]:
+    """The same for keys, as clients of a namespace know them; how many entries went, after each slice."""
+    for start in range(0, len(keys), SLICE):
+        some = marks([key_frame(prefix + key) for key in keys[start : start + SLICE]])
+        yield tier.drop(some, prefix, source)
 
 
 def _cheap(parts: list[bytes], weight: int) -> list[bytes]:
@@ -57,16 +64,16 @@ def _slices(shelf: Shelf, weight: int) -> Iterator[list[bytes]]:
 
     Parts are let go as they are handed out: all at the end would take long to free.
     """
-    earlier: list[dict[bytes, bytes]] = []
-    places = [list(shelf.tending.aside), *[list(table.replies) for table in shelf.tables.values()]]
+    earlier: list[Table] = []
+    places = [list(shelf.tending.aside), *[[*table.replies, *table.held] for table in shelf.tables.values()]]
     for parts, table in zip(places, (None, *shelf.tables.values()), strict=False):
         while parts:
             some = _cheap(parts, weight)
             del parts[-len(some) :]
-            left = [part for part in some if not any(part in replies for replies in earlier)]
+            left = [part for part in some if not any(part in other for other in earlier)]
             yield [part for part in left if shelf.keeps(part)]
         if table is not None:
-            earlier.append(table.replies)
+            earlier.append(table)
     if shelf.ghost is not None:
         tracked = list(shelf.ghost)
         while tracked:

@@ -16,6 +16,8 @@ from proxy.resp.globs import compile_globs
 
 NOTHING = b"_\r\n"
 """RESP3's null: there is no such value."""
+NULLS = frozenset([NOTHING, b"$-1\r\n", b"*-1\r\n"])
+"""The same in either protocol."""
 _MOST_MIXED = 1024
 """Sets of rules that are remembered together: clients choose which keys one read has."""
 
@@ -102,7 +104,7 @@ class Ruling:
         """Whether a RESP3 reply is not to be kept; `absent`: its keys are not there."""
         if reply.startswith(b"-"):
             return True
-        refused = len(reply) > self.max_value_size or (not self.negative and (absent or reply == NOTHING))
+        refused = len(reply) > self.max_value_size or (not self.negative and (absent or reply in NULLS))
         self.refused += refused
         return refused
 

@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from proxy.events import fields, without_arguments
-from proxy.resp.downgrade import downgrade
+from proxy.resp.downgrade import Shape, downgrade
 from proxy.resp.tracking import INVALIDATE, Mode
+from proxy.tier.classes import UNNAMED
 from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.ghost import Ghost
-from proxy.tier.hot import Hot
-from proxy.tier.policy import NOTHING, Ruling, Serve
+from proxy.tier.policy import NULLS, Ruling, Serve
+from proxy.tier.reuse import Reuse
 from proxy.tier.rules import Read, key_name, marks
 from proxy.tier.stale import Staleness
 from proxy.tier.table import Table
 from proxy.tier.tending import UNAVAILABLE, Tending
+from proxy.tier.traffic import Traffic, overstated
 
 if TYPE_CHECKING:
     from proxy.tier.tier import Account, Tier
@@ -44,8 +47,10 @@ _NULL_SIZE = 5
 """Bytes of RESP2's nulls."""
 _WEIGHED = 1024
 """Fills between two looks at whether entries last long enough to pay."""
-_HOT = 5000
-"""Parts whose hits are counted for long."""
+_UNASKED = 300.0
+"""Seconds after which a table counts as one that nobody reads from."""
+_MOST_LET_GO = 512
+"""Entries dropped at once then: a millisecond or two."""
 
 
 class Shelf:
@@ -63,6 +68,8 @@ class Shelf:
         self.index: dict[int, bytes | set[bytes]] = {}
         """From the marks of keys to the part, or parts, that show the key."""
         self.mode = Mode.OFF
+        self.spoken = 3
+        """The protocol in which replies come; if it is 2, only clients of RESP2 can be answered."""
         self.trouble = ""
         """Why nothing is kept although Redis tells of changes; empty if something is."""
         self.until = 0.0
@@ -79,9 +86,14 @@ class Shelf:
         self.drops = 0
         """Entries dropped so far for whatever reason: while it stands still, every entry has kept its
         value."""
+        self.reads_dropped = 0
+        """Reads of which something was dropped, in whatever protocols, because their keys were named."""
         self.tending = Tending(self)
-        self.hot = Hot(_HOT)
-        """Which parts are read most."""
+        self.traffic = Traffic(tier.clock, lambda: account.hits)
+        """Which parts are read most, and which change."""
+        self.hot = self.traffic.hits
+        self.reuse = Reuse(self)
+        """When what is read is read again."""
         self.ghost: Ghost | None = Ghost() if tier.policy.observes else None
         """What memory would have done, where reads are only observed."""
         self.watched: dict[int, Callable[[bool], object]] = {}
@@ -89,6 +101,8 @@ class Shelf:
 
         True: Redis names the key. False: everything was dropped, or the link is lost.
         """
+        self._lost = 0
+        """Entries dropped when the link was lost, up to the next one."""
         self._several: dict[bytes, list[int]] = {}
         """The keys of the parts in the index that show more than one."""
         self.deadlines = Deadlines(self.keeps, tier.waste)
@@ -107,9 +121,30 @@ class Shelf:
         found = self.tables.get(protocol)
         if found is None:
             found = self.tables[protocol] = Table(self.tier.stride, self.tier.eager)
-            found.hot = self.hot
-            found.classes = self.account.classes
+            found.hot, found.reuse, found.classes = self.hot, self.reuse, self.account.classes
         return found
+
+    @property
+    def filled(self) -> list[tuple[int, Table]]:
+        """The tables that replies are put into, by protocol: those that are of use to clients, if any is."""
+        wanted = [(protocol, table) for protocol, table in self.tables.items() if table.wanted]
+        return wanted or list(self.tables.items())
+
+    def let_go(self, now: float) -> None:
+        """Drop, bit by bit, what is kept for a protocol that nobody speaks any more, if others are spoken."""
+        if len(self.tables) < 2:
+            return
+        for table in self.tables.values():
+            if now - table.asked >= _UNASKED:
+                table.asked = 0.0
+        if not any(table.wanted for table in self.tables.values()):
+            return
+        for table in self.tables.values():
+            if not table.wanted:
+                for part in list(islice(chain(table.replies, table.held), _MOST_LET_GO)):
+                    self._count_out(1, _size(part, table.pop(part) or b""))
+                    if part not in self.flights and not self.keeps(part):
+                        self._delist(part, self._several.get(part) or self.rules.part_marks(part))
 
     @property
     def heard(self) -> float:
@@ -133,6 +168,9 @@ class Shelf:
             due = [part for part in due if not self.tending.outlives(part, now)]
         if self.renewed:
             due = [part for part in due if not self._outlives(part, now)]
+        if due and self.reuse.open:
+            for part in due:
+                self.reuse.expired(part)
         self.account.expired += sum([self._forget(part) for part in due])
         gate = self._gate(now)
         self.until = min(gate, self.deadlines.first(gate))
@@ -157,6 +195,7 @@ class Shelf:
     def _go_stale(self, since: float) -> None:
         """Let nobody vouch for what is kept, from `since` on; what may not be served so, drop here."""
         self._close_flights()
+        self.reuse.clear()
         self.stale.begin(since)
         if self.tier.policy.stale_differs:
             self._limit_stale(since)
@@ -172,7 +211,7 @@ class Shelf:
 
     def _limit_stale(self, since: float) -> None:
         """Have entries end as early as their rules want while Redis cannot be reached."""
-        for part in {part for table in self.tables.values() for part in table.replies}:
+        for part in {part for table in self.tables.values() for part in chain(table.replies, table.held)}:
             read = self.rules.read(part)
             seconds = self.judge(read).stale_if_error if read is not None else 0.0
             if not seconds:
@@ -191,17 +230,20 @@ class Shelf:
 
     # --- what the link tells (upstream.shared.Keeper)
 
-    def link_up(self, mode: Mode) -> None:
-        """Begin an epoch: Redis tracks from now on what the link reads."""
+    def link_up(self, mode: Mode, protocol: int = 3) -> None:
+        """Begin an epoch: Redis tracks from now on what the link reads, or the bus tells of changes."""
         if self.stale.since is not None:
             self.forget()
-        self.mode = mode
+        self.mode, self.spoken = mode, protocol
         self.trouble = ""
         self.tier.loose = any(shelf.mode.late for shelf in self.tier.shelves.values())
         if self.tier.loose:
             self.tier.on_loose()
         self.epoch += 1
         self.until = 0.0
+        if self._lost:  # it is now that all of it is asked for again
+            self.account.governor.dropped(self._lost, self.tier.clock())
+            self._lost = 0
 
     def link_lost(self) -> None:
         """Empty the shelf, or let it be stale: nobody vouches for it any more."""
@@ -211,6 +253,7 @@ class Shelf:
         self.epoch += 1
         self.until = 0.0
         if not serves:
+            self._lost += self.entries
             self.forget()
             return
         self._go_stale(min(now, self._heard + self.tier.limits.coherence_timeout))
@@ -259,6 +302,7 @@ class Shelf:
         found = marks(keys)
         self.drop(found)
         self.account.invalidated += self.drops - before
+        self.reuse.marks_changed(found)
         for key in self.watched.keys() & found if self.watched else ():
             self.watched[key](True)
 
@@ -275,6 +319,12 @@ class Shelf:
 
     def drop(self, keys: Iterable[int]) -> None:
         """Drop what shows any of the keys (their marks), and taint the flights under way to them."""
+        before = self.drops
+        self._drop_all(keys)
+        if self.drops != before:
+            self.account.governor.dropped(self.drops - before, self.tier.clock())
+
+    def _drop_all(self, keys: Iterable[int]) -> None:
         index = self.index
         for key in keys:
             found = index.pop(key, None)
@@ -285,6 +335,7 @@ class Shelf:
         """Drop everything; how many entries that were."""
         count, waste = self.entries, self.tier.waste
         self.stale.broken = False
+        self.reuse.clear()
         for table in self.tables.values():
             waste.take(table.clear())
         for flight in self.flights.values():
@@ -319,8 +370,11 @@ class Shelf:
             flight = self.flights.pop(part, None)
             if flight is not None:
                 flight.tainted = True
-            if not self.tending.known or not self.tending.lapses(part, self.tier.clock()):
-                self._remove(part)
+            self.reuse.changed(part)
+            lapses = self.tending.known and self.tending.lapses(part, self.tier.clock())
+            if not lapses and self._remove(part):
+                self.reads_dropped += 1
+                self.traffic.changed(part)
             if door.price:
                 door.charge(part)
             if self.ghost is not None:
@@ -341,7 +395,7 @@ class Shelf:
             return count + aside
         count = size = 0
         for table in self.tables.values():
-            reply = table.replies.pop(part, None)
+            reply = table.pop(part)
             if reply is not None:
                 size += _size(part, reply)
                 count += 1
@@ -360,7 +414,7 @@ class Shelf:
         self.renewed.pop(part, None)
         found = {}
         for protocol, table in self.tables.items():
-            reply = table.replies.pop(part, None)
+            reply = table.pop(part)
             if reply is not None:
                 found[protocol] = reply
         self._count_out(len(found), sum([_size(part, reply) for reply in found.values()]))
@@ -438,7 +492,7 @@ class Shelf:
 
     def admits(self, part: bytes) -> bool:
         """Note that a part has been asked for and is not there; whether it may come in."""
-        self.account.classes.missed((part,))
+        self._missed((part,))
         return self._admits(part)
 
     def _admits(self, part: bytes) -> bool:
@@ -448,10 +502,15 @@ class Shelf:
 
     def admitted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
         """The same for several of a pipeline; those that may come in."""
-        self.account.classes.missed(parts)
+        self._missed(parts)
         if self.ghost is not None or self.tending.aside:
             return [part for part in parts if self._admits(part)]
         return self.budget.door.admitted(parts, piped=True)
+
+    def _missed(self, parts: Sequence[bytes]) -> None:
+        self.account.classes.missed(parts)
+        self.traffic.missed(parts)
+        self.reuse.missed(parts)
 
     def _observe(self, ghost: Ghost, part: bytes) -> bool | None:
         """Whether a read that is only observed has to be fetched to be known; None: it is no such read."""
@@ -470,7 +529,7 @@ class Shelf:
         if self.ghost is None or until <= self.tier.clock():
             self._give_up(flight.read)
             return
-        for gone in self.ghost.keep(part, _size(part, reply) * len(self.tables)):
+        for gone in self.ghost.keep(part, _size(part, reply) * len(self.filled)):
             self._delist(gone, self._several.get(gone) or self.rules.part_marks(gone))
         self.schedule(part, until)
 
@@ -494,13 +553,15 @@ class Shelf:
             self._imagine(flight, reply, until)
             return
         if flight.ruling.keeps and not failed:
-            self.tending.heard(flight.read.part, absent or reply == NOTHING, self.tier.clock())
+            self.tending.heard(flight.read.part, absent or reply in NULLS, self.tier.clock())
         kept = self._store(flight.read, reply) if until > self.tier.clock() else 0
         if not kept:
             if not failed:
                 self._remove(flight.read.part)  # what a rule kept of it
             self._give_up(flight.read)
             return
+        if flight.read.part in self.reuse.open:
+            self.reuse.landed(flight.read.part)
         self.account.fills += 1
         if not self.account.fills % _WEIGHED:
             self.budget.weigh()
@@ -519,29 +580,70 @@ class Shelf:
         if lifetime <= 0 or ruling.refuses(reply, absent):
             return 0.0
         longest = min(ruling.l1_ttl, limits.l1_ttl_untracked) if self.mode is Mode.BUS else ruling.l1_ttl
+        self.account.capped += lifetime > longest
         return deadline(flight.began, min(lifetime, self.tier.shortened(longest, ruling.jitter)))
 
+    def lowered(self, read: Read, reply: bytes) -> bytes:
+        """A reply as it came over the link, in RESP2."""
+        return reply if self.spoken == 2 else downgrade(reply, read.shape or Shape.TYPED)
+
     def _store(self, read: Read, reply: bytes) -> int:
-        """Put a RESP3 reply into the tables; into how many."""
-        kept = 0
-        for protocol, table in self.tables.items():
+        """Put a reply into the tables; into how many."""
+        kept, filled = 0, self.filled
+        if len(filled) < len(self.tables):
+            self._drop_unread(read.part)
+        for protocol, table in filled:
             if protocol == 3:
-                kept += self._keep(table, read.part, reply)
+                kept += self._keep(table, read.part, reply) if self.spoken == 3 else 0
             elif read.shape is not None:
-                lowered = downgrade(reply, read.shape)
+                lowered = self.lowered(read, reply)
                 if len(lowered) == _NULL_SIZE:
                     lowered = b"%b" % lowered  # all nulls are one object: this fill is to be told from others
                 kept += self._keep(table, read.part, lowered)
         return kept
+
+    def _drop_unread(self, part: bytes) -> None:
+        """Have no table that nobody reads from keep an older reply of what is fetched anew."""
+        for table in self.tables.values():
+            if not table.wanted and (reply := table.pop(part)) is not None:
+                self._count_out(1, _size(part, reply))
 
     def replay(self) -> None:
         """Bring the order of eviction and the counts of hits up to date."""
         for table in self.tables.values():
             table.replay()
 
+    def hits_lately(self, part: bytes) -> int:
+        """About how often a part was hit in the window."""
+        return round(self.hot.count(part) / self.overstated)
+
+    @property
+    def overstated(self) -> float:
+        """By which factor hits seem to be more than they are (see `tier.traffic`)."""
+        return overstated([shelf.traffic for shelf in self.account.shelves])
+
+    def size_of(self, part: bytes) -> int:
+        """Bytes of the replies kept of a part; 0: none is."""
+        return sum([len(table.get(part) or b"") for table in self.tables.values()])
+
+    def taken_by(self, part: bytes) -> int:
+        """Bytes of the budget that a part takes; 0: it is not in the tables."""
+        replies = [reply for table in self.tables.values() if (reply := table.get(part)) is not None]
+        return sum([_size(part, reply) for reply in replies])
+
+    def longest(self, part: bytes) -> float:
+        """Seconds for which a read may be kept at most."""
+        read = self.rules.read(part)
+        ruling = self.judge(read) if read is not None else self.tier.policy.default
+        return 0.0 if ruling.serve is Serve.OFF else ruling.l1_ttl
+
+    def label(self, part: bytes) -> str:
+        """The class of a read: its first key's. All that no rule names and has no first part is of one."""
+        return self.tier.label(self.rules, part) or UNNAMED
+
     def ends(self, part: bytes) -> float | None:
         """When a part's time is over (monotonic seconds); None: it is not kept. Looks at all there is."""
-        if not any(part in table.replies for table in self.tables.values()):
+        if not any(part in table for table in self.tables.values()):
             return None
         tended = self.tending.known.get(part)
         if tended is not None:
@@ -554,7 +656,7 @@ class Shelf:
         self.until = min(self.until, until)
 
     def _keep(self, table: Table, part: bytes, reply: bytes) -> int:
-        old = table.replies.pop(part, None)
+        old = table.pop(part)
         table.replies[part] = reply
         size = _size(part, reply)
         if old is None:
@@ -581,10 +683,15 @@ class Shelf:
         if not self.keeps(read.part):
             self._delist(read.part, marks(read.keys))
 
+    @property
+    def sets_aside(self) -> bool:
+        """Whether some of what is kept may be found only after a look aside."""
+        return bool(self.tending.aside or self.reuse.open)
+
     def keeps(self, part: bytes) -> bool:
         """Whether some table has a part, or it is aside, or imagined."""
         for table in self.tables.values():  # asked at every fill: half the cost of `any` with a generator
-            if part in table.replies:
+            if part in table:
                 return True
         if part in self.tending.aside:
             return True
@@ -592,7 +699,7 @@ class Shelf:
 
     def _drop_others(self, read: Read) -> None:
         keys = marks(read.keys)
-        self.drop(keys)
+        self._drop_all(keys)
         for key in keys:
             self.index[key] = read.part
         if len(keys) > 1:
@@ -605,12 +712,15 @@ class Shelf:
         aside = [part for part, _ in zip(self.tending.aside, range(count), strict=False)]
         if aside:
             return sum([self._forget(part) for part in aside])
-        table = max(self.tables.values(), key=lambda table: len(table.replies), default=None)
-        if table is None or not table.replies:
+        table = max(self.tables.values(), key=len, default=None)
+        if table is None or not len(table):
             return 0
-        table.replay(1)
-        victims = [part for part, _ in zip(table.replies, range(count), strict=False)]
-        return sum([self._forget(part) for part in victims])
+        return sum([self._evict(part) for part in table.victims(count)])
+
+    def _evict(self, part: bytes) -> int:
+        if part in self.reuse.open:
+            self.reuse.evicted(part)
+        return self._forget(part)
 
 
 class EmptyShelf:

@@ -2,14 +2,21 @@
 
 That is the order of its dict. Hits are logged chunk by chunk, only a sample of them while nothing has to be
 evicted, and replayed into it when room is needed: counting is exact, recency is not.
+
+Some replies are *held*: they are kept, but not in the dict, so that the next read of them is seen (`reuse`).
 """
 
 from __future__ import annotations
 
+from itertools import islice, takewhile
 from random import randrange
+from typing import TYPE_CHECKING
 
 from proxy.tier.classes import Classes
 from proxy.tier.hot import Hot
+
+if TYPE_CHECKING:
+    from proxy.tier.reuse import Reuse
 
 _LOGGED = 2048
 """Parts in a log at most; it is then replayed."""
@@ -29,17 +36,31 @@ class Table:
     """
 
     __slots__ = (
-        "_log", "_logged", "_longest", "_seen", "_stride", "classes", "find", "hot", "replies"
+        "_gone", "_held_at", "_log", "_logged", "_longest", "_seen", "_stride", "asked", "classes", "find",
+        "held", "hot", "replies", "reuse", "users",
     )  # fmt: skip
 
     def __init__(self, stride: int = STRIDE, eager: bool = False) -> None:
         self.replies: dict[bytes, bytes] = {}
         self.find = self.replies.get
         """Bound once: the hot path's look-up."""
+        self.asked = 0.0
+        """When clients last missed something in it, or were seen to find something (monotonic seconds; set by
+        them); 0: that is long ago."""
+        self.users = 0
+        """Clients that read from it, or could; kept by them."""
         self.hot: Hot | None = None
         """Who counts the hits by part, if anybody; hears of them at each replay."""
         self.classes: Classes | None = None
         """Who counts them by class."""
+        self.reuse: Reuse | None = None
+        """Who watches some of the hits, if anybody; hears of those that are logged."""
+        self.held: dict[bytes, bytes] = {}
+        """Replies that are kept and not in `replies`, the earliest held first."""
+        self._held_at: dict[bytes, int] = {}
+        """How many had been evicted when each of them was held."""
+        self._gone = 0
+        """How many have been evicted."""
         self._log: list[list[bytes]] = []
         """Parts that were answered, of a sample of chunks since the last replay."""
         self._logged = 0
@@ -48,10 +69,59 @@ class Table:
         self._longest = stride
         self._stride = 0 if eager else stride
 
+    def __len__(self) -> int:
+        return len(self.replies) + len(self.held)
+
+    def __contains__(self, part: bytes) -> bool:
+        return part in self.replies or part in self.held
+
+    def get(self, part: bytes) -> bytes | None:
+        """What is kept of a part, held or not."""
+        return self.replies.get(part) or self.held.get(part)
+
+    def pop(self, part: bytes) -> bytes | None:
+        """Take out what is kept of a part, held or not."""
+        reply = self.replies.pop(part, None)
+        return self._take(part) if reply is None and self.held else reply
+
+    def hold(self, part: bytes) -> None:
+        """Have the next read of a part find nothing, so that it is seen."""
+        reply = self.replies.pop(part, None)
+        if reply is not None:
+            self.held[part] = reply
+            self._held_at[part] = self._gone
+
+    def release(self, part: bytes) -> None:
+        """Put back what is held of a part."""
+        reply = self._take(part)
+        if reply is not None:
+            self.replies[part] = reply
+
+    def _take(self, part: bytes) -> bytes | None:
+        self._held_at.pop(part, None)
+        return self.held.pop(part, None)
+
+    def victims(self, count: int) -> list[bytes]:
+        """The `count` parts to be evicted next, and of those that are held what would have gone by now."""
+        self.replay(1)
+        if not self.replies:
+            for part in list(self.held):
+                self.release(part)
+        found = list(islice(self.replies, count))
+        self._gone += len(found)
+        # What is not read goes when all that are older have gone, or were read: say, half of them each.
+        before = self._gone - len(self.replies) // 2
+        return found + list(takewhile(lambda part: self._held_at[part] < before, self.held))
+
     @property
     def stands_for(self) -> int:
         """For how many hits one stands that is logged."""
         return 1 + self._stride
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is of use to anybody."""
+        return self.users > 0 or self.asked > 0
 
     def log(self, parts: list[bytes]) -> int:
         """Take note of parts that were answered (there may be others among them).
@@ -60,6 +130,8 @@ class Table:
         """
         self._log.append(parts)
         self._logged += len(parts)
+        if self.reuse is not None:
+            self.reuse.hit(parts, self.stands_for)
         if self._logged > _LOGGED:
             self.replay(self._longest)
         return len(parts) * self._stride
@@ -76,7 +148,9 @@ class Table:
         step = _SOME if len(logged) > _LOGGED else 1
         some = logged[randrange(step) :: step]
         if self.hot is not None:
-            self.hot.add([part for part in some if part in replies], self.stands_for * step)
+            held = self.held
+            found = [part for part in some if part in replies or part in held]
+            self.hot.add(found, self.stands_for * step)
         if self.classes is not None:
             self.classes.hit(some, self.stands_for * step)
         if stride is not None:
@@ -94,8 +168,10 @@ class Table:
 
     def clear(self) -> dict[bytes, bytes]:
         """Forget everything. Returns it: freeing is slow, and whoever has it may take his time."""
-        gone = self.replies.copy()
+        gone = self.replies | self.held
         self.replies.clear()
+        self.held.clear()
+        self._held_at.clear()
         self._log.clear()
         self._logged = 0
         return gone

@@ -202,7 +202,7 @@ class Tending:
 
     def _reply(self, part: bytes, protocol: int) -> bytes | None:
         aside = self.aside.get(part)
-        return aside.get(protocol) if aside is not None else self._shelf.table(protocol).find(part)
+        return aside.get(protocol) if aside is not None else self._shelf.table(protocol).get(part)
 
     def due(self, now: float, most: int) -> Iterator[bytes]:
         """Parts whose rule has them fetched anew about now, each once and `most` at a time."""

@@ -13,6 +13,7 @@ from proxy.tier.classes import Classes
 from proxy.tier.door import Door
 from proxy.tier.governor import Governor
 from proxy.tier.policy import Defaults, Policy, Ruling, Serve
+from proxy.tier.reuse import ReadClock
 from proxy.tier.rules import Rules, key_name
 from proxy.tier.shelf import Shelf
 from proxy.tier.table import STRIDE
@@ -53,7 +54,9 @@ class Source(enum.Enum):
 class Budget:
     """Memory that one or several accounts share, and who may take it."""
 
-    def __init__(self, max_memory: int, max_entries: int, admit_after: int) -> None:
+    def __init__(
+        self, max_memory: int, max_entries: int, admit_after: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.max_memory = max_memory
         self.max_entries = max_entries
         self.door = Door(admit_after, max_memory)
@@ -62,6 +65,7 @@ class Budget:
         self.entries = 0
         """Replies kept."""
         self.accounts: list[Account] = []
+        self.reads = ReadClock(clock, self.accounts)
 
     def weigh(self) -> None:
         """Have the doorkeeper judge whether entries last long enough to pay; called now and then."""
@@ -104,6 +108,10 @@ class Account:
         self.count_hits: Callable[[], int] = int
         """Adds up the reads answered from memory; they are counted by who answers them."""
         # What is counted, since the start.
+        self.logged = 0
+        """Hits as the tables' logs have them; `hits` are exact."""
+        self.hits_counted = 0
+        """`hits` when the budget's `ReadClock` last looked."""
         self.misses = 0
         """Reads that were looked up and not there."""
         self.passed = 0
@@ -113,6 +121,8 @@ class Account:
         self.coalesced = 0
         """Of these, reads that joined another's flight."""
         self.fills = 0
+        self.capped = 0
+        """Of these, those whose key lives longer than they may (`l1_ttl`)."""
         self.evicted = 0
         self.expired = 0
         self.invalidated = 0
@@ -207,10 +217,12 @@ class Tier:
         """How many hits at most go unlogged behind one that is logged."""
         self.eager = False
         """Whether all are logged while they are few: then somebody calls `Account.settle` once a second."""
+        self.shows_names = True
+        """Whether names of keys, and what is a part of them, may be shown (`key_privacy`)."""
         self.shelves: dict[Hashable, Shelf] = {}
         self.waste = Waste()
         """What shelves have dropped all at once."""
-        self.common = Budget(limits.max_memory, limits.max_entries, limits.admit_after)
+        self.common = Budget(limits.max_memory, limits.max_entries, limits.admit_after, clock)
         """For all accounts that have no memory of their own."""
         self.accounts: list[Account] = []
         self._views: dict[bytes, list[Shelf]] = {}
@@ -286,18 +298,22 @@ class Tier:
         """A new account; with `max_memory` (bytes), so much of the whole is its own."""
         budget = self.common
         if max_memory is not None:
-            budget = Budget(max_memory, self.limits.max_entries, self.limits.admit_after)
+            budget = Budget(max_memory, self.limits.max_entries, self.limits.admit_after, self.clock)
             self.common.max_memory -= max_memory
-        self.accounts.append(Account(rules, budget, self.limits.refill_limit, self._label))
+        self.accounts.append(Account(rules, budget, self.limits.refill_limit, self.shown_label))
         return self.accounts[-1]
 
-    def _label(self, rules: Rules, part: bytes) -> str:
+    def label(self, rules: Rules, part: bytes) -> str:
         """The class of a read: that of its first key; empty if it has none, or no key."""
-        try:
-            keys = rules.part_keys(part)
-        except ValueError:
-            return ""  # a piece of a chunk of which others were answered
-        return self.policy.named(key_name(keys[0])[len(rules.prefix) :]) if keys else ""
+        key = _first_key(rules, part)
+        return self.policy.named(key) if key is not None else ""
+
+    def shown_label(self, rules: Rules, part: bytes) -> str:
+        """The same as everybody may see it."""
+        if self.shows_names:
+            return self.label(rules, part)
+        key = _first_key(rules, part)
+        return self.policy.ruling(key).rule.label if key is not None else ""
 
     def shelf(self, key: Hashable, account: Account | None = None) -> Shelf:
         """The shelf for a link."""
@@ -323,6 +339,7 @@ class Tier:
         """
         count = 0
         for shelf in self.views(prefix):
+            shelf.reuse.marks_changed(keys)
             if not shelf.index.keys().isdisjoint(keys):
                 before = shelf.drops
                 shelf.drop(keys)
@@ -339,3 +356,12 @@ class Tier:
             shelf.account.count(dropped, source)
             total += dropped
         return total
+
+
+def _first_key(rules: Rules, part: bytes) -> bytes | None:
+    """The first key of a read as clients name it; None if it has none."""
+    try:
+        keys = rules.part_keys(part)
+    except ValueError:
+        return None  # a piece of a chunk of which others were answered
+    return key_name(keys[0])[len(rules.prefix) :] if keys else None

@@ -7,10 +7,11 @@ There is one for each Redis, fed by all links to it::
        └────────────────── Redis answers ──────────────────┘
 
 A failure is an attempt to connect that Redis did not answer, or a connection given up because it owed replies
-for `upstream_timeout`. While the breaker is not closed, no command waits: links that are not connected refuse
-at once, and no client is given a new link. The probes are the shared links' own attempts to reconnect, and a
-PING over one that is connected. Any answer of Redis' to a handshake closes the breaker, a refusal too: that
-Redis is there, and says no at once.
+for `upstream_timeout`. While a connection is silent for longer than `coherence_timeout`, attempts are made
+one after the other, so that it need not take that long. While the breaker is not closed, no command waits:
+links that are not connected refuse at once, and no client is given a new link. The probes are the shared
+links' own attempts to reconnect, and a PING over one that is connected. Any answer of Redis' to a handshake
+closes the breaker, a refusal too: that Redis is there, and says no at once.
 """
 
 from __future__ import annotations

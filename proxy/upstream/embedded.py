@@ -147,7 +147,8 @@ class EmbeddedRedis:
 
     async def ended(self) -> StartupError:
         """Wait until the server ends by itself; the error that tells of it."""
-        while (status := self._running()[0].poll()) is None:
+        process, _ = self._running()
+        while (status := process.poll()) is None:
             await asyncio.sleep(WATCH)
         return self._failed(f"has ended (status {status})")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -23,8 +25,9 @@ _IDLE_SHARED = 60.0
 class LinkPool:
     """Makes links, lends them, closes what is no longer used.
 
-    `timeout` (seconds) is how long a shared link may owe replies in silence; `backoff` the shortest and
-    longest wait between attempts to reconnect, in seconds. `care` tells how the shelf of a shared link is
+    `timeout` (seconds) is how long a shared link may owe replies in silence; after `silent_after` it is tried
+    whether Redis answers at all. `backoff` is the shortest and longest wait between attempts to reconnect, in
+    seconds. `care` tells how the shelf of a shared link is
     kept true, `closed` hears of a shared link that is given up.
     """
 
@@ -37,6 +40,7 @@ class LinkPool:
         care: Callable[[LinkKey], Care | None] = lambda key: None,
         closed: Callable[[LinkKey], object] = lambda key: None,
         breaker_failures: int = 0,
+        silent_after: float = math.inf,
     ) -> None:
         self.connector = connector
         self.breaker = Breaker(breaker_failures)
@@ -45,6 +49,9 @@ class LinkPool:
         """Every pinned link, lent or idle."""
         self._classifier = classifier
         self._timeout = timeout
+        self._silent_after = silent_after
+        self._trial: asyncio.Task[None] | None = None
+        """Finds out whether Redis answers at all, while a link does not."""
         self._backoff = backoff
         self._care = care
         self._closed = closed
@@ -59,8 +66,9 @@ class LinkPool:
             care = self._care(key)
             away = self._away()
             link = self.shared[key] = SharedLink(
-                self.connector, key, self._classifier, self._backoff, care, self.breaker, away
-            )
+                self.connector, key, self._classifier, self._backoff, care, self.breaker, away,
+                self._silent_after,
+            )  # fmt: skip
         link.users += 1
         return link
 
@@ -147,12 +155,38 @@ class LinkPool:
         self.pinned = {pinned for pinned in self.pinned if not pinned.ended.is_set()}
         for key, link in list(self.shared.items()):
             link.tick(now, self._timeout)
+            if link.mute:
+                self._suspect(link)
             if self.breaker.open:
                 link.prove()
             if link.users or link.fifo or link.serves_stale:
                 self._unused_since.pop(key, None)
             elif now - self._unused_since.setdefault(key, now) > _IDLE_SHARED:
                 self._close(link)
+
+    def _suspect(self, link: SharedLink) -> None:
+        """Deal with a connection on which Redis answers nothing: it may be hung, or busy for one client."""
+        if self.breaker.open:
+            link.fall_silent()
+        elif self._trial is None or self._trial.done():
+            self._trial = asyncio.get_running_loop().create_task(self._try(link.key))
+
+    async def _try(self, key: LinkKey) -> None:
+        """Connect anew, and count a failure if that is not answered within the time of silence.
+
+        While a script runs for long, other connections get BUSY for an answer: who waits for it is to wait.
+        """
+        limit = min(self._silent_after, self.connector.timeout)
+        connector = dataclasses.replace(self.connector, timeout=limit)
+        try:
+            link = await open_link(lambda: PinnedLink(connector, key), connector)
+        except UpstreamRefused:
+            self.breaker.answered()
+        except UpstreamError as error:
+            self.breaker.failed(error)
+        else:
+            link.close()
+            self.breaker.answered()
 
     def tracked(self, prefix: bytes = b"") -> list[SharedLink]:
         """The shared links that Redis tells of changes, or may soon, to keys that begin with `prefix`."""
@@ -194,6 +228,8 @@ class LinkPool:
 
     async def close(self) -> None:
         """Close every link."""
+        if self._trial is not None:
+            self._trial.cancel()
         for link in list(self.shared.values()):
             self._close(link)
         for pinned in list(self.pinned):

@@ -12,9 +12,10 @@ A `SharedLink` outlives its connections. What `submit` does follows its state, w
         ▼
       DOWN ──up──▶ READY                                 (later attempts refuse it at once)
 
-While the circuit breaker is open there is no CONNECTING: nothing is held. Where stale entries may be served,
-a link on which Redis owes the answer to a heartbeat for too long is SILENT, up to that answer: it refuses
-what comes, but from those who wait for replies already, whose order must hold.
+While the circuit breaker is open there is no CONNECTING: nothing is held. A link on which Redis owes an
+answer for too long is SILENT, up to that answer: where stale entries may be served, as soon as it owes that
+to a heartbeat for so long, else once the breaker is open. It refuses what comes, but from those who wait for
+replies already, whose order must hold.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import contextlib
 import dataclasses
 import enum
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -87,6 +89,8 @@ class Care:
     """What all keys begin with that the link reads."""
     away_after: float = 0.0
     """Seconds without an answer after which Redis counts as away, and stale entries are served; 0: never."""
+    on_settled: Callable[[], object] = list
+    """Called when it is known for a connection how Redis tells of changes."""
 
 
 class SharedLink:
@@ -104,6 +108,7 @@ class SharedLink:
         care: Care | None = None,
         breaker: Breaker | None = None,
         away: UpstreamError | None = None,
+        silent_after: float = math.inf,
     ) -> None:
         self.connector = connector
         self.key = key
@@ -124,7 +129,7 @@ class SharedLink:
         self.tracking: Tracking | None = None
         if care.keeper is not None:
             self.tracking = Tracking(
-                self, care.keeper, care.ladder, care.heartbeat, care.prefix, care.away_after
+                self, care.keeper, care.ladder, care.heartbeat, care.prefix, care.away_after, care.on_settled
             )
         self.wire: Wire | None = None
         self.auth_required = False
@@ -134,6 +139,10 @@ class SharedLink:
         self.breaker = breaker or Breaker(0)
         self.refusing = False
         """Whether what is submitted is refused (see SILENT for the exception)."""
+        self._was_mute = False
+        """Whether it was so at the last tick."""
+        self._silent_after = silent_after
+        """Seconds for which Redis may owe a reply before it is said not to answer."""
         self._away_after = care.away_after
         self._waiting: set[object] = set()
         """Who waited for replies when the link fell silent."""
@@ -190,6 +199,9 @@ class SharedLink:
         if self.tracking is not None:
             self.tracking.tick(now)
         progress = self._stalled_since[0] != self.wire.chunks
+        if self._was_mute and progress:
+            self.breaker.answered()
+        self._was_mute = self.mute > 0
         if progress and now - self._up_since > timeout:
             self.breaker.answered(steady=True)
         if not self.fifo or progress:
@@ -210,6 +222,16 @@ class SharedLink:
         self._proving = False
         if self.wire is not None and not reply.startswith(b"-ERR pannier"):
             self.breaker.answered()
+            if not self._away_after:
+                self.speak()
+
+    @property
+    def mute(self) -> float:
+        """For how many seconds Redis has owed a reply and sent nothing, if for longer than it may; else 0."""
+        if self.wire is None or not self.fifo or self._stalled_since[0] != self.wire.chunks:
+            return 0.0
+        since = time.monotonic() - self._stalled_since[1]
+        return since if since >= self._silent_after else 0.0
 
     @property
     def silent(self) -> bool:
@@ -229,15 +251,16 @@ class SharedLink:
         return self.breaker.explain(self.error)
 
     def fall_silent(self) -> None:
-        """Hear that Redis owes the answer to a heartbeat for too long."""
+        """Hear that Redis owes an answer for too long."""
         if self.state in (LinkState.READY, LinkState.FULL):
-            self.error = self.connector.lost(f"has not answered for {self._away_after:g} s")
+            seconds = round(self.mute) or self._away_after
+            self.error = self.connector.lost(f"has not answered for {seconds:g} s")
             self._say(logging.WARNING, "upstream_silent", _plain(self.error))
             self._waiting = {owner for caller, *_ in self.fifo for owner in caller.owners()}
             self._enter(LinkState.SILENT)
 
     def speak(self) -> None:
-        """Hear that Redis has answered a heartbeat in time."""
+        """Hear that Redis has answered a heartbeat in time, or a probe."""
         if self.state is LinkState.SILENT:
             self._say(logging.INFO, "upstream_answers", f"upstream {self._address} answers again")
             self._waiting = set()

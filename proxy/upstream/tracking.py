@@ -45,8 +45,8 @@ class Keeper(Protocol):
     def clear(self) -> int:
         """Drop everything; how many entries that were."""
 
-    def link_up(self, mode: Mode) -> None:
-        """Hear that Redis tells of changes from now on."""
+    def link_up(self, mode: Mode, protocol: int = 3) -> None:
+        """Hear that Redis, or the bus, tells of changes from now on; replies come in a protocol."""
 
     def link_lost(self) -> None:
         """Hear that Redis tells of nothing any more. Called before anybody else hears of the loss."""
@@ -69,6 +69,7 @@ class Tracking:
         heartbeat: float,
         prefix: bytes,
         away_after: float = 0.0,
+        on_settled: Callable[[], object] = list,
     ) -> None:
         self.keeper = keeper
         self.mode = Mode.OFF
@@ -77,8 +78,11 @@ class Tracking:
         """Why it is that mode and none higher on the ladder."""
         self.settled = asyncio.Event()
         """Set as soon as it is known for the first time what is in effect."""
+        self.latest: Mode | None = None
+        """What was in effect on the latest connection of which that is known; None: on none yet."""
         self._link = link
         self._ladder = ladder
+        self._on_settled = on_settled
         self._heartbeat = heartbeat
         self._away_after = away_after
         self.prefix = prefix
@@ -99,7 +103,11 @@ class Tracking:
         if wire.refusal:
             self._settle(Mode.OFF, "the link is not authenticated")
         elif wire.protocol != 3:
-            self._settle(Mode.OFF, f"the server does not speak RESP3 ({wire.no_resp3})")
+            why = f"the server does not speak RESP3 ({wire.no_resp3})"
+            if Mode.BUS in self._ladder:
+                self._rely_on_bus(why, wire.protocol)
+            else:
+                self._settle(Mode.OFF, why)
         else:
             return self._probe(wire, 0, [])
         return None
@@ -184,9 +192,7 @@ class Tracking:
             return None
         mode = self._ladder[rung]
         if mode is Mode.BUS:
-            self._settle(mode, "; ".join(refusals) or "switched off")
-            self.keeper.heard = 0.0  # it is the bus that is to be heard
-            self.keeper.link_up(mode)
+            self._rely_on_bus("; ".join(refusals) or "switched off", wire.protocol)
             return None
 
         def answered(replies: bytes) -> None:
@@ -207,8 +213,14 @@ class Tracking:
         requests = mode.requests(self.prefix)
         return _Probe(answered, len(requests)), len(requests), b"".join(requests)
 
+    def _rely_on_bus(self, reason: str, protocol: int) -> None:
+        self._settle(Mode.BUS, reason)
+        self.keeper.heard = 0.0  # it is the bus that is to be heard
+        self.keeper.link_up(Mode.BUS, protocol)
+
     def _settle(self, mode: Mode, reason: str) -> None:
-        self.mode, self.reason = mode, reason
+        self.mode = self.latest = mode
+        self.reason = reason
         said = f"{mode.label} ({reason})"
         if said != self._said:
             level = logging.INFO if mode in (Mode.OPTIN, Mode.DEFAULT) else logging.WARNING
@@ -216,12 +228,16 @@ class Tracking:
                 level = logging.DEBUG  # as expected, and the banner says it
             consequence = ": nothing is served from memory" if mode is Mode.OFF else ""
             if mode is Mode.BUS:
-                consequence = ": writes that pass through no Pannier are not seen for up to l1_ttl_untracked"
+                consequence = (
+                    ": Panniers tell each other of writes; what is written past them is not seen for up to "
+                    "l1_ttl_untracked"
+                )
             key = self._link.key
             about = fields("tracking", mode=mode.label, reason=reason, database=key.database, space=key.space)
             log.log(level, "tracking %s%s", said, consequence, extra=about)
         self._said = said
         self.settled.set()
+        self._on_settled()
 
 
 def _verdict(line: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 
@@ -11,7 +12,7 @@ import pytest
 from proxy.client.refilling import refresh
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamError
-from proxy.tier.governor import MANY
+from proxy.tier.governor import MANY, Governor
 from proxy.tier.policy import CacheRule, Defaults, Policy, Serve
 from tests.client.linked import Client, Connection, turn
 from tests.tier.racing import Race, push
@@ -24,7 +25,9 @@ def bulk(value: str) -> bytes:
     return encode.bulk(value.encode())
 
 
-async def made(monkeypatch: pytest.MonkeyPatch, limit: int = LIMIT, **options: object) -> Race:
+async def made(monkeypatch: pytest.MonkeyPatch, limit: int = LIMIT, spread: bool = False, **options: object) -> Race:
+    if not spread:
+        monkeypatch.setattr(Governor, "spread", lambda governor, now: 0.0)
     race = Race(monkeypatch, refill_limit=limit, **options)
     for n in range(100):
         race.redis.direct("SET", f"k:{n}", f"v{n}")
@@ -518,5 +521,22 @@ async def test_places_never_leak(monkeypatch: pytest.MonkeyPatch, seed: int) -> 
     await race.settle()
     judge()
     assert not any(owed)
+    idle(race)
+    await race.close()
+
+
+async def test_the_first_fetches_do_not_all_begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    race = await made(monkeypatch, limit=50, spread=True)
+    clients = await all_at_once(race, 8)
+    home = race.home(clients[0])
+    begun = len(asked(home))
+    assert begun < 8
+    seen = {begun}
+    for _ in range(200):
+        await asyncio.sleep(0.002)
+        seen.add(len(asked(home)))
+    assert max(seen) == 8 and len(seen) > 2, "by and by"
+    await race.settle()
+    assert [client.take() for client in clients] == [bulk(f"v{n}") for n in range(8)]
     idle(race)
     await race.close()

@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -1213,6 +1214,115 @@ class TestReconnecting:
         )
 
 
+class TestWhatWasMissed:
+    """With tracking, losing the bus costs what is kept only if something was said meanwhile."""
+
+    @pytest.fixture
+    def pair(self, redis_binary: str, directory: Path) -> Iterator[tuple[Process, list[Process]]]:
+        """A Redis of their own, on which nobody else publishes, and two sidecars that know its counts."""
+        with (
+            redis_server(redis_binary, directory) as redis,
+            pannier(f"redis://127.0.0.1:{redis.port}", directory, "--coherence-timeout", "1") as one,
+            pannier(f"redis://127.0.0.1:{redis.port}", directory, "--coherence-timeout", "1") as other,
+        ):
+            ready(one, other)
+            time.sleep(2.5)  # they have counted
+            yield redis, [one, other]
+
+    @staticmethod
+    def deafen(redis: Process, *meanwhile: tuple[str, ...]) -> None:
+        """Break the bus' connections, and say something before there are others."""
+        with Redis(port=redis.port) as direct:
+            killing = direct.pipeline()
+            for client in bus_connections(redis):
+                killing.execute_command("CLIENT", "KILL", "ID", client["id"])
+            for words in meanwhile:
+                killing.execute_command(*words)
+            killing.execute()
+
+    def test_nothing_so_all_stays(self, pair: tuple[Process, list[Process]]) -> None:
+        redis, proxies = pair
+        fill(redis, *proxies, keys=["a", "b"])
+        self.deafen(redis)
+        for proxy in proxies:
+            wait_until(lambda proxy=proxy: "nothing was missed" in proxy.output)  # type: ignore[misc]
+            assert entries(proxy.port) == 2 and fact(proxy, "bus_missed") == 0
+        publish(redis, {"v": 1, "keys": ["a"]})
+        for proxy in proxies:
+            wait_until(lambda proxy=proxy: entries(proxy.port) == 1)  # type: ignore[misc]
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("PUBLISH", BARE, '{"v": 1, "keys": ["nosuch"]}'),
+            ("PUBLISH", BARE, '{"v": 1, "from": "a peer that came and went", "n": 1, "keys": ["nosuch"]}'),
+            ("EVAL", f"return redis.call('PUBLISH', '{BARE}', '{{}}')", "0"),
+            ("CONFIG", "RESETSTAT"),
+        ],
+        ids=["an application", "an unknown peer", "a script", "nobody can tell"],
+    )
+    def test_something_so_all_goes(self, pair: tuple[Process, list[Process]], words: tuple[str, ...]) -> None:
+        redis, proxies = pair
+        fill(redis, *proxies, keys=["a", "b"])
+        self.deafen(redis, words)
+        for proxy in proxies:
+            wait_until(lambda proxy=proxy: entries(proxy.port) == 0)  # type: ignore[misc]
+            wait_until(lambda proxy=proxy: fact(proxy, "bus_missed") >= 1)  # type: ignore[misc]
+
+    def test_a_peer_that_was_started_anew(self, redis_binary: str, directory: Path) -> None:
+        """It is unknown, and what it has said under its new name counts like anything else."""
+        with (
+            redis_server(redis_binary, directory) as redis,
+            pannier(f"redis://127.0.0.1:{redis.port}", directory) as keeps,
+        ):
+            ready(keeps)
+            time.sleep(2.5)
+            with pannier(f"redis://127.0.0.1:{redis.port}", directory) as peer:
+                ready(peer)
+                fill(redis, keeps, keys=["a"])
+                self.deafen(redis)
+                wait_until(lambda: "the eviction bus is heard again" in keeps.output)
+                with Wire(peer.port) as wire:
+                    wire.ask("SIDECAR", "INVALIDATE", "a")
+                wait_until(lambda: entries(keeps.port) == 0)
+
+    def test_redis_that_stands_still_for_a_while(self, pair: tuple[Process, list[Process]]) -> None:
+        redis, proxies = pair
+        fill(redis, *proxies, keys=["a", "b"])
+        before = fact(proxies[0], "bus_subscriptions")
+        redis.signal(signal.SIGSTOP)
+        time.sleep(4.5)
+        assert facts(proxies[0].port)["bus_status"].startswith("not heard for ")
+        redis.signal(signal.SIGCONT)
+        for proxy in proxies:
+            wait_until(lambda proxy=proxy: facts(proxy.port)["bus_status"] == "up")  # type: ignore[misc]
+            wait_until(lambda proxy=proxy: kept(proxy.port, "a"))  # type: ignore[misc]
+            assert entries(proxy.port) == 2
+        assert fact(proxies[0], "bus_subscriptions") == before, "on one connection nothing gets lost"
+
+    def test_what_is_said_while_it_stands_still_is_heard(self, pair: tuple[Process, list[Process]]) -> None:
+        redis, proxies = pair
+        fill(redis, *proxies, keys=["a", "b"])
+        with redis.connect() as direct:
+            redis.signal(signal.SIGSTOP)
+            direct.sendall(request("PUBLISH", BARE, '{"v": 1, "keys": ["a"]}'))
+            time.sleep(4)
+            redis.signal(signal.SIGCONT)
+            for proxy in proxies:
+                wait_until(lambda proxy=proxy: entries(proxy.port) == 1)  # type: ignore[misc]
+
+    def test_without_the_right_to_ask_all_goes(self, redis_binary: str, directory: Path) -> None:
+        with redis_server(redis_binary, directory) as redis:
+            with Wire(redis.port) as direct:
+                direct.ask("ACL", "SETUSER", "u", "on", ">pw", "~*", "&*", "+@all", "-info")
+            with pannier(f"redis://u:pw@127.0.0.1:{redis.port}", directory) as proxy:
+                ready(proxy)
+                time.sleep(2.5)
+                fill(redis, proxy, keys=["a"])
+                self.deafen(redis)
+                wait_until(lambda: entries(proxy.port) == 0)
+
+
 class TestRights:
     @pytest.fixture
     def refused(self, upstream: Process) -> Iterator[str]:
@@ -1279,8 +1389,15 @@ class TestRights:
 
 
 class TestManyEntries:
-    def test_hits_go_on_while_a_pattern_drops_100_000(self, upstream: Process, three: list[Process]) -> None:
-        total, peer = 100_000, three[1]
+    @pytest.mark.parametrize(
+        ("how", "total"),
+        [("pattern", 100_000), ("keys that are published", 30_000), ("keys of a command", 30_000)],
+    )
+    def test_hits_go_on_while_many_are_dropped(
+        self, upstream: Process, three: list[Process], how: str, total: int
+    ) -> None:
+        peer = three[1]
+        keys = [f"user:{n}" for n in range(total)]
         with Redis(port=upstream.port) as direct, Wire(peer.port, timeout=30) as wire:
             direct.flushall()
             for start in range(0, total, 10_000):
@@ -1298,8 +1415,13 @@ class TestManyEntries:
             longest, reads, went_on = 0.0, 0, False
             hits = fact(peer, "tier_hits")
             with Wire(three[0].port) as other:
-                assert other.ask("SIDECAR", "INVALIDATE", "MATCH", "user:*", "nosuch:*:x")[:1] == b":"
-            with Wire(peer.port) as looking:
+                if how == "pattern":
+                    assert other.ask("SIDECAR", "INVALIDATE", "MATCH", "user:*", "nosuch:*:x")[:1] == b":"
+            if how == "keys that are published":
+                publish(upstream, {"v": 1, "keys": keys})
+            with Wire(peer.port) as looking, Wire(peer.port) as commands:
+                if how == "keys of a command":
+                    commands.raw(request("SIDECAR", "INVALIDATE", *keys))
                 deadline, left = time.monotonic() + 20, total
                 while left > 1:
                     for _ in range(50):

@@ -475,3 +475,23 @@ def test_other_modes_of_tracking(redis: Process, directory: Path) -> None:
                 assert len(crowd.computed) == 1
             no_lease_left(redis)
         Redis(port=redis.port).delete("k")
+
+
+def test_who_waits_may_have_the_last_value_instead(shared_redis: Process, directory: Path) -> None:
+    """`STALE`: of two that miss what has expired, one computes, the other takes what was there last."""
+    rules = directory / "rules.toml"
+    rules.write_text('[[rules]]\nmatch = "r:*"\nstale_while_revalidate = "60s"\n')
+    options = ["--admit-after", "1", "--rules-file", str(rules)]
+    with (
+        panniers(shared_redis, directory, 1, *options) as (proxy,),
+        Wire(proxy.port) as one,
+        Wire(proxy.port) as other,
+    ):
+        assert one.ask("SET", "r:1", "old", "PX", "1500") == b"+OK\r\n"
+        for _ in range(4):
+            assert one.ask("GET", "r:1") == b"$3\r\nold\r\n"
+        wait_until(lambda: one.ask("GET", "r:1") == b"$-1\r\n")
+        assert one.ask("SIDECAR", "LEASE", "r:1", LONG).startswith(b"*2\r\n$5\r\nLEASE\r\n")
+        assert other.ask("SIDECAR", "LEASE", "r:1", LONG, "STALE") == b"*2\r\n$5\r\nSTALE\r\n$3\r\nold\r\n"
+        assert one.ask("SET", "r:1", "new") == b"+OK\r\n"
+        assert other.ask("SIDECAR", "LEASE", "r:1", LONG, "STALE") == b"*2\r\n$3\r\nHIT\r\n$3\r\nnew\r\n"

@@ -88,6 +88,11 @@ def live(process: Process, user: str) -> None:
             wire.rest()
 
 
+def lets_in(process: Process, user: str) -> bool:
+    with Wire(process.port) as wire:
+        return wire.ask("HELLO", 3, "AUTH", user, PASSWORD).startswith(b"%")
+
+
 def hidden(output: str, *words: str) -> None:
     """None of the words stands in the output, whole or in part."""
     for word in words:
@@ -111,6 +116,7 @@ class TestNothingSecret:
                     wire.ask("HELLO", 3, "AUTH", "acme", PASSWORD)
                 with redis_server(any_redis_binary, directory, "--requirepass", PASSWORD, port=redis.port):
                     wait_until(lambda: "upstream_back" in events(process))
+                    wait_until(lambda: lets_in(process, "boss"))  # each user's link comes back by itself
                     live(process, "boss")
                     assert process.stop() == 0
                 output = process.output

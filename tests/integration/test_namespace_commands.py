@@ -438,14 +438,17 @@ class TestKeylessCommands:
             assert not replies[1].startswith(b"-ERR pannier: ")
 
     def test_unknown_commands_are_refused(self, rig: Rig) -> None:
-        with Wire(rig.ports["a"]) as wire:
-            with Wire(rig.reference.port) as reference:
-                for line in ("NOSUCH a b", "nosuch", "NOSUCH " + " ".join("argument" * 5 for _ in range(9))):
-                    assert wire.line(line) == reference.line(line)
-            for line in ("CONFIG NOSUCH", "OBJECT NOSUCH k", "XINFO NOSUCH k"):
-                reply = wire.line(line)
-                assert reply.startswith(b"-ERR pannier: ")
-                assert b"is refused in a namespace" in reply
+        with Wire(rig.ports["a"]) as wire, Wire(rig.reference.port) as reference:
+            for line in ("NOSUCH a b", "nosuch", "NOSUCH " + " ".join("argument" * 5 for _ in range(9))):
+                assert wire.line(line) == reference.line(line)
+            tells = not reference.line("COMMAND INFO config|get").startswith((b"*1\r\n*-1", b"*1\r\n$-1"))  # its sub-commands, from 7 on
+            for line in ("CONFIG NOSUCH", "OBJECT NOSUCH k", "XINFO nosuch k", "CLIENT NOSUCH", "CLIENT NOSUCH x"):
+                for state in ("", "CLIENT NO-EVICT x"):
+                    assert not state or wire.line(state).startswith(b"-")
+                    reply = wire.line(line)
+                    assert reply == reference.line(line) if tells else reply.startswith(b"-ERR pannier: ") and b"is refused in a namespace" in reply
+            for line in ("SORT l alpha foo", "SORT l STORE d foo", "XREAD foo", "XREADGROUP foo bar baz a b c d", "GEORADIUS none 1 2 3 m foo", "MIGRATE h 1 k 0 1 foo"):
+                assert wire.line(line) == reference.line(line)
 
 
 READS = sorted(

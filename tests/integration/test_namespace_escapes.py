@@ -355,7 +355,7 @@ class TestTheWholeServer:
                     found = sent(wire, *given)
                     if name not in ALLOWED_OR_NOT:
                         assert named(found, line), (given, found)
-                        assert found.startswith((b"-ERR pannier: ", b"-ERR unknown command")), (given, found)
+                        assert found.startswith((b"-ERR pannier: ", b"-ERR unknown command", b"-ERR unknown subcommand")), (given, found)
                     if state == "MULTI":
                         assert sent(wire, "EXEC").startswith((b"-EXECABORT", b"*1\r\n-")), given
                     elif state == "WATCH k":
@@ -578,6 +578,25 @@ class TestChannels:
             assert strings(other.line("PUBSUB SHARDCHANNELS")) == [b"c"]
             assert other.line("PUBSUB SHARDNUMSUB c none") == b"*4\r\n$1\r\nc\r\n:1\r\n$4\r\nnone\r\n:0\r\n"
             assert strings(listener.line("SUNSUBSCRIBE")) == [b"sunsubscribe", b"c"]
+
+
+class TestListingChannels:
+    @both_protocols
+    @pytest.mark.parametrize("which", ["acme", "channels"])
+    def test_shows_what_one_has_subscribed_to(self, houses: dict[str, Process], foreign: Foreign, which: str, protocol: int) -> None:
+        """As an unprefixed Redis would: channels, notifications, by what they are called."""
+        mine = [b"news", b"__keyspace@0__:k", b"__keyevent@0__:set"]
+        with Wire(foreign.wire.sock.getpeername()[1]) as direct, Wire(houses[which].port, protocol) as listener, Wire(houses[which].port, protocol) as other:
+            direct.line("SUBSCRIBE __keyspace@0__:other:k")
+            for name in mine:
+                listener.ask("SUBSCRIBE", name)
+            for pattern, expected in (("", mine), ("*", mine), ("n*", mine[:1]), ("__key*", mine[1:]), ("*k", mine[1:2]), ("*e*:[ks]*", mine[1:]), ("__keyspace@0__:k", mine[1:2]), ("none", [])):
+                wait_until(lambda pattern=pattern, expected=expected: sorted(strings(other.line(f"PUBSUB CHANNELS {pattern}"))) == sorted(expected), 2)
+
+    def test_does_not_show_the_eviction_bus(self, any_redis_binary: str, directory: Path) -> None:
+        with redis_server(any_redis_binary, directory) as redis, pannier(f"redis://127.0.0.1:{redis.port}", directory, "--namespace", "acme", bus=True) as proxy, Wire(proxy.port) as wire, Wire(redis.port) as direct:
+            wait_until(lambda: b"pannier:evict:acme" in direct.line("PUBSUB CHANNELS"))
+            assert wire.line("PUBSUB CHANNELS") == wire.line("PUBSUB CHANNELS *") == wire.line("PUBSUB CHANNELS pannier:*") == NO_LIST
 
 
 class TestKeyspaceNotifications:

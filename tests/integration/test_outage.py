@@ -405,6 +405,51 @@ class TestTheBreaker:
             until(lambda: replies.append(wire.line("GET k")) or proxy.output.count("circuit breaker open"), "open", 30.0)
             assert 3 <= len(replies) <= 6 and all(refused(reply) for reply in replies)
 
+    def test_a_hung_one_is_noticed_and_commands_fail_long_before_the_timeout(self, redis: Redis, directory: Path) -> None:
+        """With `on_upstream_down = error` too: HEALTH first, then the breaker."""
+        options = [*SLOW, "--coherence-timeout", "500ms"]
+        with sidecar(redis.url, directory, *options) as proxy, Wire(proxy.port, timeout=30) as waits, Wire(proxy.port) as wire:
+            waits.line("SET k v")
+            redis.process.signal(signal.SIGSTOP)
+            try:
+                waits.send("GET", "other")
+                until(lambda: health(proxy)["upstream"] == "silent", "noticed", 5.0)
+                found = health(proxy)
+                assert found["ready"] == "no" and re.search(r"has not answered for \d+ s", found["why"])
+                assert info(proxy)["pannier_upstream_status"] == "silent"
+                until(lambda: health(proxy)["breaker"] != "closed", "open", 8.0)
+                for line in ("GET k", "SET k x", "MULTI", "BLPOP l 0"):
+                    assert re.search(rb"has not answered for \d+ s \(circuit breaker open for|did not answer within 0.5 s \(circuit breaker", soon(wire, line)), line
+            finally:
+                redis.process.signal(signal.SIGCONT)
+            assert waits.read() == b"$-1\r\n", "who had asked before waits for it"
+            until(lambda: health(proxy)["breaker"] == "closed" and health(proxy)["ready"] == "yes", "closed", 5.0)
+            assert wire.line("GET k") == b"$1\r\nv\r\n"
+            assert number(proxy, "upstream_reconnects") == 0
+            assert proxy.output.count("circuit breaker open") == proxy.output.count("circuit breaker closed") == 1
+
+    @pytest.mark.parametrize("way", ["shared", "transaction"])
+    def test_who_waits_for_a_long_script_is_let_wait(self, redis: Redis, directory: Path, way: str) -> None:
+        """Redis answers others with BUSY: it is not hung."""
+        redis.ask("CONFIG SET lua-time-limit 100")
+        script = "while redis.call('TIME')[1] - ARGV[1] < 5 do end return 'done'"
+        with sidecar(redis.url, directory, *SLOW, "--coherence-timeout", "500ms") as proxy, Wire(proxy.port, timeout=30) as runs, Wire(proxy.port, timeout=30) as waits:
+            start = str(int(time.time()))
+            if way == "transaction":
+                runs.line("MULTI")
+                runs.ask("EVAL", script, "0", start)
+                runs.send("EXEC")
+            else:
+                runs.send("EVAL", script, "0", start)
+                until(lambda: health(proxy)["upstream"] == "silent", "noticed", 5.0)
+                waits.send("GET", "k")
+            reply = runs.read()
+            assert b"done" in reply, reply
+            if way == "shared":
+                assert waits.read() == b"$-1\r\n"
+            until(lambda: health(proxy)["upstream"] == "up", "all is well", 5.0)
+            assert "circuit breaker" not in proxy.output
+
     def test_switched_off(self, one: Redis, directory: Path) -> None:
         with sidecar(one.url, directory, *FAST, "--breaker-failures", "0") as proxy, Wire(proxy.port) as wire:
             one.kill()

@@ -132,7 +132,13 @@ def drop(proxy: Process, slow: SlowRedis, how: str) -> None:
             wire.line(how)
 
 
-@pytest.mark.parametrize("how", ["FLUSHALL", "SIDECAR FLUSH", "reconnect"])
+WAYS = [
+    "FLUSHALL", "SIDECAR FLUSH", "reconnect", "SIDECAR INVALIDATE MATCH warm:*",
+    "SIDECAR INVALIDATE " + " ".join([f"warm:{n}" for n in range(MANY)]), "DEL " + " ".join([f"warm:{n}" for n in range(MANY)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", WAYS, ids=[how[:24] for how in WAYS])
 def test_so_many_of_a_class_are_under_way_and_no_more(slow: SlowRedis, directory: Path, how: str) -> None:
     with pannier(slow.url, directory, *FAST, "--refill-limit", str(LIMIT)) as proxy, contextlib.ExitStack() as stack:
         warm(proxy)
@@ -146,6 +152,7 @@ def test_so_many_of_a_class_are_under_way_and_no_more(slow: SlowRedis, directory
         for n, client in enumerate(clients):
             client.send("GET", f"{'ab'[n % 2]}:{n}")
         until(lambda: number(proxy, "refill_delayed") == CLIENTS - 2 * LIMIT, "all but a few wait")
+        until(lambda: slow.most[b"a"] == slow.most[b"b"] == LIMIT, "these are under way")
         slow.flowing.set()
         for n, client in enumerate(clients):
             key = f"{'ab'[n % 2]}:{n}"

@@ -64,6 +64,9 @@ def test_c8_prometheus_has_hits_and_misses_by_type_latency_and_size(upstream: Pr
     """A platform counts its caches by the first part of the key; Prometheus scrapes Pannier instead."""
     with administered(url(upstream), directory, "--admit-after", "1") as (proxy, web):
         client = redis.Redis(port=proxy.port, protocol=protocol)
+        client.ping()
+        before = web.metrics()("loop_lag_seconds_count")
+        until(lambda: web.metrics()("loop_lag_seconds_count") > before + 2, "the clock of those who time has ticked")
         for key in ("user:1:profile", "user:2:profile", "org:7"):
             client.set(key, "x" * 1000)
         read(client, "user:1:profile", 8)
@@ -73,6 +76,10 @@ def test_c8_prometheus_has_hits_and_misses_by_type_latency_and_size(upstream: Pr
         assert {name: metrics("class_hits_total", namespace="", class_=name) for name in ("user", "org")} == {"user": 9, "org": 4}
         assert {name: metrics("class_misses_total", namespace="", class_=name) for name in ("user", "org")} == {"user": 2, "org": 1}
         assert metrics("memory_bytes", namespace="") > 3000
+        assert metrics("latency_seconds_count", path="hit") == 13, "all are timed while they are few"
+        assert metrics("latency_seconds_count", path="miss") == metrics("latency_seconds_count", path="write") == 3
+        assert metrics("command_latency_seconds_count", family="string") == 13 + 3 + 3
+        assert 0 < metrics("latency_seconds_sum", path="hit") < metrics("latency_seconds_sum", path="miss")
 
 
 def test_d2_a_json_endpoint_tells_how_the_cache_performs(any_redis_binary: str, directory: Path) -> None:

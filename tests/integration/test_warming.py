@@ -76,6 +76,13 @@ def failing(*options: str) -> str:
     return run.stderr
 
 
+def test_a_wrong_file_ends_the_start_with_one_line_beside_a_bundled_server_too() -> None:
+    command = [sys.executable, "-m", "proxy", "run", "--listen", "127.0.0.1:0", "--warm-file", "/nosuch/keys"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1 and "/nosuch/keys" in run.stderr, run.stderr
+
+
 class TestPatterns:
     def test_of_every_type(self, redis: Process, directory: Path) -> None:
         raw = Redis(port=redis.port)
@@ -128,6 +135,7 @@ class TestPatterns:
         Redis(port=redis.port).mset({f"org:{n}": n for n in range(500)})
         with pannier(url(redis), directory, "--warm", "org:*") as proxy, Wire(proxy.port, 3) as late:
             warm(proxy)
+            late.line("GET nosuch")
             until(lambda: "memory for RESP3 clients" in proxy.output or stats(proxy)["tier_entries"] == 1000, "RESP3 is warm")
             with from_memory(proxy):
                 assert late.ask("GET", "org:7") == b"$1\r\n7\r\n"

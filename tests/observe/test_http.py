@@ -134,8 +134,10 @@ class TestAnswers:
         assert house.asked[0].body == b"ab"
 
     async def test_head_without_its_body(self, house: House) -> None:
-        answer = await house.client().send(GET.replace(b"GET", b"HEAD"))
+        client = house.client()
+        answer = await client.send(GET.replace(b"GET", b"HEAD"))
         assert b"Content-Length: 13\r\n" in answer and answer.endswith(b"\r\n\r\n")
+        assert status(await client.send(GET)) == 200, "the connection goes on"
 
     async def test_several_on_one_connection(self, house: House) -> None:
         client = house.client()

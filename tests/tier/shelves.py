@@ -64,7 +64,7 @@ def fill(shelf: Shelf, *arguments: bytes | str | int, reply: bytes = b"$1\r\nv\r
 def consistent(shelf: Shelf) -> None:
     """What must hold after every step."""
     tier = shelf.tier
-    kept = {found for table in shelf.tables.values() for found in table.replies}
+    kept = {found for table in shelf.tables.values() for found in (*table.replies, *table.held)}
     known, aside = shelf.tending.known, shelf.tending.aside
     lapsed = {found for found in aside if tier.clock() >= known[found].ends}
     wanted = _by_mark(shelf, kept | set(shelf.flights) | (set(aside) - lapsed))
@@ -72,9 +72,11 @@ def consistent(shelf: Shelf) -> None:
     # What has lapsed is found by no key any more, once Redis has said so.
     may = _by_mark(shelf, lapsed)
     assert {key: found - may.get(key, set()) | wanted.get(key, set()) for key, found in index.items() if found - may.get(key, set()) or key in wanted} == wanted
-    assert shelf.entries == sum(len(table.replies) for table in shelf.tables.values())
+    assert shelf.entries == sum(map(len, shelf.tables.values()))
+    for table in shelf.tables.values():
+        assert not table.replies.keys() & table.held.keys() and table.held.keys() <= shelf.reuse.open.keys()
     assert not kept & set(aside) and set(aside) <= set(known) <= kept | set(aside)
-    size = sum(_size(found, reply) for table in shelf.tables.values() for found, reply in table.replies.items())
+    size = sum(_size(found, reply) for table in shelf.tables.values() for found, reply in (table.replies | table.held).items())
     size += COST * len(known) + sum(len(found) + len(reply) for found, replies in aside.items() for reply in replies.values())
     size += sum(len(found) + len(reply) for found, (replies, _) in shelf.tending._lapsed.items() for reply in replies.values())
     assert shelf.bytes == size

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy.resp.globs import compile_globs
+from proxy.resp.tracking import Mode
 from proxy.tier.governor import MANY, Governor
+from proxy.tier.matching import drop_matching
+from proxy.tier.rules import key_frame, marks
+from proxy.tier.shelf import Shelf
+from proxy.tier.tier import Tier
 from tests.tier.shelves import fill, make
 
 
@@ -35,6 +41,13 @@ class TestWhenItGoverns:
         for n in range(100):
             governor.dropped(MANY // 4, 100.0 + 0.5 * n)
         assert (governor.until, governor.engaged) == (0.0, 0)
+
+    def test_though_it_lies_across_two(self) -> None:
+        governor = Governor(2)
+        governor.dropped(1, 100.0)
+        governor.dropped(MANY - 100, 100.95)
+        governor.dropped(200, 101.05)
+        assert governor.engaged == 1
 
     def test_not_after_a_few(self) -> None:
         governor = Governor(2)
@@ -74,6 +87,61 @@ class TestAShelf:
         fill(shelf, "GET", "k")
         shelf.clear()
         assert tier.governor.until == 0.0
+
+
+    def test_whatever_the_cause(self) -> None:
+        causes: dict[str, Callable[[Tier, Shelf], object]] = {
+            "a pattern": lambda tier, shelf: list(drop_matching(tier, compile_globs([b"k:*"]), b"")),
+            "keys": lambda tier, shelf: tier.drop(marks([key_frame(b"k:%d" % n) for n in range(MANY)])),
+            "one by one": lambda tier, shelf: [tier.drop(marks([key_frame(b"k:%d" % n)])) for n in range(MANY)],
+            "pushes": lambda tier, shelf: [shelf.invalidate([key_frame(b"k:%d" % n)]) for n in range(MANY)],
+            "flush": lambda tier, shelf: tier.clear(),
+        }
+        for name, cause in causes.items():
+            tier, shelf, clock = make(refill_limit=5)
+            for n in range(MANY):
+                fill(shelf, "GET", f"k:{n}")
+            cause(tier, shelf)
+            assert (tier.governor.engaged, tier.governor.until) == (1, clock.now + 30.0), name
+
+    def test_but_age_and_want_of_room(self) -> None:
+        tier, shelf, clock = make(refill_limit=5)
+        for n in range(MANY):
+            fill(shelf, "GET", f"k:{n}")
+        assert shelf.evict(MANY // 2) == MANY // 2
+        clock.now += 100_000
+        shelf.vouch(clock.now)
+        assert shelf.entries == 0
+        assert tier.governor.engaged == 0
+
+    def test_of_what_was_lost_with_the_link_when_there_is_another(self) -> None:
+        """That is when all of it is asked for again, however long it took."""
+        tier, shelf, clock = make(refill_limit=5)
+        for n in range(MANY):
+            fill(shelf, "GET", f"k:{n}")
+        shelf.link_lost()
+        clock.now += 100.0
+        shelf.link_up(Mode.DEFAULT)
+        assert tier.governor.until == clock.now + 30.0
+        clock.now += 100.0
+        shelf.link_lost()
+        shelf.link_up(Mode.DEFAULT)
+        assert tier.governor.engaged == 2, "there was nothing to lose"
+
+
+class TestTheBeginning:
+    def test_is_spread(self) -> None:
+        governor = Governor(2, lambda: 0.5)
+        assert governor.spread(100.0) == 0.0
+        governor.dropped(MANY, 100.0)
+        assert governor.spread(100.0) == governor.spread(100.9) == 0.05
+        assert governor.spread(101.0) == 0.0
+
+    def test_is_the_first_of_several(self) -> None:
+        governor = Governor(2, lambda: 0.5)
+        governor.dropped(MANY, 100.0)
+        governor.dropped(MANY, 102.0)
+        assert governor.spread(102.1) == 0.0
 
 
 class TestPlaces:

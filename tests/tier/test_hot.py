@@ -170,11 +170,12 @@ def test_the_bound_holds(most: int, steps: list[tuple[list[bytes], int] | float]
             bound = bound * step + 1
         else:
             parts, weight = step
-            hot.add(iter(parts), weight)
+            hot.add(parts, weight)
             for added in parts:
                 true[added] += weight
             total += len(parts) * weight
         assert len(hot) <= 2 * most
+        assert hot.total == pytest.approx(total)
         assert hot.error <= total / (most + 1) + bound + 1e-6
         for hit, count in true.items():
             assert hot.count(hit) <= count + 1e-6

@@ -10,9 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from proxy.resp.globs import compile_globs
 from proxy.resp.namespace import Namespace
 from proxy.tier import matching
-from proxy.tier.matching import SLICE, drop_matching
+from proxy.tier.matching import SLICE, drop_keys, drop_matching
 from proxy.tier.rules import Rules, key_frame, marks
 from proxy.tier.shelf import Shelf
+from proxy.tier.tier import Source
 from tests.tier.shelves import TABLE, consistent, fill, make, part, read
 
 BULK = compile_globs([b"bulk:*"])
@@ -279,3 +280,12 @@ class Walks(RuleBasedStateMachine):
 
 TestWalks = Walks.TestCase
 TestWalks.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, derandomize=True)
+
+
+def test_keys_go_a_slice_at_a_time() -> None:
+    tier, shelf, _ = make()
+    names = [b"k:%d" % n for n in range(2 * SLICE + 5)]
+    for name in names:
+        fill(shelf, "GET", name.decode())
+    assert list(drop_keys(tier, [*names, b"nosuch"], b"", Source.BUS)) == [SLICE, SLICE, 5]
+    assert not shelf.entries

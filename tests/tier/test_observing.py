@@ -39,6 +39,7 @@ def ask(shelf: Shelf, request: bytes, reply: bytes = VALUE, lifetime: float = FO
     """A read as a session does it; whether it is answered from memory."""
     if shelf.tier.clock() >= shelf.until:
         shelf.vouch(shelf.tier.clock())
+    shelf.reuse.release([request])
     if shelf.table(2).find(request) is not None:
         return True
     if request not in shelf.flights and shelf.admits(request):

@@ -263,6 +263,7 @@ class TestLimits:
         for n in range(10, 2000):
             fill(shelf, "GET", n)
             for hits, found in enumerate(hot):
+                shelf.reuse.release([found])
                 assert table.find(found) is not None, n
                 if n * 10 + hits > due:
                     due = n * 10 + hits + table.log([found])
@@ -277,7 +278,7 @@ class TestLimits:
         for _ in range(10_000):
             table.log([part("GET", "k"), part("GET", "gone")])
         assert sum(map(len, table._log)) <= 4098
-        assert list(table.replies) == [part("GET", "k")]
+        assert len(table) == 1 and part("GET", "k") in table
 
     def test_bytes_come_back_to_nothing(self) -> None:
         tier, shelf, clock = make(protocols=(2, 3), max_entries=500)

@@ -1,0 +1,77 @@
+"""What is read most, is largest, changes too often, and what more memory would do: for /hotkeys and /stats.
+
+The figures are those of SIDECAR HOTKEYS, BIGKEYS, CHURN and ADVISE; names of keys are shown as `key_privacy`
+says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from proxy.client import advising, hotkeys, scope
+from proxy.client.clients import Clients
+from proxy.client.scope import Name, Scope
+from proxy.client.spaces import Space
+
+
+def view(clients: Clients, only: Space | None) -> Scope:
+    """What the operator sees; with `only`, of that namespace or tenant."""
+    everything = scope.of_operator(clients)
+    if only is None:
+        return everything
+    seen = tuple(each for each in everything.seen if each.shelf.account is only.account)
+    return dataclasses.replace(everything, seen=seen, bare=only.namespace is not None)
+
+
+async def lists(view: Scope, n: int) -> dict[str, Any]:
+    """The `n` first keys of each list."""
+    return {
+        "by_reads": [_hot(each) for each in hotkeys.hot_keys(view, n)],
+        "by_bytes": [_hot(each) for each in hotkeys.hot_keys(view, n, by_bytes=True)],
+        "largest": [
+            {**_named(each.name), "command": each.command, "bytes": each.size, "reads": each.reads}
+            for each in await hotkeys.big_keys(view, n)
+        ],
+        "churning": [
+            {
+                **_named(each.name),
+                "changes": each.changes,
+                "hits": each.hits,
+                "changes_per_second": round(each.rate, 3),
+            }
+            for each in hotkeys.churning_keys(view, n)
+        ],
+    }
+
+
+async def advice(view: Scope) -> dict[str, Any]:
+    """`advice`: what to set, for each namespace; `curve`: the hit rate by size of all memory, if known."""
+    reports = await advising.advise(view)
+    whole = next((each for each in reports if each.namespace == "*"), reports[0] if reports else None)
+    points = whole.points if whole is not None else []
+    return {
+        "curve": [{"bytes": point.size, "hit_rate_percent": round(100 * point.rate, 2)} for point in points],
+        "advice": [
+            {"namespace": report.namespace, "says": report.says, **dataclasses.asdict(each)}
+            for report in reports
+            for each in report.advice
+        ],
+    }
+
+
+def _hot(found: hotkeys.HotKey) -> dict[str, Any]:
+    return {
+        **_named(found.name),
+        "command": found.command,
+        "reads": found.reads,
+        "hits": found.hits,
+        "reads_per_second": round(found.rate, 3),
+        "bytes": found.size,
+        "bytes_per_second": round(found.byte_rate, 1),
+    }
+
+
+def _named(name: Name) -> dict[str, Any]:
+    shown: dict[str, Any] = {"key": name.key or None, "class": name.label or None}
+    return shown | {"namespace": name.namespace, "database": name.database}

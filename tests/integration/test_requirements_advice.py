@@ -1,0 +1,167 @@
+"""D6: access patterns are analysed while the application runs, and what follows from them is recommended.
+
+Written as an operator would use it: an application reads and writes; `pannier advise` says what to set; that is
+set; and the application's hit rate becomes what was promised.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from tests.harness import ROOT, Process, free_port, pannier, redis_server
+
+USERS, READS, PAGE = 1500, 24_000, 4
+SIZE = 3000
+
+
+def texts(reply: Any) -> dict[str, Any]:
+    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+class Application:
+    """Reads profiles, some much more often than others; counts visits, and reads the count each time."""
+
+    def __init__(self, client: Redis) -> None:
+        self.client = client
+        self._users = list(accumulate((n + 1) ** -0.7 for n in range(USERS)))
+
+    def write_all(self) -> None:
+        for begin in range(0, USERS, 100):
+            self.client.mset({f"user:{n}:profile": "x" * SIZE for n in range(begin, begin + 100)})
+
+    def run(self, seed: int) -> None:
+        rng = random.Random(seed)
+        for page in range(READS // PAGE):
+            pipeline = self.client.pipeline(transaction=False)
+            for n in rng.choices(range(USERS), cum_weights=self._users, k=PAGE):
+                pipeline.get(f"user:{n}:profile")
+            pipeline.execute()
+            for room in range(4) if page % 10 == 0 else ():
+                self.client.set(f"visits:{room}", page)
+                self.client.get(f"visits:{room}")
+
+    def hit_rate(self, since: dict[str, Any] | None = None) -> float:
+        now = self.stats()
+        hits, misses = (int(now[name]) - int((since or {}).get(name, 0)) for name in ("tier_hits", "tier_misses"))
+        return hits / (hits + misses)
+
+    def stats(self) -> dict[str, Any]:
+        return texts(self.client.execute_command("SIDECAR", "STATS"))
+
+    def advise(self) -> list[dict[str, Any]]:
+        return [texts(report) for report in self.client.execute_command("SIDECAR", "ADVISE")]
+
+
+@pytest.fixture(scope="module")
+def redis(any_redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    with redis_server(any_redis_binary, tmp_path_factory.mktemp("advice")) as process:
+        yield process
+
+
+def advised(process: Process) -> str:
+    """What `pannier advise` prints."""
+    command = [sys.executable, "-m", "proxy", "advise", "--to", f"redis://127.0.0.1:{process.port}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout
+
+
+class TestD6AnalysisWithRecommendations:
+    def test_what_is_recommended_helps_as_much_as_was_said(self, redis: Process, directory: Path) -> None:
+        url = f"redis://127.0.0.1:{redis.port}"
+        with pannier(url, directory, "--max-memory", "1mb") as small, Redis(port=small.port, decode_responses=True) as client:
+            application = Application(client)
+            application.write_all()
+            application.run(1)
+            before = application.hit_rate()
+            [report] = application.advise()
+            advice = {each["setting"]: each for each in map(texts, report["advice"])}
+            page = advised(small)
+
+        # Memory is too small, by so much; and what changes with each use is not worth keeping.
+        memory = advice["max_memory"]
+        curve = [(int(point["size"]), float(point["hit_rate"])) for point in map(texts, report["curve"])]
+        assert "more memory would answer" in memory["what"] and "entries were evicted" in memory["why"]
+        assert memory["value"] in ("6mb", "8mb", "12mb")
+        assert advice["rules"]["value"] == 'match = "visits:*", cache = false'
+        assert memory["value"] in page and 'match = "visits:*", cache = false' in page and "1mb gives" in page
+
+        # The operator does as he is told.
+        rules = directory / "rules.toml"
+        rules.write_text('[[rules]]\nmatch = "visits:*"\ncache = false\n')
+        options = ("--max-memory", memory["value"], "--rules-file", str(rules))
+        with pannier(url, directory, *options) as larger, Redis(port=larger.port, decode_responses=True) as client:
+            application = Application(client)
+            application.run(2)
+            cold = application.stats()
+            application.run(3)
+            after = application.hit_rate(cold)
+            [report] = application.advise()
+        assert after > before + 0.2
+        size = int(memory["value"].removesuffix("mb")) << 20
+        assert after == pytest.approx(max(rate for least, rate in curve if least <= size), abs=0.1)
+        assert not [each for each in map(texts, report["advice"]) if each["setting"] == "rules"]
+
+    def test_the_keys_that_matter_are_named(self, redis: Process, directory: Path) -> None:
+        with pannier(f"redis://127.0.0.1:{redis.port}", directory) as proxy, Redis(port=proxy.port, decode_responses=True) as client:
+            application = Application(client)
+            application.write_all()
+            application.run(1)
+            hot = [texts(each)["key"] for each in client.execute_command("SIDECAR", "HOTKEYS", 20)]
+            churning = [texts(each)["key"] for each in client.execute_command("SIDECAR", "CHURN")]
+        assert "user:0:profile" in hot
+        assert sorted(churning) == [f"visits:{room}" for room in range(4)]
+
+
+@pytest.fixture(scope="module")
+def ports(redis: Process, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
+    ports = {"": free_port(), "one": free_port(), "two": free_port()}
+    listeners = [word for name in ("one", "two") for word in ("--listen", f"127.0.0.1:{ports[name]}?namespace={name}")]
+    with pannier(f"redis://127.0.0.1:{redis.port}", tmp_path_factory.mktemp("spaces"), *listeners, port=ports[""]):
+        for name, users in (("one", 20), ("two", 40)):
+            with Redis(port=ports[name]) as client:
+                client.mset({f"user:{n}": "v" * 100 for n in range(users)})
+                for _ in range(40_000 // users):
+                    for begin in range(0, users, 10):
+                        client.mget([f"user:{n}" for n in range(begin, begin + 10)])
+        yield ports
+
+
+class TestByNamespace:
+    """Each is told of itself, in either protocol, and whoever sees all of them, of all together as well."""
+
+    def ask(self, port: int, protocol: int) -> list[dict[str, Any]]:
+        with Redis(port=port, protocol=protocol, decode_responses=True) as client:
+            return [texts(each) for each in client.execute_command("SIDECAR", "ADVISE")]
+
+    @pytest.mark.parametrize("protocol", [2, 3], ids=["RESP2", "RESP3"])
+    @pytest.mark.parametrize("name", ["one", "two"])
+    def test_one_knows_of_itself(self, ports: dict[str, int], name: str, protocol: int) -> None:
+        [report] = self.ask(ports[name], protocol)
+        assert report["namespace"] == "" and int(report["samples"]) >= 200
+        assert float(texts(report["curve"][-1])["hit_rate"]) > 0.9
+        assert "one:" not in str(report) and "two" not in str(report)
+
+    @pytest.mark.parametrize("protocol", [2, 3], ids=["RESP2", "RESP3"])
+    def test_who_sees_all_is_told_of_all(self, ports: dict[str, int], protocol: int) -> None:
+        found = {report["namespace"]: report for report in self.ask(ports[""], protocol)}
+        assert set(found) >= {"*", "one", "two"}
+        assert int(found["*"]["samples"]) >= int(found["one"]["samples"]) + int(found["two"]["samples"])
+
+
+def test_before_anything_is_read(redis: Process, directory: Path) -> None:
+    with pannier(f"redis://127.0.0.1:{redis.port}", directory) as proxy:
+        assert advised(proxy) == "Memory: not enough was read yet to say anything: 0 of 200 samples\n"
+
+
+def test_without_a_tier(redis: Process, directory: Path) -> None:
+    with pannier(f"redis://127.0.0.1:{redis.port}", directory, "--tracking", "off") as proxy:
+        assert advised(proxy) == "nothing was read from memory yet\n"

@@ -1,0 +1,182 @@
+"""The curve tells what exact memories of its sizes would have answered, from what a shelf sees of its reads."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from itertools import accumulate
+
+import pytest
+
+from proxy.tier import reuse as module
+from proxy.tier.curve import Curve, Watched, curve
+from proxy.tier.rules import key_frame
+from proxy.tier.shelf import _size
+from tests.tier.shelves import make, part, read
+
+KIB = 1 << 10
+KEYS, READS = 8000, 60_000
+SIZES = (256 * KIB, 1024 * KIB, 4096 * KIB, 16384 * KIB)
+SECONDS = 0.02
+"""Between two reads: so all of them take 20 minutes."""
+
+Stream = Callable[[float], list[int]]
+
+
+def zipf(exponent: float, n: int = READS) -> list[int]:
+    rng = random.Random(1)
+    keys = rng.sample(range(KEYS), KEYS)
+    return rng.choices(keys, cum_weights=list(accumulate((n + 1) ** -exponent for n in range(KEYS))), k=n)
+
+
+def with_scans(exponent: float) -> list[int]:
+    """Now and then, keys that are read once only."""
+    once, stream = iter(range(KEYS, KEYS + READS)), []
+    for n, key in enumerate(zipf(exponent, READS * 4 // 5)):
+        stream.append(key)
+        if n % 1600 == 0:
+            stream += [next(once) for _ in range(400)]
+    return stream
+
+
+def in_bursts(exponent: float) -> list[int]:
+    """Each key is read four times in quick succession: what a sample of the hits would not show."""
+    rng = random.Random(2)
+    reads = [(n + rng.random() * 200, key) for n, key in enumerate(zipf(exponent, READS // 4)) for _ in range(4)]
+    return [key for _, key in sorted(reads)]
+
+
+def sizes() -> list[int]:
+    rng = random.Random(7)
+    return [int(100 * 30 ** rng.random()) for _ in range(KEYS)]
+
+
+def exact(stream: list[int], size_of: Callable[[int], int], budget: int) -> float:
+    """The hit rate of a memory that evicts what was read least recently, once it is warm."""
+    kept: OrderedDict[int, int] = OrderedDict()
+    used = hits = 0
+    cold = len(stream) // 2
+    for n, key in enumerate(stream):
+        if key in kept:
+            hits += n >= cold
+            kept.move_to_end(key)
+            continue
+        kept[key] = size_of(key)
+        used += kept[key]
+        while used > budget:
+            used -= kept.popitem(last=False)[1]
+    return hits / (len(stream) - cold)
+
+
+class Reader:
+    """A shelf whose clients read one by one, as `client.reading` does."""
+
+    def __init__(self, max_memory: int, admit_after: int = 1) -> None:
+        self.tier, self.shelf, self.clock = make(max_memory=max_memory, l1_ttl=1e9, admit_after=admit_after)
+        self.shelf.vouch(self.clock.now)
+        self.hits = self._log_at = 0
+        self.shelf.account.count_hits = lambda: self.hits
+        body = sizes()
+        self.replies = [b"$%d\r\n%b\r\n" % (size, b"x" * size) for size in body]
+        self._table = self.shelf.table(2)
+
+    def size_of(self, key: int) -> int:
+        return _size(part("GET", key), self.replies[key % KEYS])
+
+    def read(self, key: int) -> None:
+        self.clock.now += SECONDS
+        wanted, shelf, table = part("GET", key), self.shelf, self._table
+        if table.find(wanted) is None:
+            shelf.reuse.release([wanted])
+        if table.find(wanted) is not None:
+            self.hits += 1
+            if self.hits > self._log_at:
+                self._log_at = self.hits + table.log([wanted])
+            return
+        shelf.account.misses += 1
+        if shelf.admits(wanted):
+            flight = shelf.open(read(self.tier, "GET", key))
+            assert flight is not None
+            shelf.land(flight, self.replies[key % KEYS], float("inf"))
+
+    def curve(self) -> Curve:
+        return curve([watched for _, watched in self.shelf.reuse.watched()])
+
+
+@pytest.fixture(autouse=True)
+def _dice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "randrange", random.Random(1).randrange)
+
+
+@pytest.mark.parametrize("exponent", [0.7, 0.9, 1.1])
+@pytest.mark.parametrize("stream", [zipf, with_scans, in_bursts])
+def test_it_is_near_that_of_exact_memories(stream: Stream, exponent: float) -> None:
+    reads = stream(exponent)
+    reader = Reader(SIZES[1])
+    for key in reads[: READS // 2]:
+        reader.read(key)
+    cold = reader.hits
+    for key in reads[READS // 2 :]:
+        reader.read(key)
+    found = reader.curve()
+    true = [exact(reads, reader.size_of, size) for size in SIZES]
+    assert sum(abs(found.at(size) - rate) for size, rate in zip(SIZES, true, strict=True)) / len(SIZES) <= 0.02
+    assert found.at(SIZES[1]) == pytest.approx((reader.hits - cold) / (len(reads) - READS // 2), abs=0.03), "and of this one"
+    assert 1000 < found.samples <= module.MOST
+
+
+def watched(age: float, again: bool = True, ended: bool = True, weight: float = 1.0, size: float = 10.0) -> Watched:
+    return Watched(age, ended, again, weight, size)
+
+
+class TestByHand:
+    def test_two_keys_in_turn(self) -> None:
+        """Each is read again after one other: memory for two answers all of it, for one nothing."""
+        found = curve([watched(2, weight=0.5), watched(2, weight=0.5)])
+        assert (found.at(10), found.at(20), found.at(21), found.most) == (0.0, 0.0, 1.0, 1.0)
+        assert found.enough(1.0) == 20
+
+    def test_what_changes_takes_room_and_is_no_hit(self) -> None:
+        found = curve([watched(1, weight=0.5), watched(3, again=False, weight=0.5)])
+        assert found.most == 0.5
+        assert found.enough(0.5) == 10, "both take room for one read"
+
+    def test_what_is_not_kept_counts_among_the_reads(self) -> None:
+        assert curve([watched(1), watched(5, size=0.0)]).most == 0.5
+
+    def test_what_is_still_watched_counts_as_long_as_it_was(self) -> None:
+        """Of four, one was read again at once, and two are known for no longer: of those who are, half were."""
+        found = curve([watched(1), watched(2, again=False, ended=False), watched(2, again=False, ended=False), watched(3), watched(3, again=False)])
+        assert found.most == pytest.approx(1 / 5 + 4 / 5 / 2)
+
+    def test_how_long_it_stays(self) -> None:
+        found = curve([watched(2), watched(8)])
+        assert found.age(1) == 2 and found.age(1e9) is None
+
+    def test_nothing_is_known(self) -> None:
+        for found in (curve([]), curve([watched(1, size=0.0)])):
+            assert (found.at(1 << 30), found.most, found.enough(0.5), found.age(1)) == (0.0, 0.0, 0.0, None)
+
+    def test_it_never_falls(self) -> None:
+        rng = random.Random(3)
+        found = curve([watched(rng.random(), rng.random() < 0.5, rng.random() < 0.8, rng.random(), rng.choice([0.0, 5.0, 50.0])) for _ in range(500)])
+        assert list(found.rates) == sorted(found.rates) and list(found.sizes) == sorted(found.sizes)
+        assert found.rates[0] >= 0 and found.most <= 1.0 + 1e-9
+
+
+def test_what_changes_and_is_read_in_bursts_is_no_exception() -> None:
+    """Keys that are read most are written most: an invalidation ends what is kept, in any memory."""
+    rng, reader = random.Random(5), Reader(SIZES[1])
+    kept: dict[int, None] = {}
+    hits = 0
+    reads = zipf(0.9)
+    for n, key in enumerate(reads):
+        reader.read(key)
+        if key in kept and n >= READS // 2:
+            hits += 1
+        kept[key] = None
+        if rng.random() < 0.2:
+            reader.shelf.invalidate([key_frame(b"%d" % key)])
+            kept.pop(key, None)
+    assert reader.curve().most == pytest.approx(hits / (READS // 2), abs=0.03)
