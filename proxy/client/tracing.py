@@ -143,11 +143,10 @@ class Tracing:
 class Sample:
     """A command that is traced, until it is answered."""
 
-    __slots__ = ("_ended", "_tracing", "began", "command", "commands", "database", "name", "space")
+    __slots__ = ("_tracing", "began", "command", "commands", "database", "name", "space")
 
     def __init__(self, tracing: Tracing, session: Session, arguments: list[bytes], commands: int) -> None:
         self._tracing = tracing
-        self._ended = False
         self.began = time_ns()
         self.command = session.clients.dispatcher.find(arguments)
         own = "SIDECAR" if arguments[0].lower() == b"sidecar" else OTHER
@@ -157,10 +156,8 @@ class Sample:
         self.space = session.space.name
 
     def end(self, path: str, error: str = "") -> None:
-        """Hear how it was answered; the first time counts."""
-        if not self._ended:
-            self._ended = True
-            self._tracing.emit(self, path, error)
+        """Hear how it was answered."""
+        self._tracing.emit(self, path, error)
 
 
 class _Watched(StandIn):

@@ -124,6 +124,25 @@ class TestWhatIsListed:
         assert [(each.command, each.seconds) for each in listed(race)] == [("SET", 1.0)]
         assert b"outcome unknown" in client.take()
 
+    async def test_may_have_been_sent_twice(self, race: Race) -> None:
+        client = await race.ready()
+        client.feed(R("GET", "k"))
+        await turn()
+        race.clock.now += 1
+        race.home(client).lose()
+        await race.settle()
+        assert [(each.command, each.seconds) for each in listed(race)] == [("GET", 1.0)] and client.take() == b"$-1\r\n"
+
+    async def test_may_be_answered_by_and_by(self, race: Race) -> None:
+        client = await race.ready()
+        client.feed(R("SET", "a", 1) + R("SET", "b", 2) + R("SET", "c", 3))
+        await race.run(race.home(client))
+        race.clock.now += 0.008
+        await race.deliver(race.home(client), 1)
+        race.clock.now += 0.008
+        await race.deliver(race.home(client))
+        assert [(each.commands, each.seconds) for each in listed(race)] == [(3, pytest.approx(0.016))]
+
     async def test_is_seen_through_who_stands_in(self, race: Race) -> None:
         client = await race.ready()
         race.clients.latency.listen(client.session.home)
@@ -168,6 +187,21 @@ class TestOnALinkOfTheClientsOwn:
         await ask(race, client, R("MULTI"), R("EXEC"), seconds=0.001)
         assert [each.command for each in listed(race)] == ["MULTI", "SET", "EXEC"]
 
+    async def test_what_the_sidecar_sends_before_is_not(self, race: Race) -> None:
+        client = await race.ready()
+        await race.ask(client, "CLIENT", "SETNAME", "joe")
+        client.feed(R("WATCH", "k"))
+        await race.settle()
+        await race.ask(client, "UNWATCH")
+        await race.ask(client, "CLIENT", "SETNAME", "jim")
+        client.feed(R("WATCH", "k"))
+        pinned = race.pinned(client)
+        await race.run(pinned)
+        await race.deliver(pinned, 1)
+        race.clock.now += 1
+        await race.deliver(pinned)
+        assert [(each.command, each.name) for each in listed(race)] == [("WATCH", b"jim")]
+
     async def test_what_may_block_is_not(self, race: Race) -> None:
         client = await race.ready()
         race.redis.direct("SET", "k", "v")
@@ -195,6 +229,13 @@ class TestWhatIsNotListed:
     async def test_is_fast(self, race: Race) -> None:
         client = await race.ready()
         await ask(race, client, R("SET", "k", 1), R("GET", "k"), R("MULTI"), R("EXEC"), seconds=0.0099)
+        assert not listed(race)
+
+    async def test_comes_later_on(self, race: Race) -> None:
+        client = await race.ready()
+        for _ in range(2):
+            await ask(race, client, R("SET", "k", 1), seconds=0.001)
+            race.clock.now += 1
         assert not listed(race)
 
     async def test_comes_from_memory(self, race: Race) -> None:

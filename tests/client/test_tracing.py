@@ -20,6 +20,7 @@ from proxy.client import tracing
 from proxy.client.tracing import Tracing
 from proxy.resp import encode
 from proxy.resp.errors import SettingsError
+from proxy.tier.policy import CacheRule, Defaults, Policy
 from proxy.upstream.address import Upstream
 from tests.client.linked import turn
 from tests.tier.racing import Race
@@ -106,6 +107,30 @@ class TestASpan:
         assert race.hit(client, "GET", "k")
         (span,) = race.spans
         assert said([span]) == [("GET", "hit")] and span.kind is SpanKind.INTERNAL
+
+    async def test_of_what_is_fetched_anew_meanwhile_is_one_of_a_hit(self, race: Traced) -> None:
+        rule = CacheRule((b"k*",), l1_ttl=1.0, stale_while_revalidate=60.0)
+        race.clients.obey(Policy((rule,), Defaults(300.0, 1 << 20)))
+        race.redis.direct("SET", "k", "v")
+        client = await race.ready()
+        await race.ask(client, "GET", "k")
+        race.clock.now += 2
+        race.vouch(client)
+        race.exporter.clear()
+        assert race.hit(client, "GET", "k") == encode.bulk(b"v") and len(client.session.home.fifo) == 1
+        assert said(race.spans) == [("GET", "hit")]
+        await race.settle()
+        assert not race.spans
+
+    async def test_stands_in_for_who_stands_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        race = Traced(monkeypatch, slowlog_slower_than=0.00001)
+        client = await race.ready()
+        race.clients.latency.listen(client.session.home)
+        race.exporter.clear()
+        await race.ask(client, "GET", "k")
+        assert said(race.spans) == [("GET", "miss")]
+        assert [each.command for each in race.clients.slowlog.entries][-1] == "GET"
+        await race.close()
 
     async def test_lasts_until_the_answer(self, race: Traced) -> None:
         client = await race.ready()

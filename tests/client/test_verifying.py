@@ -135,6 +135,23 @@ class TestWhatIsStale:
         assert [ruling.mismatches for ruling in race.tier.policy.rulings] == [0, 1]
         assert [ruling.verified for ruling in race.tier.policy.rulings] == [0, 2]
 
+    @pytest.mark.parametrize("label", ["", "carts"])
+    async def test_shows_no_part_of_a_key_that_is_hidden(
+        self, monkeypatch: pytest.MonkeyPatch, later: Later, caplog: pytest.LogCaptureFixture, label: str
+    ) -> None:
+        race = Race(monkeypatch, verify=1.0, coherence_timeout=3.0, key_privacy="hashed")
+        race.tier.obey(Policy((CacheRule((b"*",), label=label),), Defaults(300.0, 1 << 20)))
+        race.redis.direct("SET", "s3cr3t:1", "old")
+        client = await race.ready()
+        await race.ask(client, "GET", "s3cr3t:1")
+        race.hit(client, "GET", "s3cr3t:1")
+        race.redis.data[0][b"s3cr3t:1"] = b"new"
+        await race.settle()
+        with caplog.at_level(logging.ERROR, "pannier.verify"):
+            assert later.comes() == 1
+        assert f"class {label or '(not shown)'} was" in caplog.text and "s3cr3t" not in caplog.text
+        await race.close()
+
     async def test_demotes_its_rule(self, race: Race, later: Later, caplog: pytest.LogCaptureFixture) -> None:
         policy = Policy((CacheRule((b"k*",)),), Defaults(300.0, 1 << 20))
         race.tier.obey(policy)

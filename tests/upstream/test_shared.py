@@ -470,6 +470,12 @@ class TestDesync:
         await turn()
         assert link.state is LinkState.READY and wire(redis) is not first
 
+    async def test_it_is_not_shown_as_it_may_be_a_value(
+        self, redis: ScriptedRedis, link: SharedLink, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        wire(redis).reply(b"$6\r\ns3cr3t\r\n")
+        assert "sent a reply that nobody asked for: b'$'" in caplog.text and "s3cr3t" not in caplog.text + str(link.error)
+
     async def test_so_does_one_too_many(self, redis: ScriptedRedis, link: SharedLink) -> None:
         caller, other = Caller(link), Caller(link)
         caller.ask(GET)
