@@ -91,7 +91,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         known = ["--config", "--json", "--markdown", "--version", *(option.flag for option in OPTIONS)]
         raise SettingsError(f"{flag}: no such flag; {did_you_mean(flag, known, '--')}")
     if arguments.command not in COMMANDS:
-        raise SettingsError(f"{shown(arguments.command)}: no such command; give {' or '.join(COMMANDS)}")
+        known = [*COMMANDS, *CONTROL]
+        raise SettingsError(
+            f"{shown(arguments.command)}: no such command; give {', '.join(known[:-1])} or {known[-1]}"
+        )
     if arguments.command != "config" and (arguments.json or arguments.markdown):
         raise SettingsError("--json and --markdown belong to the command config: pannier config --json")
     return arguments
