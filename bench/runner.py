@@ -11,7 +11,8 @@ from bench.data import Store, check_reads, hit_rate, read_through, tier_info
 from bench.figures import Cell, Measurement, Result
 from bench.load import Generator, LoadResult, generator_for
 from bench.progress import Progress
-from bench.servers import BenchError, Server, Stable
+from bench.scrape import Scraper
+from bench.servers import HOST, BenchError, Server, Stable, free_port
 from bench.traffic import MANY_KEYS, parts
 from bench.workloads import DIRECT, GROUPS, Group, Side, Workload
 
@@ -32,6 +33,7 @@ class Contender:
     behind: Server | None = None
     ends: bool = False
     """Whether it is of its group only; the Redis of a side serves all."""
+    scraper: Scraper | None = None
 
 
 @dataclass
@@ -149,8 +151,13 @@ class Runner:
         if not side.proxied:
             return Contender(side.name, redis, store)
         title = side.title.removeprefix("the ")
-        proxy = self.stable.start_proxy(redis, [*options, *side.options], title)
-        return Contender(side.name, proxy, store, redis, ends=True)
+        words = [*options, *side.options]
+        if not side.scraped:
+            return Contender(side.name, self.stable.start_proxy(redis, words, title), store, redis, ends=True)
+        admin = f"{HOST}:{free_port()}"
+        proxy = self.stable.start_proxy(redis, [*words, "--admin-listen", admin], title)
+        scraper = Scraper(f"http://{admin}/metrics")
+        return Contender(side.name, proxy, store, redis, ends=True, scraper=scraper)
 
     def run_group(self, group: Group, rows: Sequence[Workload], result: Result) -> None:
         """The rows of one group, against proxies of its own; a failure ends its row, not the run."""
@@ -174,6 +181,9 @@ class Runner:
                 except (BenchError, OSError) as error:
                     result.failures.append(f"{group.name}: {workload.name}: {error}")
         finally:
+            for contender in contenders:
+                if contender.scraper is not None:
+                    contender.scraper.stop()
             self.stable.stop([contender.own for contender in contenders if contender.ends])
 
     @staticmethod

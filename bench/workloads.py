@@ -35,6 +35,8 @@ class Side:
     """Whether the load meets a proxy in front of the Redis, or that itself."""
     options: tuple[str, ...] = ()
     """What its proxy is started with, beside the group's options; it is not itself without them."""
+    scraped: bool = False
+    """Whether its /metrics are scraped once a second meanwhile."""
     program: str = ""
     """The module of this package that faces the load instead of a proxy and its Redis."""
     prefix: bytes = b""
@@ -46,6 +48,9 @@ DIRECT = Side("redis", "Redis", "Redis direct", proxied=False)
 PROXY = Side("proxy", "proxy", "the proxy")
 PLAIN = Side("plain", "plain", "the plain proxy")
 ECHO = Side("echo", "echo", "a bare echo server", proxied=False, program="bench.echo")
+_ALONE = ("--admin-listen", "off", "--canary-interval", "0")
+UNSEEN = Side("unseen", "unseen", "the proxy without metrics", options=_ALONE)
+SEEN = Side("seen", "seen", "the proxy with metrics", options=("--canary-interval", "1s"), scraped=True)
 NAMESPACED = Side(
     "namespaced",
     "namespaced",
@@ -141,6 +146,15 @@ GROUPS = (
         fill_requests=FILL_REQUESTS,
     ),
     Group(
+        "metrics",
+        "Metrics",
+        "Hits as above, of two in the same rounds: one without the administration and the canary, one with "
+        "both, whose /metrics is scraped once a second.",
+        tier=True,
+        baseline=UNSEEN,
+        contender=SEEN,
+    ),
+    Group(
         "namespace",
         "Namespace",
         "Pannier in a namespace beside Pannier without (plain). Clients send both the same; each has a Redis "
@@ -172,6 +186,7 @@ HITS_WANTED = 0.9
 PASS_THROUGH = {1: Target(1.1, 1.40), 16: Target(0.9, 1.9), 64: Target(0.9, 1.9)}
 HITS = {1: Target(1.05), 16: Target(0.70), 64: Target(0.45)}
 MISSES = {1: Target(1.32, 1.68), 16: Target(1.08, 2.28), 64: Target(1.08, 2.28)}
+METRICS = Target(1.03)
 NAMESPACE_HITS = Target(1.03)
 NAMESPACE_REST = Target(1.15, 1.15)
 
@@ -243,6 +258,12 @@ def miss_rows() -> list[Workload]:
     ]
 
 
+def metrics_rows() -> list[Workload]:
+    """What being watched costs a hit."""
+    plain = [workload for workload in hit_rows() if workload.test == "get"]
+    return [replace(workload, target=METRICS, group="metrics") for workload in plain]
+
+
 def namespace_rows() -> list[Workload]:
     """What a namespace adds to the three groups above: of their rows, those of plain GET and SET.
 
@@ -261,7 +282,9 @@ def namespace_rows() -> list[Workload]:
     return [*hits, *rest]
 
 
-WORKLOADS = (*pass_through_rows(), *hit_rows(), *miss_rows(), *namespace_rows(), *floor_rows())
+WORKLOADS = (
+    *pass_through_rows(), *hit_rows(), *miss_rows(), *metrics_rows(), *namespace_rows(), *floor_rows(),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

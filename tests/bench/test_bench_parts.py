@@ -162,10 +162,10 @@ def test_options() -> None:
     [
         ("", list(GROUP_NAMES)),
         ("--group all --only get", list(GROUP_NAMES)),
-        ("--no-idle", ["floor", "pass-through", "hits", "misses", *SPACES, "invalidation", "memory"]),
+        ("--no-idle", ["floor", "pass-through", "hits", "misses", "metrics", *SPACES, "invalidation", "memory"]),
         ("--idle-only", ["idle"]),
         ("--group misses,hits", ["misses", "hits"]),
-        ("--only get", ["floor", "pass-through", "hits", "misses", *SPACES, "idle"]),
+        ("--only get", ["floor", "pass-through", "hits", "misses", "metrics", *SPACES, "idle"]),
         ("--group namespace --depth 1", ["namespace"]),
         ("--depth 1 --group hits,memory", ["hits", "memory"]),
         ("--proxy-command x", ["pass-through", "idle"]),

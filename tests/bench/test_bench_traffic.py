@@ -104,9 +104,10 @@ def test_targets_as_agreed() -> None:
     ]
     for depth in (1, 16, 64):
         assert targets["namespace", f"GET hits P={depth}"] == (1.03, None)
+        assert targets["metrics", f"GET P={depth}"] == (1.03, None)
         for name in (f"GET P={depth}", f"SET P={depth}"):
             strict, eased = (targets[group, name] for group in ("pass-through", "misses"))
             assert eased == pytest.approx([1.2 * limit for limit in strict if limit])
             for group in ("namespace", "namespace-pass-through"):
                 assert targets[group, name] == (1.15, 1.15)
-    assert len(targets) == 30
+    assert len(targets) == 33
