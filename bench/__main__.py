@@ -132,7 +132,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         metavar="COMMAND",
         help="run this in place of the proxy; {port}: where it listens, {upstream_port}: its Redis",
     )
-    add("--time-limit", type=positive, default=900.0, metavar="S", help="give up after S seconds (900)")
+    add("--time-limit", type=positive, default=1800.0, metavar="S", help="give up after S seconds (1800)")
     chosen = vars(parser.parse_args(arguments))
     chosen["rounds"] = int(chosen["rounds"] or (2 if chosen["quick"] else 5)) or 1
     chosen["seconds"] = chosen["seconds"] or (0.4 if chosen["quick"] else 1.2)
