@@ -54,7 +54,7 @@ class TestTheyDo:
         done = run("invalidate", "user:42:*", *to(proxy))
         after = client.info("sidecar")["pannier_tier_entries"]
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == f"{before - after} entries dropped here, and what others keep of them\n"
+        assert done.stdout == "2 entries dropped here, and what others keep of them\n", "reads, in however many protocols"
         assert before > after > 0
 
     def test_delete(self, proxy: Process, redis: Process) -> None:
@@ -162,14 +162,15 @@ class TestTheyDo:
             (["delete", "k:*", "--page", "10"], rb"[\d,]+ deleted"),
             (["delete", "k:*", "x:*", "--dry-run", "--page", "10"], rb"[\d,]+ would be deleted"),
             (["sweep", "--without-ttl", "k:*", "--page", "10"], rb"[\d,]+ deleted"),
-            (["invalidate", "k:*"], rb"[\d,]+ entries dropped"),
+            # With so many patterns it takes a second, not a tenth: it is looked at ten times a second.
+            (["invalidate", *[f"{n}-nosuch:*" for n in range(250)], "k:*"], rb"[\d,]+ entries dropped"),
         ],
         ids=["delete", "dry run", "sweep", "invalidate"],
     )
     def test_a_bar_shows_how_far_it_is(
         self, proxy: Process, redis: Process, arguments: list[str], said: bytes
     ) -> None:
-        count = 60_000 if arguments[0] == "invalidate" else 5000
+        count = 60_000 if arguments[0] == "invalidate" else 20_000
         raw = Redis(port=redis.port)
         raw.flushall()
         for start in range(0, count, 5000):

@@ -64,6 +64,10 @@ class Progress:
         self.dropped = self.looked_at = self.of = 0
         """Entries: that are gone, that have been looked at, and that there were when it began."""
 
+    def look(self, entries: int) -> None:
+        """Hear that so many more are being looked at."""
+        self.looked_at += entries
+
     def figures(self) -> dict[str, int]:
         """In numbers, by name."""
         return {"dropped": self.dropped, "looked_at": min(self.looked_at, self.of), "of": self.of}
@@ -85,13 +89,12 @@ async def drop_patterns(
         return 0
     progress.of = sum([shelf.entries for shelf in shelves])
     pattern = compile_globs(real_patterns(space, patterns))
-    slices = drop_matching(tier, pattern, space.prefix, Source.COMMAND)
+    slices = drop_matching(tier, pattern, space.prefix, Source.COMMAND, progress.look)
     while True:
         before = _dropped(shelves)
         if next(slices, None) is None:
             return progress.dropped
         progress.dropped += _dropped(shelves) - before
-        progress.looked_at += SLICE
         await asyncio.sleep(0)
 
 

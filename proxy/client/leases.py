@@ -39,6 +39,9 @@ def lease(session: Session, arguments: list[bytes]) -> bytes | Coroutine[None, N
         wish = parse(arguments[1:])
     except ValueError as error:
         return encode.error(f"ERR SIDECAR LEASE {error}")
+    if session.pin is not None and session.pin.watching:
+        # What memory holds may be older than what is watched: it would let a lost update through.
+        return encode.error("ERR SIDECAR LEASE is not available between WATCH and EXEC")
     value = _in_memory(session, arguments[0])
     if value is not None:
         return answer(b"HIT", value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from proxy.tier.rules import key_frame, key_name, marks
@@ -22,17 +22,22 @@ _LONG = 4096
 
 
 def drop_matching(
-    tier: Tier, pattern: re.Pattern[bytes], prefix: bytes, source: Source | None = None
+    tier: Tier,
+    pattern: re.Pattern[bytes],
+    prefix: bytes,
+    source: Source | None = None,
+    looked_at: Callable[[int], object] = int,
 ) -> Iterator[int]:
     """Drop the entries of keys that match, as Redis knows them; how many, after each slice.
 
     What is fetched while this goes on is newer than the invalidation; what was under way when it began is
     tainted at once. `prefix`: what the pattern begins with (see `Tier.views`); `source`: as what they are
-    counted, if at all.
+    counted, if at all; `looked_at`: hears of how many entries each slice was.
     """
     for shelf in list(tier.views(prefix)):
         _taint(shelf, pattern)
         for parts in _slices(shelf, len(pattern.pattern)):
+            looked_at(len(parts))
             count = _drop(shelf, pattern, parts)
             if source is not None:
                 shelf.account.count(count, source)

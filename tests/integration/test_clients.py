@@ -386,7 +386,7 @@ class TestRedisPyAsyncio:
         assert list(await asyncio.wait_for(pop, TIMEOUT)) == ["jobs", "job"]
 
     async def test_a_cancelled_blocking_pop_takes_nothing(self, aclient: AsyncRedis, direct: Redis) -> None:
-        pop = asyncio.ensure_future(aclient.blpop(["jobs"], timeout=4))
+        pop = asyncio.ensure_future(aclient.blpop(["jobs"], timeout=30))
         await until(lambda: blocked(direct))
         pop.cancel()
         with pytest.raises(asyncio.CancelledError):
