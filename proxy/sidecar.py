@@ -152,11 +152,6 @@ class Sidecar:
         self.admin = Admin(settings)
         Routes(self.sources).add_to(self.admin)
         add_page(self.admin)
-        if settings.admin_listen is not None:
-            # With prometheus-client: 2 MB and a twentieth of a second that admin_listen = off does without.
-            from proxy.observe.metrics import Collector
-
-            self.admin.add("GET", "/metrics", Collector(self.sources).answer)
         self._prepared: tuple[tuple[Sequence[CacheRule], Defaults], Policy] | None = None
         """Rules that have been read and made ready to be put in force."""
         self.obey(settings)
