@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,6 +105,8 @@ MATCH = (
 
 def read_rules_file(path: str, written: str) -> tuple[CacheRule, ...]:
     """Read a file of rules; `written` is how its author named it. Raises SettingsError."""
+    import tomllib  # most of a MB that a sidecar without a file does without
+
     try:
         table = tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -580,6 +579,8 @@ def _no_unknown_variables(env: Mapping[str, str], named: Iterable[str]) -> None:
 
 
 def _read_toml(flag: str, path: str) -> dict[str, Any]:
+    import tomllib  # most of a MB that a sidecar without a file does without
+
     try:
         table = tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:

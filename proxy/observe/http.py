@@ -16,9 +16,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import cast
 from urllib.parse import parse_qsl, unquote
@@ -264,7 +264,7 @@ class Connection(asyncio.Protocol):
 
     def _send(self, answer: Answer, head_only: bool = False, closing: bool = False) -> None:
         fields = [
-            ("Date", _date(time.gmtime())),
+            ("Date", formatdate(usegmt=True)),
             ("Content-Type", answer.kind),
             ("Content-Length", str(len(answer.body))),
             ("Cache-Control", "no-store"),
@@ -346,13 +346,3 @@ def _read(head: h11.Request, body: bytes) -> Request:
     pairs = tuple(parse_qsl(query, keep_blank_values=True, max_num_fields=32))
     fields = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
     return Request(head.method.decode("ascii"), unquote(path), pairs, fields, body)
-
-
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
-
-def _date(at: time.struct_time) -> str:
-    """A date as HTTP has it (RFC 9110, section 5.6.7), whatever the locale; email.utils would cost half a MB."""
-    day, month = _DAYS[at.tm_wday], _MONTHS[at.tm_mon - 1]
-    return f"{day}, {at.tm_mday:02} {month} {at.tm_year} {at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} GMT"

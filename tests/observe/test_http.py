@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
-from email.utils import formatdate
 from typing import Any
 
 import pytest
 
 from proxy.observe import http
 from proxy.observe.answers import Answer, Refused, report
-from proxy.observe.http import LONGEST_BODY, LONGEST_HEAD, MOST_CONNECTIONS, Connection, Request, Server, _date
+from proxy.observe.http import LONGEST_BODY, LONGEST_HEAD, MOST_CONNECTIONS, Connection, Request, Server
 from proxy.upstream.address import Listen
 
 GET = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -320,8 +318,3 @@ class TestHasRoomForSoMany:
         house.server.close()
         assert all(client.transport.aborted for client in clients)
         assert await clients[0].read() == b""
-
-
-@pytest.mark.parametrize("at", [0, 784111777, 951782400, 1798761599])
-def test_dates_are_those_of_http(at: int) -> None:
-    assert _date(time.gmtime(at)) == formatdate(at, usegmt=True)
