@@ -47,7 +47,8 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
 
     `parts` is the chunk split at its stars.
     """
-    if session.shelf.sets_aside:
+    shelf = session.shelf
+    if shelf.tending.aside or not shelf.reuse.open.keys().isdisjoint(parts):
         _revive(session, parts)
         if len(parts) == 1 and _found(session, parts[0]):
             return len(data)

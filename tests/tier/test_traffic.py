@@ -143,3 +143,16 @@ class TestAShelf:
         shelf.vouch(clock.now)
         shelf.clear()
         assert shelf.entries == 0 and len(shelf.traffic.changes) == 0
+
+
+def test_of_changes_in_great_number_some_stand_for_all(clock: Clock) -> None:
+    traffic = Traffic(clock, int)
+    for _ in range(module._EXACT + 1):
+        traffic.changed(b"a")
+    assert traffic.changes.count(b"a") == module._EXACT
+    for _ in range(10 * module._SOME - 1):
+        traffic.changed(b"a")
+    assert traffic.changes.count(b"a") == module._EXACT + 10 * module._SOME
+    traffic.fade()
+    traffic.changed(b"b")
+    assert traffic.changes.count(b"b") == 1, "exactly again"
