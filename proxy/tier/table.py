@@ -103,7 +103,7 @@ class Table:
 
     def victims(self, count: int) -> list[bytes]:
         """The `count` parts to be evicted next, and of those that are held what would have gone by now."""
-        self.replay(0)  # every hit is logged then: of clients' loops, one in two would be the same keys always
+        self.replay(0)  # every hit is logged then: of a client's loop, one in two would be always the same
         if not self.replies:
             for part in list(self.held):
                 self.release(part)

@@ -90,7 +90,8 @@ class TestD6AnalysisWithRecommendations:
         memory = advice["max_memory"]
         curve = [(int(point["size"]), float(point["hit_rate"])) for point in map(texts, report["curve"])]
         assert "more memory would answer" in memory["what"] and "entries were evicted" in memory["why"]
-        assert memory["value"] in ("6mb", "8mb", "12mb")
+        # An estimate from a sample; below it is held to what it promises.
+        assert memory["value"] in ("4mb", "6mb", "8mb", "12mb")
         assert advice["rules"]["value"] == 'match = "visits:*", cache = false'
         assert memory["value"] in page and 'match = "visits:*", cache = false' in page and "1mb gives" in page
 
