@@ -62,7 +62,7 @@ def push(*keys: bytes) -> bytes:
 def agree(shelf: Shelf) -> None:
     """What must hold after every step."""
     tracked = set(shelf.ghost) if shelf.ghost is not None else set()
-    kept = {found for table in shelf.tables.values() for found in table.replies} | set(shelf.tending.aside)
+    kept = {found for table in shelf.tables.values() for found in (*table.replies, *table.held)} | set(shelf.tending.aside)
     wanted: dict[int, set[bytes]] = {}
     for found in kept | tracked | set(shelf.flights):
         for mark in shelf.rules.part_marks(found):
@@ -71,7 +71,7 @@ def agree(shelf: Shelf) -> None:
     listed = kept | tracked | set(shelf.flights)
     assert set(shelf._several) == {found for found in listed if len(shelf.rules.part_marks(found)) > 1}
     assert shelf.deadlines.notes >= len(kept | tracked)
-    assert shelf.entries == sum(len(table.replies) for table in shelf.tables.values())
+    assert shelf.entries == sum(len(table) for table in shelf.tables.values())
 
 
 GET = part("GET", "o:k")
