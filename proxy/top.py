@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import sys
 import termios
@@ -250,7 +249,9 @@ class Terminal:
     def show(self, page: Callable[[int, int], list[tuple[str, str]]]) -> None:
         """Show a page, made for the terminal's size."""
         self._resized = False
-        width, height = shutil.get_terminal_size()
+        # Not shutil's: it prefers COLUMNS and LINES, which do not follow the terminal.
+        width, height = os.get_terminal_size(self._out.fileno())
+        width, height = width or 80, height or 24
         lines = [self._coloured_line(text, colour) + "\x1b[K" for text, colour in page(width, height)]
         self._write("\x1b[H" + "\n".join(lines) + "\x1b[J")
 
