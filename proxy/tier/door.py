@@ -30,6 +30,7 @@ _FEW_DROPS = 256
 """Drops between two judgements of `churned` below which nothing is wrong."""
 _DEAREST = 63
 """The largest debt, in reads."""
+_TURNS, _UPPER = 0xFFFFFFFF, 0x80000000
 _LEDGER = 1 << 16
 """Places for debts, by hash: parts that share one help each other to pay."""
 
@@ -79,8 +80,9 @@ class Door:
                 else:
                     known.append(part)
             else:
-                self._turn += 1
-                slots[one if self._turn & 1 else other] = mark
+                # Never in turn: two parts that share a slot would make each other forgotten for ever.
+                self._turn = self._turn * 1103515245 + 12345 & _TURNS
+                slots[one if self._turn & _UPPER else other] = mark
         if self._every == 1 or not known:
             return known
         self._due = (self._due + 1) % self._every

@@ -21,6 +21,24 @@ def test_the_second_read_comes_in() -> None:
     assert door.admits(b"w"), "one door, whichever way it is asked"
 
 
+def test_two_that_share_a_slot_both_come_in() -> None:
+    """Each makes the other forgotten now and then, but not for ever."""
+    for spare in range(20):
+        door = Door(2, 1)
+        mask = len(door._slots) - 1
+        one = b"one:%d" % spare
+        slot = hash(one) & mask
+        other = next(
+            part for n in range(10_000_000) if hash(part := b"%d:%d" % (spare, n)) >> 22 & mask == slot
+        )
+        if spare & 1:
+            door.admits(b"another")
+        left = {one, other}
+        for _ in range(100):
+            left.difference_update(door.admitted([part for part in (one, other) if part in left]))
+        assert not left
+
+
 def test_hardly_anything_comes_in_unread() -> None:
     door = Door(2, 1 << 26)
     assert len(door.admitted(PARTS)) < len(PARTS) / 20
