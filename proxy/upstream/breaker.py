@@ -46,6 +46,8 @@ class Breaker:
         """When it was opened, if it is not closed."""
         self.error: UpstreamError | None = None
         """What the last failure was."""
+        self.opened: Callable[[], object] = lambda: None
+        """Called when it opens."""
         self._limit = limit
         self._clock = clock
         self._silences = 0
@@ -77,6 +79,7 @@ class Breaker:
                 "circuit breaker open after %d failures in a row: %s", self.failures, why,
                 extra=fields("breaker_opened", failures=self.failures, reason=why),
             )  # fmt: skip
+            self.opened()
 
     def answered(self, steady: bool = False) -> None:
         """Hear that Redis has answered a handshake or a probe.

@@ -44,6 +44,7 @@ class LinkPool:
     ) -> None:
         self.connector = connector
         self.breaker = Breaker(breaker_failures)
+        self.breaker.opened = self._refuse_mute
         self.shared: dict[LinkKey, SharedLink] = {}
         self.pinned: set[PinnedLink] = set()
         """Every pinned link, lent or idle."""
@@ -170,6 +171,12 @@ class LinkPool:
             link.fall_silent()
         elif self._trial is None or self._trial.done():
             self._trial = asyncio.get_running_loop().create_task(self._try(link.key))
+
+    def _refuse_mute(self) -> None:
+        """Have no more commands wait for what is not answered, as soon as the breaker opens."""
+        for link in self.shared.values():
+            if link.mute:
+                link.fall_silent()
 
     async def _try(self, key: LinkKey) -> None:
         """Connect anew, and count a failure if that is not answered within the time of silence.

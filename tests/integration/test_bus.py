@@ -1426,7 +1426,7 @@ class TestManyEntries:
                     commands.raw(request("SIDECAR", "INVALIDATE", *keys))
                 deadline, left = time.monotonic() + 20, total
                 while left > 1:
-                    for _ in range(50):
+                    for _ in range(5):  # few: all of it may be over within a time slice or two of a busy machine
                         began = time.monotonic()
                         assert wire.ask("GET", "hot") == b"$10\r\nstill here\r\n"
                         longest = max(longest, time.monotonic() - began)

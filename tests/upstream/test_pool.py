@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
-from proxy.resp.errors import UpstreamError, UpstreamRefused
+from proxy.resp.errors import UpstreamError, UpstreamLost, UpstreamRefused
 from proxy.upstream import pool
 from proxy.upstream.address import Upstream
 from proxy.upstream.link import Connector, Identity, LinkKey
@@ -81,6 +82,25 @@ class TestShared:
         assert not redis.connections[0].closing
         links.tick(30.1)
         assert redis.connections[0].closing
+
+    async def test_an_unanswered_one_refuses_as_soon_as_the_breaker_opens(self, redis: ScriptedRedis) -> None:
+        """Not only at the next tick: what is sent in between would wait for as long as Redis hangs."""
+        from tests.upstream.test_shared import GET, Caller
+
+        connector = Connector(Upstream(), 30.0, 0.0)
+        links = LinkPool(connector, DISPATCHER, 30.0, (0.0, 0.0), breaker_failures=3, silent_after=0.5)
+        one, other = links.attach(KEY), links.attach(KEY._replace(database=1))
+        await one.settled()
+        await other.settled()
+        Caller(one).ask(GET)
+        links.tick(time.monotonic() - 1.0)
+        for _ in range(3):
+            assert one.state is LinkState.READY
+            links.breaker.failed(UpstreamLost("ERR pannier: upstream redis://h:1/0 is unreachable: silent"))
+        assert one.state is LinkState.SILENT, one.state
+        assert other.state is LinkState.READY, "which owes nothing"
+        await links.close()
+        await turn()
 
 
 class TestPinned:
