@@ -324,7 +324,11 @@ class Sidecar:
         heartbeat = self.settings.coherence_timeout / 3
         # Nobody reads over the link of those who have not authenticated, so its shelf is none of the tier's.
         shelf = Shelf(self.tier, self.tier.main) if space.locked else self.tier.shelf(key, space.account)
-        settle = functools.partial(self.tier.drop, prefix=space.prefix)
+        drop, prefix = self.tier.drop, space.prefix
+
+        def settle(keys: Iterable[int]) -> None:
+            drop(keys, prefix)
+
         settle_run = functools.partial(self.clients.settle_run, prefix=space.prefix)
         ladder = LADDERS[self.settings.tracking]
         if self.settings.broadcast == "writes" or (self.settings.broadcast == "auto" and ladder):
@@ -332,7 +336,7 @@ class Sidecar:
             asyncio.get_running_loop().call_soon(self.clients.weigh)  # when the pool has the link
         away_after = self.settings.coherence_timeout if self.settings.on_upstream_down == "stale" else 0.0
         weigh = self.clients.weigh
-        return Care(shelf, ladder, heartbeat, settle, settle_run, space.prefix, away_after, weigh)
+        return Care(shelf, ladder, heartbeat, settle, settle_run, prefix, away_after, weigh)
 
     def _closed(self, key: LinkKey) -> None:
         if self.tier is not None:

@@ -117,6 +117,7 @@ async def advise(view: Scope) -> list[Report]:
     """A report for each namespace that may be seen, and one for all that share a memory; with pauses."""
     found = {}
     for seen in view.seen:
+        seen.shelf.digest()
         found[seen] = seen.shelf.reuse.watched()
         await asyncio.sleep(0)
     reports = []

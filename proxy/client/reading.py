@@ -47,13 +47,11 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
 
     `parts` is the chunk split at its stars.
     """
+    if len(parts) == 1:
+        return ask_one(session, data, parts[0])
     shelf = session.shelf
     if shelf.tending.aside or not shelf.reuse.open.keys().isdisjoint(parts):
         _revive(session, parts)
-        if len(parts) == 1 and _found(session, parts[0]):
-            return len(data)
-    if len(parts) == 1:
-        return _one(session, data, parts[0])
     replies = list(map(session.find, parts))
     if replies[0] is None and not _is_read(session, parts[0]):
         return _starred(session, data)  # or no read: then neither may be what comes behind
@@ -68,13 +66,14 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
             return _one(session, data[:left], parts[0])
         data = data[:left]
     missing = [part for part, reply in zip(parts, replies, strict=True) if reply is None]
-    if any(part[7:9] in _MG for part in missing):
+    whole = b"*" + b"*".join(missing)
+    if b"\nMG" in whole or b"\nmg" in whole:
         _find_members(session, parts, replies)
         missing = [part for part, reply in zip(parts, replies, strict=True) if reply is None]
+        whole = b"*" + b"*".join(missing)
     if not missing:
         answer(session, parts, replies)
         return len(data)
-    whole = b"*" + b"*".join(missing)
     if session.clients.dispatcher.reads.count(whole) == len(missing):
         _several(session, data, parts, replies, missing, whole)
         return len(data)
@@ -86,6 +85,16 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
         return 0
     answer(session, parts[:first], replies[:first])
     return sum(map(len, parts[:first])) + first
+
+
+def ask_one(session: Session, data: bytes, part: bytes) -> int:
+    """The same with a chunk in which there is no star but the first; `part` is what stands behind it."""
+    shelf = session.shelf
+    if part in shelf.reuse.open or shelf.tending.aside:
+        _revive(session, [part])
+        if _found(session, part):
+            return len(data)
+    return _one(session, data, part)
 
 
 def ask_buffer(session: Session, buf: bytes, pos: int) -> int:
@@ -118,9 +127,11 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
     if not _vouched(session):
         return False
     session.table.asked = monotonic()
+    if not quiet:
+        session.shelf.reuse.release([part])
+    elif session.shelf.tending.aside or part in session.shelf.reuse.open:
+        _revive(session, [part])
     if quiet:
-        if session.shelf.sets_aside:
-            _revive(session, [part])
         if _found(session, part) or _join(session, part):
             return True
         if session.shelf.account.governor.until and refilling.take_turn(session, part):

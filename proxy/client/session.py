@@ -205,6 +205,7 @@ class Session(asyncio.Protocol):
         """Take a chunk of the client's bytes. The hot path."""
         if self.relaying:
             if not self.pending and (now := monotonic()) < self.shelf.until:
+                taken = 0
                 if len(data) < _PIPELINED and data[0] == _STAR:
                     reply = self.find(data[1:])
                     if reply is not None:
@@ -213,16 +214,19 @@ class Session(asyncio.Protocol):
                         if self.hits > self.log_at:
                             reading.count(self, [data[1:]], 0, now)
                         return
-                parts = data.split(b"*")
-                if not parts[0]:
-                    taken = self._answer_chunk(data, parts, now)
-                    if taken == len(data):
+                    if data.find(b"*", 1) < 0:
+                        taken = reading.ask_one(self, data, data[1:])
+                    else:
+                        taken = self._answer_chunk(data, now)
+                else:
+                    taken = self._answer_chunk(data, now)
+                if taken == len(data):
+                    return
+                if taken:
+                    data = data[taken:]
+                    if not self.relaying:
+                        self._receive(data)
                         return
-                    if taken:
-                        data = data[taken:]
-                        if not self.relaying:
-                            self._receive(data)
-                            return
             elif not self.pending and self._ask_again(len(data)):
                 self.data_received(data)
                 return
@@ -232,12 +236,14 @@ class Session(asyncio.Protocol):
                 return
         self._receive(data)
 
-    def _answer_chunk(self, data: bytes, parts: list[bytes], now: float) -> int:
+    def _answer_chunk(self, data: bytes, now: float) -> int:
         """Answer what a chunk asks as far as the tier can; how many of its bytes have been dealt with.
 
         `now`: when it was taken.
         """
-        del parts[0]
+        parts = data.split(b"*")
+        if parts.pop(0):
+            return 0
         table = self.table.replies
         try:
             # Faster than a loop or map: two and more keys are looked up by one call into C.

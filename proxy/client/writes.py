@@ -8,19 +8,14 @@ second all are, beyond that one in `SOME` stands for its neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from enum import Enum
 
+_SET, _DELETE = 0, 1
 
-class _Write(Enum):
-    SET = "sets"
-    DELETE = "deletes"
-
-
-_KEYS: dict[str, tuple[_Write, Callable[[Sequence[bytes]], int]]] = {
-    **dict.fromkeys(["set", "setex", "psetex", "setnx", "getset"], (_Write.SET, lambda _: 1)),
-    **dict.fromkeys(["mset", "msetnx"], (_Write.SET, lambda arguments: len(arguments) // 2)),
-    **dict.fromkeys(["del", "unlink"], (_Write.DELETE, lambda arguments: len(arguments) - 1)),
-    "getdel": (_Write.DELETE, lambda _: 1),
+_KEYS: dict[str, tuple[int, Callable[[Sequence[bytes]], int]]] = {
+    **dict.fromkeys(["set", "setex", "psetex", "setnx", "getset"], (_SET, lambda _: 1)),
+    **dict.fromkeys(["mset", "msetnx"], (_SET, lambda arguments: len(arguments) // 2)),
+    **dict.fromkeys(["del", "unlink"], (_DELETE, lambda arguments: len(arguments) - 1)),
+    "getdel": (_DELETE, lambda _: 1),
 }
 """What is counted, as what, and of how many keys."""
 _HEAD = slice(4, 13)
@@ -42,16 +37,27 @@ class Writes:
     """Counts, since the start. `split` takes a run apart."""
 
     def __init__(self, split: Callable[[bytes], Iterable[bytes]]) -> None:
-        self.sets = 0
-        self.deletes = 0
+        self._counts = [0, 0]
         self._split = split
         self._left = EXACT
         self._turn = 0
 
+    @property
+    def sets(self) -> int:
+        """Keys that were set."""
+        return self._counts[_SET]
+
+    @property
+    def deletes(self) -> int:
+        """Keys that were deleted."""
+        return self._counts[_DELETE]
+
     def run(self, n: int, data: bytes) -> None:
         """Count a run of `n` canonical requests of one key each."""
         if n == 1:
-            self._count(_HEADS.get(data[_HEAD]), 1)
+            kind = _HEADS.get(data[_HEAD])
+            if kind is not None:
+                self._counts[kind] += 1
             return
         if self._left:
             self._left -= 1
@@ -74,17 +80,11 @@ class Writes:
         for request in requests:
             kind = _HEADS.get(request[3:12])
             if kind is not None:
-                self._count(kind, weight)
+                self._counts[kind] += weight
 
     def command(self, name: str, arguments: Sequence[bytes]) -> None:
         """Count a parsed command."""
         found = _KEYS.get(name)
         if found is not None:
             kind, keys = found
-            self._count(kind, keys(arguments))
-
-    def _count(self, kind: _Write | None, keys: int) -> None:
-        if kind is _Write.SET:
-            self.sets += keys
-        elif kind is _Write.DELETE:
-            self.deletes += keys
+            self._counts[kind] += keys(arguments)

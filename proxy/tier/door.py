@@ -30,7 +30,10 @@ _FEW_DROPS = 256
 """Drops between two judgements of `churned` below which nothing is wrong."""
 _DEAREST = 63
 """The largest debt, in reads."""
-_TURNS, _UPPER = 0xFFFFFFFF, 0x80000000
+_STEP, _TURNS, _UPPER = 0x9E3779B9, 0xFFFFFFFF, 0x80000000
+"""Which of its two slots a part takes goes by the fractions of multiples of the golden ratio: about every
+other time this one, but never in turn: two parts that share a slot would make each other forgotten for
+ever."""
 _LEDGER = 1 << 16
 """Places for debts, by hash: parts that share one help each other to pay."""
 
@@ -62,13 +65,26 @@ class Door:
 
     def admits(self, part: bytes) -> bool:
         """Note a part; whether it may come in."""
-        return bool(self.admitted((part,)))
+        if self.open:
+            return True
+        slots, mask = self._slots, self._mask
+        mark = hash(part)
+        one, other = mark & mask, mark >> 22 & mask
+        mark = mark >> 44 & 0xFF or 1
+        if slots[one] != mark and slots[other] != mark:
+            self._turn = self._turn + _STEP & _TURNS
+            slots[one if self._turn & _UPPER else other] = mark
+            return False
+        if self._every == 1:
+            return True
+        self._due = (self._due + 1) % self._every
+        return not self._due
 
     def admitted(self, parts: Sequence[bytes], piped: bool = False) -> Sequence[bytes]:
         """Note parts; those that may come in. `piped`: read in a pipeline, so debts are to be paid first."""
         if self.open:
             return parts
-        slots, mask, debts = self._slots, self._mask, self._debts
+        slots, mask, debts, turn = self._slots, self._mask, self._debts, self._turn
         known = []
         for part in parts:
             mark = hash(part)
@@ -80,9 +96,9 @@ class Door:
                 else:
                     known.append(part)
             else:
-                # Never in turn: two parts that share a slot would make each other forgotten for ever.
-                self._turn = self._turn * 1103515245 + 12345 & _TURNS
-                slots[one if self._turn & _UPPER else other] = mark
+                turn += _STEP
+                slots[one if turn & _UPPER else other] = mark
+        self._turn = turn & _TURNS
         if self._every == 1 or not known:
             return known
         self._due = (self._due + 1) % self._every

@@ -16,6 +16,8 @@ from collections.abc import Callable
 MANY = 1000
 """Entries dropped within `_WINDOW` seconds from which there is a governor."""
 _WINDOW = 1.0
+_SOME = 10
+"""Entries dropped between two looks at the clock: so it may notice that there are many as many later."""
 _LASTS = 30.0
 """Seconds for which it governs."""
 _SPREAD, _LATEST = 1.0, 0.1
@@ -38,6 +40,8 @@ class Governor:
         """When it last began to."""
         self._dropped = self._before = 0
         """Entries dropped since `_since`, and in the window before."""
+        self._unseen = 0
+        """Of those dropped, how many it has not looked at yet."""
         self._since = 0.0
         self._under_way: dict[str, int] = {}
         self._waiting: dict[str, deque[Callable[[], bool]]] = {}
@@ -45,8 +49,13 @@ class Governor:
         """Places given back and not passed on yet."""
         self._passing_on = False
 
-    def dropped(self, count: int, now: float) -> None:
-        """Hear that so many entries have been dropped."""
+    def dropped(self, count: int, clock: Callable[[], float]) -> None:
+        """Hear that so many entries have been dropped. The clock is looked at for some of them together."""
+        self._unseen += count
+        if self._unseen < _SOME:
+            return
+        count, self._unseen = self._unseen, 0
+        now = clock()
         gone = now - self._since
         if gone >= _WINDOW:
             recent = gone < 2 * _WINDOW

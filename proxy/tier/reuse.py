@@ -109,7 +109,7 @@ class Reuse:
         """The window: in the order in which they began."""
         self.open: dict[bytes, Sample] = {}
         """By part: those still watched, or expired and not read since."""
-        self._unkept: dict[int, Sample] = {}
+        self.unkept: dict[int, Sample] = {}
         """By the marks of their keys: those whose replies are not kept for want of room, so that no index has
         them."""
         self._shelf = shelf
@@ -126,19 +126,23 @@ class Reuse:
         logged = len(parts) * weight
         self._logged += logged
         self._shelf.account.logged += logged
-        if self._hits.due(len(parts)):
+        if self._hits.pass_over(len(parts)):
             stands_for = self._hits.take() * weight
             part = parts[randrange(len(parts))]
             if self._shelf.taken_by(part):
                 self._watch(part, stands_for, True)
 
     def missed(self, parts: Sequence[bytes]) -> None:
-        """Hear of reads that were looked up and not found."""
-        if self.open:
-            self.release(parts)
+        """Hear of reads that were looked up and not found; the last one may have been a moment ago."""
         self._missed += len(parts)
-        if self._misses.due(len(parts)):
-            self._watch(parts[randrange(len(parts))], self._misses.take(), False)
+        last = self._misses.due - 1
+        if self._misses.pass_over(len(parts)):
+            self._watch(parts[last], self._misses.take(), False)
+
+    @property
+    def due(self) -> int:
+        """Which of the misses to come is watched: the first is 1."""
+        return self._misses.due
 
     def _watch(self, part: bytes, weight: int, hit: bool) -> None:
         shelf = self._shelf
@@ -195,8 +199,8 @@ class Reuse:
 
     def marks_changed(self, keys: Iterable[int]) -> None:
         """Hear that keys, given by their marks, have changed: from Redis, or as they are written here."""
-        for key in self._unkept.keys() & keys if self._unkept else ():
-            self._end(self._unkept[key], Outcome.CHANGED)
+        for key in self.unkept.keys() & keys:
+            self._end(self.unkept[key], Outcome.CHANGED)
 
     def expired(self, part: bytes) -> None:
         """Hear that a part's time is over. It is watched on, to see if more time had helped."""
@@ -212,13 +216,13 @@ class Reuse:
 
     def _find_by_key(self, sample: Sample) -> None:
         for key in self._shelf.rules.part_marks(sample.part)[:1]:
-            self._unkept[key] = sample
+            self.unkept[key] = sample
 
     def clear(self) -> None:
         """Give up all that is watched: everything was dropped, or nobody vouches for it."""
         for sample in list(self.open.values()):
             self._end(sample, Outcome.OPEN)
-        self._unkept.clear()
+        self.unkept.clear()
 
     def watched(self) -> list[tuple[Sample, Watched]]:
         """The samples of the window, as a curve needs them. Weights are reads for each read of the budget."""
@@ -264,10 +268,10 @@ class Reuse:
         del self.open[sample.part]
         for table in self._shelf.tables.values():
             table.release(sample.part)
-        if self._unkept:
+        if self.unkept:
             for key in self._shelf.rules.part_marks(sample.part)[:1]:
-                if self._unkept.get(key) is sample:
-                    del self._unkept[key]
+                if self.unkept.get(key) is sample:
+                    del self.unkept[key]
         if sample.ended is None:
             sample.ended, sample.outcome = self._shelf.budget.reads.now(), outcome
         sample.part = b""
@@ -296,25 +300,26 @@ class _Pace:
     So reads that come close together have the same chance as others.
     """
 
-    __slots__ = ("_at", "_clock", "_due", "_gap", "_taken")
+    __slots__ = ("_at", "_clock", "_gap", "_taken", "due")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._at = clock()
         self._gap = _GAP
-        self._due = _FIRST
+        self.due = _FIRST
+        """Which of the reads to come is watched: the first is 1."""
         self._taken = 0
 
-    def due(self, n: int) -> bool:
+    def pass_over(self, n: int) -> bool:
         """Hear of `n` reads; whether one of them is to be watched."""
-        self._due -= n
-        return self._due <= 0
+        self.due -= n
+        return self.due <= 0
 
     def take(self) -> int:
         """Watch one; for how many reads it stands. Which one is next is left to chance: reads may come in a
         rhythm."""
         gap = self._gap
-        self._due = randrange(2 * gap) + 1
+        self.due = randrange(2 * gap) + 1
         self._taken += 1
         if self._taken % _STEP == 0:
             self._adapt()

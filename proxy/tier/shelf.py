@@ -49,6 +49,8 @@ _WEIGHED = 1024
 """Fills between two looks at whether entries last long enough to pay."""
 _UNASKED = 300.0
 """Seconds after which a table counts as one that nobody reads from."""
+_NOTED = 64
+"""Misses that are noted before those who count parts hear of them."""
 _MOST_LET_GO = 512
 """Entries dropped at once then: a millisecond or two."""
 
@@ -94,6 +96,12 @@ class Shelf:
         self.hot = self.traffic.hits
         self.reuse = Reuse(self)
         """When what is read is read again."""
+        self._noted: list[bytes] = []
+        """Misses that those who count parts have not heard of yet."""
+        self._enough = 1
+        """How many of these there are to be."""
+        self._changed: list[bytes] = []
+        """Likewise, parts of entries that were dropped because their keys changed."""
         self.ghost: Ghost | None = Ghost() if tier.policy.observes else None
         """What memory would have done, where reads are only observed."""
         self.watched: dict[int, Callable[[bool], object]] = {}
@@ -242,7 +250,7 @@ class Shelf:
         self.epoch += 1
         self.until = 0.0
         if self._lost:  # it is now that all of it is asked for again
-            self.account.governor.dropped(self._lost, self.tier.clock())
+            self.account.governor.dropped(self._lost, self.tier.clock)
             self._lost = 0
 
     def link_lost(self) -> None:
@@ -302,7 +310,8 @@ class Shelf:
         found = marks(keys)
         self.drop(found)
         self.account.invalidated += self.drops - before
-        self.reuse.marks_changed(found)
+        if self.reuse.unkept:
+            self.reuse.marks_changed(found)
         for key in self.watched.keys() & found if self.watched else ():
             self.watched[key](True)
 
@@ -317,12 +326,15 @@ class Shelf:
 
     # --- dropping
 
-    def drop(self, keys: Iterable[int]) -> None:
-        """Drop what shows any of the keys (their marks), and taint the flights under way to them."""
+    def drop(self, keys: Iterable[int]) -> int:
+        """Drop what shows any of the keys (their marks), and taint the flights under way to them; how many
+        entries that were."""
         before = self.drops
         self._drop_all(keys)
-        if self.drops != before:
-            self.account.governor.dropped(self.drops - before, self.tier.clock())
+        dropped = self.drops - before
+        if dropped:
+            self.account.governor.dropped(dropped, self.tier.clock)
+        return dropped
 
     def _drop_all(self, keys: Iterable[int]) -> None:
         index = self.index
@@ -352,7 +364,7 @@ class Shelf:
         self.bytes = self.entries = 0
         self.drops += count
         if count:
-            self.account.governor.dropped(count, self.tier.clock())
+            self.account.governor.dropped(count, self.tier.clock)
         for told in self.watched.values():
             told(False)
         return count
@@ -365,23 +377,26 @@ class Shelf:
             self._give_up(flight.read)
 
     def _drop(self, key: int, found: bytes | set[bytes]) -> None:
-        door = self.budget.door
+        door, reuse, changed = self.budget.door, self.reuse.open, self._changed
         for part in (found,) if isinstance(found, bytes) else found:
-            flight = self.flights.pop(part, None)
-            if flight is not None:
+            if self.flights and (flight := self.flights.pop(part, None)) is not None:
                 flight.tainted = True
-            self.reuse.changed(part)
+            if part in reuse:
+                self.reuse.changed(part)
             lapses = self.tending.known and self.tending.lapses(part, self.tier.clock())
             if not lapses and self._remove(part):
                 self.reads_dropped += 1
-                self.traffic.changed(part)
+                changed.append(part)
             if door.price:
                 door.charge(part)
             if self.ghost is not None:
                 self.ghost.forget(part)
-            for other in self._several.pop(part, ()):
-                if other != key:
-                    self._unlist(other, part)
+            if self._several and part in self._several:
+                for other in self._several.pop(part):
+                    if other != key:
+                        self._unlist(other, part)
+        if len(changed) >= _NOTED:
+            self.digest()
 
     def _remove(self, part: bytes) -> int:
         """Take a part's replies out of the tables, and what is aside of it; how many there were."""
@@ -395,19 +410,23 @@ class Shelf:
             return count + aside
         count = size = 0
         for table in self.tables.values():
-            reply = table.pop(part)
+            reply = table.replies.pop(part, None)
+            if reply is None and table.held:
+                reply = table.pop(part)
             if reply is not None:
-                size += _size(part, reply)
+                size += ENTRY_COST + 2 * len(part) + len(reply)
                 count += 1
-        self._count_out(count, size)
+        if count:
+            self._count_out(count, size)
         return count
 
     def _count_out(self, count: int, size: int) -> None:
+        budget = self.budget
         self.bytes -= size
-        self.budget.used -= size
+        budget.used -= size
         self.drops += count
         self.entries -= count
-        self.budget.entries -= count
+        budget.entries -= count
 
     def take_out(self, part: bytes) -> dict[int, bytes]:
         """Take a part's replies out of the tables, and return them by protocol."""
@@ -492,7 +511,12 @@ class Shelf:
 
     def admits(self, part: bytes) -> bool:
         """Note that a part has been asked for and is not there; whether it may come in."""
-        self._missed((part,))
+        noted = self._noted
+        noted.append(part)
+        if len(noted) >= self._enough:
+            self.digest()
+        if self.ghost is None and not self.tending.aside:
+            return self.budget.door.admits(part)
         return self._admits(part)
 
     def _admits(self, part: bytes) -> bool:
@@ -502,15 +526,25 @@ class Shelf:
 
     def admitted(self, parts: Sequence[bytes]) -> Sequence[bytes]:
         """The same for several of a pipeline; those that may come in."""
-        self._missed(parts)
+        self._noted += parts
+        if len(self._noted) >= self._enough:
+            self.digest()
         if self.ghost is not None or self.tending.aside:
             return [part for part in parts if self._admits(part)]
         return self.budget.door.admitted(parts, piped=True)
 
-    def _missed(self, parts: Sequence[bytes]) -> None:
-        self.account.classes.missed(parts)
-        self.traffic.missed(parts)
-        self.reuse.missed(parts)
+    def digest(self) -> None:
+        """Tell those who count parts what was noted: so much at a time, and at once of a miss that is to be
+        watched; and whenever somebody asks them."""
+        if self._changed:
+            self.traffic.changed(self._changed)
+            self._changed.clear()
+        noted, self._noted = self._noted, []
+        if noted:
+            self.account.classes.missed(noted)
+            self.traffic.missed(noted)
+            self.reuse.missed(noted)
+        self._enough = min(self.reuse.due, _NOTED)
 
     def _observe(self, ghost: Ghost, part: bytes) -> bool | None:
         """Whether a read that is only observed has to be fetched to be known; None: it is no such read."""
@@ -609,7 +643,8 @@ class Shelf:
                 self._count_out(1, _size(part, reply))
 
     def replay(self) -> None:
-        """Bring the order of eviction and the counts of hits up to date."""
+        """Bring the order of eviction and the counts of hits and misses up to date."""
+        self.digest()
         for table in self.tables.values():
             table.replay()
 
@@ -682,11 +717,6 @@ class Shelf:
         """Take out of the index what is not kept after all."""
         if not self.keeps(read.part):
             self._delist(read.part, marks(read.keys))
-
-    @property
-    def sets_aside(self) -> bool:
-        """Whether some of what is kept may be found only after a look aside."""
-        return bool(self.tending.aside or self.reuse.open)
 
     def keeps(self, part: bytes) -> bool:
         """Whether some table has a part, or it is aside, or imagined."""

@@ -43,7 +43,9 @@ class Traffic:
         self.misses = Hot(_MISSES)
         self.changes = Hot(_CHANGES)
         """Entries that were dropped because their keys changed."""
-        self._exact, self._turn = _EXACT, 0
+        self._exact = _EXACT
+        self._due_change = _SOME - 1
+        """Changes beyond to be passed over before one is counted."""
         self._clock = clock
         self._due = randrange(_EVERY)
         """Misses to be passed over before one is counted."""
@@ -73,17 +75,15 @@ class Traffic:
             due += 1 + randrange(2 * _EVERY - 1)
         self._due = due - size
 
-    def changed(self, part: bytes) -> None:
-        """Hear that an entry was dropped because its key changed."""
-        if len(part) > _LONGEST:
-            return
-        if self._exact:
-            self._exact -= 1
-            self.changes.add((part,), 1)
-            return
-        self._turn = (self._turn + 1) % _SOME
-        if not self._turn:
-            self.changes.add((part,), _SOME)
+    def changed(self, parts: Sequence[bytes]) -> None:
+        """Hear that entries were dropped because their keys changed."""
+        exact = parts[: self._exact]
+        self._exact -= len(exact)
+        self.changes.add([part for part in exact if len(part) <= _LONGEST], 1)
+        if len(exact) < len(parts):
+            some = parts[len(exact) + self._due_change :: _SOME]
+            self._due_change = (self._due_change - (len(parts) - len(exact))) % _SOME
+            self.changes.add([part for part in some if len(part) <= _LONGEST], _SOME)
 
     def fade(self) -> None:
         """Let what was counted so far count for half."""

@@ -36,7 +36,7 @@ async def made(monkeypatch: pytest.MonkeyPatch, limit: int = LIMIT, spread: bool
 
 def govern(race: Race) -> None:
     for account in race.tier.accounts:
-        account.governor.dropped(MANY, race.clock())
+        account.governor.dropped(MANY, race.clock)
 
 
 @pytest.fixture

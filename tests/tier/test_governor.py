@@ -20,50 +20,50 @@ from tests.tier.shelves import fill, make
 
 def engaged(limit: int = 2) -> Governor:
     governor = Governor(limit)
-    governor.dropped(MANY, 100.0)
+    governor.dropped(MANY, lambda: 100.0)
     return governor
 
 
 class TestWhenItGoverns:
     def test_for_half_a_minute_after_many_were_dropped(self) -> None:
         governor = Governor(2)
-        governor.dropped(MANY, 100.0)
+        governor.dropped(MANY, lambda: 100.0)
         assert (governor.until, governor.engaged) == (130.0, 1)
 
     def test_many_may_come_bit_by_bit(self) -> None:
         governor = Governor(2)
         for _ in range(10):
-            governor.dropped(MANY // 10, 100.9)
+            governor.dropped(MANY // 10, lambda: 100.9)
         assert governor.until == 130.9
 
     def test_but_within_a_second(self) -> None:
         governor = Governor(2)
         for n in range(100):
-            governor.dropped(MANY // 4, 100.0 + 0.5 * n)
+            governor.dropped(MANY // 4, lambda n=n: 100.0 + 0.5 * n)  # type: ignore[misc]
         assert (governor.until, governor.engaged) == (0.0, 0)
 
     def test_though_it_lies_across_two(self) -> None:
         governor = Governor(2)
-        governor.dropped(1, 100.0)
-        governor.dropped(MANY - 100, 100.95)
-        governor.dropped(200, 101.05)
+        governor.dropped(16, lambda: 100.0)
+        governor.dropped(MANY - 115, lambda: 100.95)
+        governor.dropped(200, lambda: 101.05)
         assert governor.engaged == 1
 
     def test_not_after_a_few(self) -> None:
         governor = Governor(2)
-        governor.dropped(MANY - 1, 100.0)
+        governor.dropped(MANY - 1, lambda: 100.0)
         assert governor.until == 0.0
 
     def test_again_counts_once_while_it_governs(self) -> None:
         governor = engaged()
-        governor.dropped(MANY, 110.0)
+        governor.dropped(MANY, lambda: 110.0)
         assert (governor.until, governor.engaged) == (140.0, 1)
-        governor.dropped(MANY, 140.0)
+        governor.dropped(MANY, lambda: 140.0)
         assert governor.engaged == 2
 
     def test_never_without_a_limit(self) -> None:
         governor = Governor(0)
-        governor.dropped(10 * MANY, 100.0)
+        governor.dropped(10 * MANY, lambda: 100.0)
         assert governor.until == 0.0
 
 
@@ -133,14 +133,14 @@ class TestTheBeginning:
     def test_is_spread(self) -> None:
         governor = Governor(2, lambda: 0.5)
         assert governor.spread(100.0) == 0.0
-        governor.dropped(MANY, 100.0)
+        governor.dropped(MANY, lambda: 100.0)
         assert governor.spread(100.0) == governor.spread(100.9) == 0.05
         assert governor.spread(101.0) == 0.0
 
     def test_is_the_first_of_several(self) -> None:
         governor = Governor(2, lambda: 0.5)
-        governor.dropped(MANY, 100.0)
-        governor.dropped(MANY, 102.0)
+        governor.dropped(MANY, lambda: 100.0)
+        governor.dropped(MANY, lambda: 102.0)
         assert governor.spread(102.1) == 0.0
 
 

@@ -194,7 +194,7 @@ class TestThePace:
         taken = 0
         for second in range(2000):
             for _ in range(20 if second < 1000 else 2000):
-                if pace.due(1):
+                if pace.pass_over(1):
                     pace.take()
                     taken += 1
             clock.now += 1
@@ -208,7 +208,7 @@ class TestThePace:
     def test_what_each_stands_for_adds_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "randrange", random.Random(1).randrange)
         pace = _Pace(Clock())
-        assert sum([pace.take() for _ in range(50_000) if pace.due(1)]) == pytest.approx(50_000, rel=0.1)
+        assert sum([pace.take() for _ in range(50_000) if pace.pass_over(1)]) == pytest.approx(50_000, rel=0.1)
 
 
 class TestWhatIsHeld:

@@ -42,7 +42,7 @@ class TestMisses:
         traffic = Traffic(clock, int)
         for n in range(1000):
             traffic.missed([b"%d" % n * 2000])
-            traffic.changed(b"%d" % n * 2000)
+            traffic.changed([b"%d" % n * 2000])
         assert len(traffic.misses) == len(traffic.changes) == 0
 
 
@@ -133,6 +133,7 @@ class TestAShelf:
             shelf.invalidate([key_frame(b"pushed"), key_frame(b"unknown")])
             tier.drop(marks([key_frame(b"written")]))
             shelf.invalidate([key_frame(b"written")])
+        shelf.digest()
         assert sorted(shelf.traffic.changes.items()) == [(part("GET", "pushed"), 3), (part("GET", "written"), 3)]
 
     def test_not_of_what_is_evicted_or_expires(self) -> None:
@@ -148,11 +149,14 @@ class TestAShelf:
 def test_of_changes_in_great_number_some_stand_for_all(clock: Clock) -> None:
     traffic = Traffic(clock, int)
     for _ in range(module._EXACT + 1):
-        traffic.changed(b"a")
+        traffic.changed([b"a"])
     assert traffic.changes.count(b"a") == module._EXACT
     for _ in range(10 * module._SOME - 1):
-        traffic.changed(b"a")
+        traffic.changed([b"a"])
     assert traffic.changes.count(b"a") == module._EXACT + 10 * module._SOME
+    before = traffic.changes.count(b"a")
+    traffic.changed([b"a"] * (10 * module._SOME))
+    assert traffic.changes.count(b"a") == before + 10 * module._SOME, "also many at once"
     traffic.fade()
-    traffic.changed(b"b")
+    traffic.changed([b"b"])
     assert traffic.changes.count(b"b") == 1, "exactly again"
