@@ -8,7 +8,7 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from proxy.resp.errors import StartupError
 from proxy.upstream.address import Listen, cannot_listen
@@ -18,19 +18,69 @@ _HANDSHAKE = 10.0
 """Seconds that TLS may take to begin."""
 
 
+class Passed:
+    """Listening sockets that this process was started with, each for who takes it first."""
+
+    def __init__(self, sockets: Sequence[socket.socket] = ()) -> None:
+        self._sockets = list(sockets)
+        self.taken: set[Listen] = set()
+        """The addresses of those that have been."""
+
+    def take(self, listen: Listen) -> socket.socket | None:
+        """The one that listens at an address."""
+        found = next((sock for sock in self._sockets if _listens_at(sock, listen)), None)
+        if found is not None:
+            self._sockets.remove(found)
+            self.taken.add(listen)
+        return found
+
+    def addresses(self, known: Iterable[Listen]) -> list[Listen]:
+        """Where those listen that are at none of the addresses known."""
+        known = list(known)
+        new = [sock for sock in self._sockets if not any(_listens_at(sock, each) for each in known)]
+        return [_as_listen(sock) for sock in new]
+
+
+def _listens_at(sock: socket.socket, listen: Listen) -> bool:
+    if sock.family == socket.AF_UNIX:
+        return listen.path is not None and sock.getsockname() == listen.path
+    if listen.path is not None:
+        return False
+    host, port = sock.getsockname()[:2]
+    if listen.host is None:
+        return port == listen.port and host in ("::", "0.0.0.0")
+    try:
+        found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return (host, port) in [address[:2] for *_, address in found]
+
+
+def _as_listen(sock: socket.socket) -> Listen:
+    name = sock.getsockname()
+    return Listen(path=name) if sock.family == socket.AF_UNIX else Listen(name[0], name[1])
+
+
+NONE_PASSED = Passed()
+
+
 async def serve(
     make: Callable[[], asyncio.Protocol],
     listen: Listen,
     tls: ssl.SSLContext | None = None,
     option: str = "--listen",
+    passed: Passed = NONE_PASSED,
 ) -> asyncio.Server:
     """Serve an address with the protocols that `make` makes. Raises StartupError if it cannot be had.
 
-    `option`: which one gives the address.
+    `option`: which one gives the address. `passed`: it is served with one of these sockets, if it is theirs.
     """
     loop = asyncio.get_running_loop()
     patience = _HANDSHAKE if tls is not None else None
     try:
+        if (sock := passed.take(listen)) is not None:
+            create = loop.create_server if listen.path is None else loop.create_unix_server
+            return await create(make, sock=sock, backlog=_BACKLOG, ssl=tls, ssl_handshake_timeout=patience)
         if listen.path is not None:
             _remove_stale_socket(listen.path)
             server = await loop.create_unix_server(
@@ -53,9 +103,9 @@ def addresses(server: asyncio.Server, listen: Listen) -> list[str]:
     return [_address(sock.getsockname()) for sock in server.sockets]
 
 
-def clear_away(listen: Listen) -> None:
-    """Remove the file of a socket that is closed."""
-    if listen.path is not None:
+def clear_away(listen: Listen, passed: Passed = NONE_PASSED) -> None:
+    """Remove the file of a socket that is closed, unless it was passed: then it is not ours."""
+    if listen.path is not None and listen not in passed.taken:
         with contextlib.suppress(OSError):
             os.unlink(listen.path)
 

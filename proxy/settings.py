@@ -177,6 +177,7 @@ def option(kind: Kind[T], default: T, group: str, help: str) -> T:
     return dataclasses.field(default=default, metadata={"option": (kind, default, group, help)})
 
 
+STOPPING = "Stopping"
 WHERE, CLIENTS, REDIS, TIER = "Addresses", "Limits per client", "Redis behind", "Memory tier"
 WARMING, ADMINISTRATION = "Warming", "Administration"
 SPACES, LOG = "Namespaces and tenants", "Logging"
@@ -209,6 +210,16 @@ class Settings:
     tcp_keepalive: float = option(
         duration(1, 32_767, "off"), 300.0, CLIENTS,
         "Silence after which the kernel asks whether a peer is still there, so that dead ones go.",
+    )
+    drain_delay: float = option(
+        duration(0.001, 3600, "none"), 0.0, STOPPING,
+        "How long clients are still accepted after SIGTERM or Ctrl-C, while /readyz and SIDECAR HEALTH say "
+        "that Pannier is not ready: as long as it takes until nobody sends new clients here.",
+    )
+    drain_timeout: float = option(
+        duration(0.001, 3600, "none"), 10.0, STOPPING,
+        "How long clients have after that to get their replies, end their transactions and be served while "
+        "they block. Idle ones are closed at once. A second signal ends everything at once.",
     )
     query_buffer_limit: int = option(
         size(1 * MB, 1 << 40), 1 * GB, CLIENTS,

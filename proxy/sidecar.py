@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import gc
 import logging
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import hiredis
 
-from proxy import __version__, announcing, logs
+from proxy import __version__, announcing, logs, systemd
+from proxy.client import retiring
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.explaining import rule_fields
@@ -24,8 +26,8 @@ from proxy.client.health import outage_fields, status
 from proxy.client.spaces import Space
 from proxy.client.work import under_way
 from proxy.events import fields, without_arguments
-from proxy.kinds import show_size
-from proxy.listening import addresses, clear_away, serve
+from proxy.kinds import show_duration, show_size
+from proxy.listening import NONE_PASSED, Passed, addresses, clear_away, serve
 from proxy.observe.admin import Admin
 from proxy.observe.page import add_page
 from proxy.observe.routes import Routes
@@ -74,6 +76,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
     _raise_file_limit(settings.max_clients)
     stop = Stop()
     _on_signals(stop)
+    settings, passed = _with_passed(settings)
     if settings.upstream is not None and settings.upstream.tls:
         tls_context(settings.upstream)  # a wrong file ends the start, not every attempt to connect
     async with contextlib.AsyncExitStack() as stack:
@@ -88,6 +91,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             endings.append(asyncio.ensure_future(embedded.ended()))
             stack.callback(endings[-1].cancel)  # should the start fail, before the server is stopped
         sidecar = Sidecar(settings, upstream, bundled)
+        sidecar.passed = passed
         if settings.trace_sample:
             from proxy.client import tracing  # with OpenTelemetry
 
@@ -107,6 +111,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             print(sidecar.banner(), flush=True)
         announcing.listening(settings, sidecar.addresses, sidecar.choices())
         _settle_garbage_collector()
+        systemd.notify("READY=1", f"STATUS=serving {', '.join(sidecar.addresses)}")
         ended, others = await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
         for other in others:
             other.cancel()
@@ -114,6 +119,9 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             if isinstance(error := ending.result(), StartupError):
                 raise error
         log.info("stopping", extra=fields("stopping", signal=stop.signal))
+        systemd.notify("STOPPING=1")
+        if stop.is_set():
+            await sidecar.wind_down()
     return 0
 
 
@@ -165,6 +173,10 @@ class Sidecar:
         """Made when it is known which namespaces there are."""
         self.addresses: list[str] = []
         """Where clients are served, with the ports the system chose."""
+        self.passed = NONE_PASSED
+        """Sockets to serve with, where they are at the addresses of the settings."""
+        self._servers: list[asyncio.Server] = []
+        """What listens, in the order of the setting."""
         self._canary: Canary | None = None
         self._learning: asyncio.Task[None] | None = None
         self._learnt: tuple[LinkKey, int] | None = None
@@ -175,19 +187,19 @@ class Sidecar:
         """Listen and serve while the context lasts. Raises StartupError if an address cannot be had."""
         loop = asyncio.get_running_loop()
         main = self.links.attach(self._main)
-        servers: list[asyncio.Server] = []
+        servers = self._servers
         ticker: asyncio.Task[None] | None = None
         lag: asyncio.Task[None] | None = None
         canary: asyncio.Task[None] | None = None
         listener: asyncio.Task[None] | None = None
         try:
-            await self.admin.start()
+            await self.admin.start(self.passed)
             spaces = [self.clients.spaces.of(listen) for listen in self.settings.listen]
             if any(space.namespace is not None or space.locked for space in spaces):
                 await self._learn_first(main)
             for listen in self.settings.listen:
                 make = functools.partial(self.clients.session, self.clients.spaces.of(listen))
-                servers.append(await serve(make, listen))
+                servers.append(await serve(make, listen, passed=self.passed))
                 self.addresses += addresses(servers[-1], listen)
             self.clients.listening = True
             ticker = loop.create_task(self._tick(main))
@@ -202,9 +214,7 @@ class Sidecar:
             self.warming.start(self.bus)
             yield
         finally:
-            self.clients.listening = False
-            for server in servers:
-                server.close()
+            self._stop_listening()
             for task in (ticker, lag, canary, listener, self._learning):
                 if task is not None:
                     task.cancel()
@@ -218,8 +228,32 @@ class Sidecar:
                 self.tier.close()
             await self.links.close()
             self.admin.close()
-            for listen in self.settings.listen[: len(servers)]:
-                clear_away(listen)
+
+    async def wind_down(self) -> None:
+        """Say that clients are to go elsewhere, accept none after `drain_delay`, and see off who is here."""
+        clients, settings = self.clients, self.settings
+        clients.draining = True
+        if settings.drain_delay:
+            log.info(
+                "not ready any more; listening for %s still", show_duration(settings.drain_delay),
+                extra=fields("draining", seconds=settings.drain_delay),
+            )  # fmt: skip
+            await asyncio.sleep(settings.drain_delay)
+        self._stop_listening()
+        if clients.sessions and (cut := await retiring.drain(clients, settings.drain_timeout)):
+            log.warning(
+                "%d clients are cut off: they were not done within a drain_timeout of %s",
+                cut, show_duration(settings.drain_timeout),
+                extra=fields("clients_cut_off", clients=cut, seconds=settings.drain_timeout),
+            )  # fmt: skip
+
+    def _stop_listening(self) -> None:
+        """Accept no more clients."""
+        self.clients.listening = False
+        for server, listen in zip(self._servers, self.settings.listen, strict=False):
+            server.close()
+            clear_away(listen, self.passed)
+        self._servers.clear()
 
     def obey(self, settings: Settings) -> None:
         """Put the cache rules and the mode of some settings in force."""
@@ -613,6 +647,20 @@ def _raise_file_limit(clients: int) -> None:
             "only %d file descriptors allowed: fewer clients than max_clients can be served", granted,
             extra=fields("few_files", allowed=granted, max_clients=clients),
         )  # fmt: skip
+
+
+def _with_passed(settings: Settings) -> tuple[Settings, Passed]:
+    """Serve the sockets that systemd has passed, too; only these if nothing says where to listen."""
+    try:
+        sockets = systemd.inherited()
+    except OSError as error:
+        raise StartupError(f"LISTEN_FDS: {error}; pass sockets such as those of ListenStream=") from None
+    passed = Passed(sockets)
+    listen = settings.listen if settings.origins.get("listen", "default") != "default" else ()
+    admin = () if settings.admin_listen is None else (settings.admin_listen,)
+    if more := passed.addresses((*listen, *admin)):
+        settings = dataclasses.replace(settings, listen=(*listen, *more))
+    return settings, passed
 
 
 class Stop(asyncio.Event):

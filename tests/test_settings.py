@@ -50,6 +50,8 @@ class TestDefaults:
             "output_buffer_limit": 1 << 30,
             "output_buffer_soft_limit": 64 << 20,
             "output_buffer_soft_seconds": 60.0,
+            "drain_delay": 0.0,
+            "drain_timeout": 10.0,
             "proto_max_bulk_len": 512 << 20,
             "upstream_timeout": 30.0,
             "connect_timeout": 5.0,

@@ -99,6 +99,8 @@ class Clients:
         """Whether memory has been warmed as far as one wants to wait for it."""
         self.listening = True
         """Whether new clients are served."""
+        self.retiring = False
+        """Whether clients are closed as soon as they are idle: Pannier is to stop."""
         self.draining = False
         """Whether who looks for a place to serve clients is told to look elsewhere."""
         self.bus: Bus | None = None

@@ -22,7 +22,7 @@ from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import admission, homes, journal, local, pinning, reading, sharing
+from proxy.client import admission, homes, journal, local, pinning, reading, retiring, sharing
 from proxy.client.dispatch import LOCAL, Route, link_protocol
 from proxy.client.flow import Flow, Reason
 from proxy.client.homes import NO_SHELF
@@ -292,7 +292,7 @@ class Session(asyncio.Protocol):
         self._give_up_work()
         if self.pin is not None:
             self.pin.leave()
-        if self.state is State.CLOSED or not self._owes():
+        if self.state is State.CLOSED or not self.owes:
             return False
         self.draining = True
         return True
@@ -300,7 +300,7 @@ class Session(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Hear that the client is gone: its replies in flight are dropped where they arrive."""
         journal.say(self, logging.DEBUG, "client_gone", "disconnected")
-        self.write = self.relay = _discard
+        self.hush()
         self.relaying = False
         self.buffer = b""
         admission.give_up(self)
@@ -333,7 +333,7 @@ class Session(asyncio.Protocol):
             self.consume()
         elif self.flow.reasons & Reason.PENDING:
             self.release(Reason.PENDING)
-        if self.eof:
+        if self.eof or self.clients.retiring:
             # Not at once: this may be called while commands are being taken.
             asyncio.get_running_loop().call_soon(self.end_if_done)
 
@@ -514,10 +514,14 @@ class Session(asyncio.Protocol):
             self.move(Event.CLOSE)
         self.transport.close()
 
+    def hush(self) -> None:
+        """Send nothing more but what has been written."""
+        self.write = self.relay = _discard
+
     def abort(self, why: str, level: int = logging.INFO, event: str = "client_closed") -> None:
         """Close now."""
         journal.say(self, level, event, "closed", why)
-        self.write = _discard
+        self.hush()
         if self.state not in (State.CLOSING, State.CLOSED):
             self.move(Event.CLOSE)
         self.transport.abort()
@@ -801,7 +805,8 @@ class Session(asyncio.Protocol):
             self.write(self.farewell)
         self.finish()
 
-    def _owes(self) -> bool:
+    @property
+    def owes(self) -> bool:
         """Whether replies are still to come for what the client has sent."""
         if self.pin is not None:
             return self.pin.owes
@@ -809,9 +814,11 @@ class Session(asyncio.Protocol):
         return relaying and bool(self.pending or self.task or self.flow.reasons)
 
     def end_if_done(self) -> None:
-        """Close if the client has closed its side and nothing is owed any more."""
-        if self.eof and not self._owes() and self.state not in (State.CLOSING, State.CLOSED):
+        """Close if the client has closed its side and nothing is owed any more, or Pannier is to stop."""
+        if self.eof and not self.owes and self.state not in (State.CLOSING, State.CLOSED):
             self.finish()
+        elif self.clients.retiring:
+            retiring.see_off(self)
 
 
 def _discard(data: bytes) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from proxy.events import fields
+from proxy.listening import NONE_PASSED, Passed
 from proxy.observe.answers import Answer, Refused
 from proxy.observe.http import Request, Server
 from proxy.resp.errors import SettingsError, StartupError
@@ -58,13 +59,16 @@ class Admin:
         """Have requests of a method for a path answered by a function."""
         self._routes.setdefault(path, {})[method] = respond
 
-    async def start(self) -> None:
-        """Serve. Raises StartupError if the address cannot be had, unless it is only the default one."""
+    async def start(self, passed: Passed = NONE_PASSED) -> None:
+        """Serve, with one of the sockets passed if it is at the address.
+
+        Raises StartupError if the address cannot be had, unless it is only the default one.
+        """
         settings = self._settings
         listen = settings.admin_listen
         if listen is None:
             return
-        server = Server(self.answer, listen, self._tls, _OPTION)
+        server = Server(self.answer, listen, self._tls, _OPTION, passed)
         try:
             self.addresses = await server.start()
         except StartupError as error:

@@ -26,7 +26,7 @@ from urllib.parse import parse_qsl, unquote
 import h11
 
 from proxy.events import fields
-from proxy.listening import addresses, clear_away, serve
+from proxy.listening import NONE_PASSED, Passed, addresses, clear_away, serve
 from proxy.observe.answers import Answer, Refused, problem
 from proxy.upstream.address import Listen
 
@@ -66,7 +66,14 @@ class Server:
     `option` is the one that gives the address, for errors.
     """
 
-    def __init__(self, handler: Handler, listen: Listen, tls: ssl.SSLContext | None, option: str) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        listen: Listen,
+        tls: ssl.SSLContext | None,
+        option: str,
+        passed: Passed = NONE_PASSED,
+    ) -> None:
         self.handler = handler
         self.listen = listen
         self.connections: dict[Connection, None] = {}
@@ -75,18 +82,21 @@ class Server:
         """Connections closed at once because there were too many."""
         self._tls = tls
         self._option = option
+        self._passed = passed
         self._server: asyncio.Server | None = None
 
     async def start(self) -> list[str]:
         """Listen; where, with the port the system chose. Raises StartupError."""
-        self._server = await serve(lambda: Connection(self), self.listen, self._tls, self._option)
+        self._server = await serve(
+            lambda: Connection(self), self.listen, self._tls, self._option, self._passed
+        )
         return addresses(self._server, self.listen)
 
     def close(self) -> None:
         """Close everything now."""
         if self._server is not None:
             self._server.close()
-            clear_away(self.listen)
+            clear_away(self.listen, self._passed)
         for connection in list(self.connections):
             connection.stop()
 
