@@ -48,6 +48,10 @@ _GIVE_BACK = 0.001
 class Bus(Protocol):
     """What sessions need of the eviction bus."""
 
+    @property
+    def up(self) -> bool:
+        """Whether others are heard, and hear what is said."""
+
     def tell(
         self,
         namespace: Namespace | None,

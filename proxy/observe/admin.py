@@ -157,14 +157,19 @@ def _is_loopback(host: str) -> bool:
 def _judge_origin(request: Request, guards_host: bool) -> None:
     """Refuse what a browser sends on behalf of a page that is not from here."""
     host, origin = request.fields.get("host", ""), request.fields.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host and request.method != "GET":
+    try:
+        elsewhere = origin is not None and urlsplit(origin).netloc != host
+        named = not _is_address(host)
+    except ValueError:
+        raise Refused(400, "the field Host or Origin is none") from None
+    if elsewhere and request.method != "GET":
         raise Refused(403, "a page of another site asks for this")
-    if guards_host and not _is_address(host):
+    if guards_host and named:
         raise Refused(403, "the host of the URL is neither an address nor localhost; use one of these")
 
 
 def _is_address(host: str) -> bool:
-    """Whether the field Host names no name but localhost; it is missing in HTTP/1.0."""
+    """Whether the field Host names no name but localhost; it is missing in HTTP/1.0. Raises ValueError."""
     name = urlsplit(f"//{host}").hostname or "localhost"
     if name == "localhost":
         return True

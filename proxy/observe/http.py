@@ -104,11 +104,13 @@ class Server:
         """Count a connection in; False if there are too many already."""
         if len(self.connections) >= MOST_CONNECTIONS:
             idle = next((other for other in self.connections if other.idle), None)
-            if idle is None:
+            # Who is slow to ask must not keep others out, least of all the probes of an orchestrator.
+            given_up = idle or next((other for other in self.connections if other.asking), None)
+            if given_up is None:
                 self.refused += 1
                 return False
-            idle.abort()
-            del self.connections[idle]
+            given_up.abort()
+            del self.connections[given_up]
         self.connections[connection] = None
         return True
 
@@ -145,6 +147,11 @@ class Connection(asyncio.Protocol):
     def idle(self) -> bool:
         """Whether the client has asked nothing, or has been answered."""
         return not self._begun and self._task is None and not self._full
+
+    @property
+    def asking(self) -> bool:
+        """Whether its request has not come whole yet."""
+        return self._task is None and not self._full
 
     # --- asyncio callbacks
 
