@@ -458,17 +458,22 @@ class Sidecar:
         settings = self.settings
         if settings.broadcast == "off":
             return None
-        from proxy.bus import Bus  # with redis-py: 9 MB that broadcast = off does without
+        from proxy.bus import NOBODY, Bus  # with redis-py: 9 MB that broadcast = off does without
         from proxy.ledger import Counting
 
         namespaces = [space.namespace for space in self.clients.spaces if space.namespace is not None]
         heartbeat = settings.coherence_timeout / 3
         channel = settings.evict_channel
-        unheard = f"{channel}:nobody:{os.urandom(8).hex()}"
-        counting = Counting(lambda: self.links.shared.get(self._main), unheard)
+        unheard = f"{channel}{NOBODY}{os.urandom(8).hex()}"
+
+        def own_link() -> SharedLink | None:
+            return self.links.shared.get(self._main)
+
+        whole_names = any(space.namespace is None and not space.locked for space in self.clients.spaces)
         self.bus = Bus(
-            self.upstream, self.tier, namespaces, channel, counting, heartbeat, settings.upstream_timeout
-        )
+            self.upstream, self.tier, namespaces, channel, Counting(own_link, unheard), heartbeat,
+            settings.upstream_timeout, whole_names, own_link,
+        )  # fmt: skip
         self.clients.bus, self.clients.tells_writes = self.bus, settings.broadcast == "writes"
         self.clients.weigh()
         self.sources.bus = self.bus
