@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import hiredis
 
 from proxy import __version__, announcing, logs
+from proxy.certificates import moment, of_settings
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.explaining import rule_fields
@@ -25,7 +26,7 @@ from proxy.client.spaces import Space
 from proxy.client.work import under_way
 from proxy.events import fields, without_arguments
 from proxy.kinds import show_size
-from proxy.listening import addresses, clear_away, serve
+from proxy.listening import Server, Tls, addresses, clear_away, serve
 from proxy.observe.admin import Admin
 from proxy.observe.page import add_page
 from proxy.observe.routes import Routes
@@ -49,7 +50,7 @@ from proxy.upstream.embedded import EmbeddedRedis
 from proxy.upstream.link import Connector, Identity, LinkKey
 from proxy.upstream.pool import LinkPool
 from proxy.upstream.shared import Care, LinkState, SharedLink
-from proxy.upstream.sockets import tls_context
+from proxy.upstream.tls import tls_context
 from proxy.warming import Warming
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             load = again
             reloader = Reloader(settings, lambda: sidecar.prepared(load()), config, sidecar.obey)
             sidecar.reloader = sidecar.sources.reloader = reloader
+            reloader.certificates += sidecar.sources.certificates.values()
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
             watch = asyncio.create_task(reloader.run())
             stack.callback(watch.cancel)
@@ -150,6 +152,7 @@ class Sidecar:
         self._main = LinkKey(identity, upstream.db, protocol, self.clients.spaces.start.name)
         self.sources = Sources(settings, self.clients, self.links, self._main, self._started, self.stats)
         self.admin = Admin(settings)
+        self._tls = self._prepare_tls()
         Routes(self.sources).add_to(self.admin)
         add_page(self.admin)
         self._prepared: tuple[tuple[Sequence[CacheRule], Defaults], Policy] | None = None
@@ -175,7 +178,7 @@ class Sidecar:
         """Listen and serve while the context lasts. Raises StartupError if an address cannot be had."""
         loop = asyncio.get_running_loop()
         main = self.links.attach(self._main)
-        servers: list[asyncio.Server] = []
+        servers: list[Server] = []
         ticker: asyncio.Task[None] | None = None
         lag: asyncio.Task[None] | None = None
         canary: asyncio.Task[None] | None = None
@@ -187,7 +190,7 @@ class Sidecar:
                 await self._learn_first(main)
             for listen in self.settings.listen:
                 make = functools.partial(self.clients.session, self.clients.spaces.of(listen))
-                servers.append(await serve(make, listen))
+                servers.append(await serve(make, listen, self._tls if listen.tls else None))
                 self.addresses += addresses(servers[-1], listen)
             self.clients.listening = True
             ticker = loop.create_task(self._tick(main))
@@ -308,11 +311,36 @@ class Sidecar:
         if self.reloader is not None:
             fields["pannier_rules_status"] = self.reloader.trouble or "in force"
             fields["pannier_rules_reloads"] = self.reloader.reloads
+        fields |= self._tls_fields()
         fields |= _named(self.stats(space))
         for other in clients.spaces:
             if other.namespace is not None or other.tenant is not None:
                 fields[f"pannier_space_{other.name}"] = _in_short(other)
         return "# Sidecar\r\n" + "".join(f"{name}:{value}\r\n" for name, value in fields.items())
+
+    def _prepare_tls(self) -> Tls | None:
+        """What listeners with TLS need; None: there are none. Raises SettingsError."""
+        settings, shown = self.settings, self.sources.certificates
+        if self.admin.certificates is not None:
+            shown["admin_tls_cert"] = self.admin.certificates
+        if not settings.tls_cert:
+            return None
+        shown["tls_cert"] = of_settings(
+            "tls", settings.tls_cert, settings.tls_key, settings.tls_client_ca, settings.tls_min_version
+        )
+        return Tls(shown["tls_cert"], self.clients.handshakes)
+
+    def _tls_fields(self) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name, each in self.sources.certificates.items():
+            name = name.removesuffix("_cert")
+            found[f"pannier_{name}_status"] = each.status
+            found[f"pannier_{name}_expires"] = moment(each.expires)
+            found[f"pannier_{name}_reloads"] = each.reloads
+        if self._tls is not None:
+            found["pannier_tls_handshakes"] = self.clients.handshakes.done
+            found["pannier_tls_handshakes_failed"] = sum(self.clients.handshakes.failed.values())
+        return found
 
     def _care(self, key: LinkKey) -> Care | None:
         """How the shelf of a shared link is kept true."""

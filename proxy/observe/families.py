@@ -16,6 +16,8 @@ from proxy.observe.figures import (
     build,
     bus_messages,
     by_class,
+    certificates,
+    failed_handshakes,
     invalidations,
     latency,
     limits,
@@ -174,6 +176,26 @@ _CLIENTS = (
     Family(
         "pannier_rejected_connections", "counter", "Connections refused because of max_clients.", (),
         one(lambda sources: sources.clients.rejected),
+    ),
+    Family(
+        "pannier_tls_handshakes", "counter", "Clients that came in over TLS.", (),
+        one(lambda sources: sources.clients.handshakes.done),
+    ),
+    Family(
+        "pannier_tls_handshakes_failed", "counter",
+        "Clients that did not, by cause. plain: no TLS. certificate: theirs is missing or not accepted, or "
+        "they do not accept ours. version: none in common. timeout: not within 10 s. gone: they left, as who "
+        "only looks for open ports does. full: max_clients.", ("cause",), failed_handshakes,
+    ),
+    Family(
+        "pannier_certificate_expiry_timestamp_seconds", "gauge",
+        "Until when the certificate in force is valid (Unix time), by the setting that names its file.",
+        ("setting",), certificates(attrgetter("expires")),
+    ),
+    Family(
+        "pannier_certificate_broken", "gauge",
+        "1: its files have changed and are wrong, so that the old certificate stays in force.",
+        ("setting",), certificates(lambda each: bool(each.trouble)),
     ),
     Family(
         "pannier_killed_connections", "counter",

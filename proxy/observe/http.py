@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -26,7 +25,8 @@ from urllib.parse import parse_qsl, unquote
 import h11
 
 from proxy.events import fields
-from proxy.listening import addresses, clear_away, serve
+from proxy.listening import Server as Listener
+from proxy.listening import Tls, addresses, clear_away, serve
 from proxy.observe.answers import Answer, Refused, problem
 from proxy.upstream.address import Listen
 
@@ -66,7 +66,7 @@ class Server:
     `option` is the one that gives the address, for errors.
     """
 
-    def __init__(self, handler: Handler, listen: Listen, tls: ssl.SSLContext | None, option: str) -> None:
+    def __init__(self, handler: Handler, listen: Listen, tls: Tls | None, option: str) -> None:
         self.handler = handler
         self.listen = listen
         self.connections: dict[Connection, None] = {}
@@ -75,7 +75,7 @@ class Server:
         """Connections closed at once because there were too many."""
         self._tls = tls
         self._option = option
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
 
     async def start(self) -> list[str]:
         """Listen; where, with the port the system chose. Raises StartupError."""
@@ -166,7 +166,8 @@ class Connection(asyncio.Protocol):
             return False
         self._http.receive_data(b"")
         self._go_on()
-        return self._task is not None
+        # With TLS the end of one side is that of both.
+        return self._task is not None and self._transport.get_extra_info("sslcontext") is None
 
     def pause_writing(self) -> None:
         """Called by the loop: the client does not take what is written."""
