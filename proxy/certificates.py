@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from proxy.events import fields
 from proxy.resp.errors import SettingsError
@@ -120,9 +121,40 @@ class Certificates:
         log.warning("%s: the certificate in %s %s; renew it", name, path, state, extra=about)
 
 
+class _Side(ssl.SSLObject):
+    """Our side of a connection. Neither asyncio nor uvloop sends what it has to say when a handshake fails,
+    the alert that tells the client why: the error takes it along.
+    """
+
+    outgoing: ssl.MemoryBIO
+
+    def do_handshake(self) -> None:
+        """Go on with the handshake."""
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            error.alert = self.outgoing.read()  # type: ignore[attr-defined]
+            raise
+
+
+class _Context(ssl.SSLContext):
+    """Makes such sides."""
+
+    sslobject_class = _Side
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *others: Any, **named: Any) -> _Side:
+        """Make one."""
+        made = super().wrap_bio(incoming, outgoing, *others, **named)
+        assert isinstance(made, _Side)
+        made.outgoing = outgoing
+        return made
+
+
 def make_context(files: Files) -> ssl.SSLContext:
     """The context to serve with. Raises SettingsError with what is wrong with which file."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _Context(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = VERSIONS[files.min_version]
     load_own(context, f"{files.prefix}_cert", files.cert, f"{files.prefix}_key", files.key)
     if files.client_ca:

@@ -10,6 +10,7 @@ there are a few a minute at most (`logs.Repeats`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -93,7 +94,7 @@ def judge(error: Exception) -> tuple[str, str]:
     if isinstance(error, ssl.SSLCertVerificationError):
         return "certificate", f"its certificate is not accepted ({error.verify_message})"
     if isinstance(error, ssl.SSLError):
-        reason = error.reason or ""
+        reason = getattr(error, "reason", None) or ""
         if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
             return "certificate", "it shows no certificate, and this listener wants one (tls_client_ca)"
         if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
@@ -102,7 +103,7 @@ def judge(error: Exception) -> tuple[str, str]:
             return "version", f"it speaks no version or cipher of TLS that is allowed ({reason_of(error)})"
         if reason in _PLAIN:
             return "plain", "it speaks without TLS, or what is no TLS"
-        if reason in ("UNEXPECTED_EOF_WHILE_READING", ""):
+        if reason == "UNEXPECTED_EOF_WHILE_READING":
             return "gone", "it left"
         return "other", reason_of(error)
     if isinstance(error, ConnectionAbortedError):  # uvloop's and asyncio's word for it
@@ -167,12 +168,7 @@ class TlsServer:
         waiting = self._handshakes.under_way
         waiting.add(protocol)
         try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: protocol, connection, ssl=self._certificates.context,
-                ssl_handshake_timeout=self._patience,
-            )  # fmt: skip
-            self._handshakes.done += 1
+            await self._welcome(connection, protocol)
         except Exception as error:
             self._handshakes.fail(address, error)
             connection.close()
@@ -181,6 +177,22 @@ class TlsServer:
             raise
         finally:
             waiting.discard(protocol)
+
+    async def _welcome(self, connection: socket.socket, protocol: asyncio.Protocol) -> None:
+        """Shake hands. Raises what is in the way."""
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A second descriptor, with which to say why it failed when the first is closed because it did.
+        with connection.dup() as last:
+            try:
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: protocol, connection, ssl=self._certificates.context,
+                    ssl_handshake_timeout=self._patience,
+                )  # fmt: skip
+            except ssl.SSLError as error:
+                with contextlib.suppress(OSError):
+                    last.send(getattr(error, "alert", b""))  # see `certificates`
+                raise
+        self._handshakes.done += 1
 
 
 def show(name: tuple[str, int]) -> str:

@@ -81,7 +81,7 @@ def explain(error: BaseException | None, upstream: Upstream) -> str:
         return _distrusted(error, upstream)
     if not isinstance(error, ssl.SSLError):
         return ""
-    reason = error.reason or ""
+    reason = getattr(error, "reason", None) or ""
     said = reason_of(error)
     if reason in ("WRONG_VERSION_NUMBER", "UNEXPECTED_MESSAGE", "RECORD_LAYER_FAILURE"):
         return "does not speak TLS there; name its TLS port, or write redis:// instead of rediss://"
