@@ -91,6 +91,8 @@ class Link(asyncio.Protocol):
         # The handshake under way.
         self._reader: hiredis.Reader | None = hiredis.Reader(replyError=_ErrorReply)
         self._answers: asyncio.Queue[Any] = asyncio.Queue()
+        self._unheard = True
+        """Whether nothing has come yet."""
 
     # --- asyncio callbacks
 
@@ -103,6 +105,7 @@ class Link(asyncio.Protocol):
         if self._reader is None:
             self.received(data)
             return
+        self._unheard = False
         if data.startswith(TLS_FIRST):
             why = "speaks TLS there; write rediss:// instead of redis://"
             self._answers.put_nowait(self.connector.lost(why))
@@ -120,7 +123,10 @@ class Link(asyncio.Protocol):
         """Hear that the connection ended."""
         if self._reader is not None:
             why = f"closed the connection ({exc})" if exc else "closed the connection during the handshake"
-            why = explain(exc, self.connector.upstream) or why
+            upstream = self.connector.upstream
+            if self._unheard and upstream.path is None and not upstream.tls:
+                why += "; if it speaks TLS there, write rediss://"
+            why = explain(exc, upstream) or why
             self._answers.put_nowait(self.connector.lost(why))
         self.lost(exc)
 
