@@ -816,7 +816,7 @@ class Session(asyncio.Protocol):
         """Close what began with a handshake of TLS on a listener without: the parser would wait for more."""
         why = "it speaks TLS on a listener without; connect without, or let the listener end in ?tls=true"
         journal.say(self, logging.WARNING, "client_speaks_tls", "closed", why)
-        self.farewell = encode.error("ERR this listener speaks no TLS")
+        self.farewell = encode.error("ERR pannier: this listener speaks no TLS")
         self.dismiss()
 
     def dismiss(self) -> None:
