@@ -204,12 +204,13 @@ _CLIENTS = (
     ),
     Family(
         "pannier_client_received_bytes", "counter",
-        "Bytes received from clients over TCP, as the kernel counts them; not over unix sockets.", (),
+        "Bytes received from clients over TCP, as the kernel counts them; not over unix sockets, and "
+        "with TLS not what came after the last look (one each time this is read) before the client left.", (),
         one(lambda sources: sources.clients.volume.received),
     ),
     Family(
         "pannier_client_sent_bytes", "counter",
-        "Bytes sent to clients over TCP and acknowledged, as the kernel counts them; not over unix sockets.",
+        "Bytes sent to clients over TCP and acknowledged, as the kernel counts them; same exceptions.",
         (), one(lambda sources: sources.clients.volume.sent),
     ),
     Family(

@@ -162,6 +162,14 @@ class TestEverythingWorks:
                 assert found.endswith(b"+PONG\r\n+OK\r\n")
 
 
+class TestFigures:
+    def test_handshakes_are_counted(self, plain_tls: Served) -> None:
+        before = plain_tls.web.metrics()("tls_handshakes_total")
+        plain_tls.sock().close()
+        wait_until(lambda: plain_tls.web.metrics()("tls_handshakes_total") == before + 1)
+        assert plain_tls.web.metrics()("certificate_expiry_timestamp_seconds", setting="tls_cert") > 1e9
+
+
 class TestFlow:
     def test_a_client_that_does_not_read_is_held_up_and_then_closed(self, upstream: Process, directory: Path) -> None:
         """What it does not take is counted, also what one write has handed to the socket."""
