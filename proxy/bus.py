@@ -46,6 +46,7 @@ from proxy.upstream.address import Upstream
 from proxy.upstream.caller import Collector
 from proxy.upstream.canary import quantile
 from proxy.upstream.shared import SharedLink
+from proxy.upstream.tls import explain, tls_context
 
 log = logging.getLogger("pannier.bus")
 
@@ -285,7 +286,7 @@ class Bus:
             try:
                 await self._listen()
             except (RedisError, OSError, TimeoutError) as error:
-                why = without_arguments(str(error))
+                why = _reason(error, self._upstream)
                 if why != self.refusal:
                     about = fields("bus_lost", reason=why)
                     log.warning("the eviction bus is not heard: %s; trying again", why, extra=about)
@@ -557,14 +558,31 @@ def _client(upstream: Upstream) -> redis.Redis:
     }
     if upstream.path is not None:
         return redis.Redis(unix_socket_path=upstream.path, db=upstream.db, **login)
-    tls: dict[str, Any] = {}
-    if upstream.tls:
-        tls = {
-            "ssl": True,
-            "ssl_cert_reqs": upstream.ssl_cert_reqs,
-            "ssl_ca_certs": upstream.ssl_ca_certs,
-            "ssl_certfile": upstream.ssl_certfile,
-            "ssl_keyfile": upstream.ssl_keyfile,
-            "ssl_check_hostname": upstream.ssl_check_hostname and upstream.ssl_cert_reqs != "none",
-        }
-    return redis.Redis(host=upstream.host, port=upstream.port, db=upstream.db, **login, **tls)
+    place: dict[str, Any] = {"host": upstream.host, "port": upstream.port, "db": upstream.db}
+    if not upstream.tls:
+        return redis.Redis(**place, **login)
+    pool = redis.ConnectionPool(_TlsConnection, upstream=upstream, **place, **login)
+    return redis.Redis.from_pool(pool)
+
+
+class _TlsConnection(redis.Connection):
+    """A connection with TLS as the links have it: redis-py's own asks for no other name than the host's, and
+    reads the files once."""
+
+    def __init__(self, upstream: Upstream, **others: Any) -> None:
+        super().__init__(**others)
+        self._upstream = upstream
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        tls = {"ssl": tls_context(self._upstream), "server_hostname": self._upstream.tls_name}
+        return {**super()._connection_arguments(), **tls}
+
+
+def _reason(error: BaseException, upstream: Upstream) -> str:
+    """Why the bus is not heard, for the log: errors of TLS in plain words, those of Redis without quotes."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if why := explain(cause, upstream):
+            return f"upstream {upstream.redacted} {why}"
+        cause = cause.__cause__ or cause.__context__
+    return without_arguments(str(error))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import hiredis
 
 from proxy import __version__, announcing, logs, systemd
+from proxy.certificates import moment, of_settings
 from proxy.client import retiring
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
@@ -27,7 +28,7 @@ from proxy.client.spaces import Space
 from proxy.client.work import under_way
 from proxy.events import fields, without_arguments
 from proxy.kinds import show_duration, show_size
-from proxy.listening import NONE_PASSED, Passed, addresses, clear_away, serve
+from proxy.listening import NONE_PASSED, Passed, Tls, addresses, clear_away, serve
 from proxy.observe.admin import Admin
 from proxy.observe.page import add_page
 from proxy.observe.routes import Routes
@@ -51,7 +52,7 @@ from proxy.upstream.embedded import EmbeddedRedis
 from proxy.upstream.link import Connector, Identity, LinkKey
 from proxy.upstream.pool import LinkPool
 from proxy.upstream.shared import Care, LinkState, SharedLink
-from proxy.upstream.sockets import tls_context
+from proxy.upstream.tls import tls_context
 from proxy.warming import Warming
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             load = again
             reloader = Reloader(settings, lambda: sidecar.prepared(load()), config, sidecar.obey)
             sidecar.reloader = sidecar.sources.reloader = reloader
+            reloader.certificates += sidecar.sources.certificates.values()
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
             watch = asyncio.create_task(reloader.run())
             stack.callback(watch.cancel)
@@ -158,6 +160,7 @@ class Sidecar:
         self._main = LinkKey(identity, upstream.db, protocol, self.clients.spaces.start.name)
         self.sources = Sources(settings, self.clients, self.links, self._main, self._started, self.stats)
         self.admin = Admin(settings)
+        self._tls = self._prepare_tls()
         Routes(self.sources).add_to(self.admin)
         add_page(self.admin)
         self._prepared: tuple[tuple[Sequence[CacheRule], Defaults], Policy] | None = None
@@ -175,7 +178,7 @@ class Sidecar:
         """Where clients are served, with the ports the system chose."""
         self.passed = NONE_PASSED
         """Sockets to serve with, where they are at the addresses of the settings."""
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[Server] = []
         """What listens, in the order of the setting."""
         self._canary: Canary | None = None
         self._learning: asyncio.Task[None] | None = None
@@ -199,7 +202,8 @@ class Sidecar:
                 await self._learn_first(main)
             for listen in self.settings.listen:
                 make = functools.partial(self.clients.session, self.clients.spaces.of(listen))
-                servers.append(await serve(make, listen, passed=self.passed))
+                tls = self._tls if listen.tls else None
+                servers.append(await serve(make, listen, tls, passed=self.passed))
                 self.addresses += addresses(servers[-1], listen)
             self.clients.listening = True
             ticker = loop.create_task(self._tick(main))
@@ -342,11 +346,36 @@ class Sidecar:
         if self.reloader is not None:
             fields["pannier_rules_status"] = self.reloader.trouble or "in force"
             fields["pannier_rules_reloads"] = self.reloader.reloads
+        fields |= self._tls_fields()
         fields |= _named(self.stats(space))
         for other in clients.spaces:
             if other.namespace is not None or other.tenant is not None:
                 fields[f"pannier_space_{other.name}"] = _in_short(other)
         return "# Sidecar\r\n" + "".join(f"{name}:{value}\r\n" for name, value in fields.items())
+
+    def _prepare_tls(self) -> Tls | None:
+        """What listeners with TLS need; None: there are none. Raises SettingsError."""
+        settings, shown = self.settings, self.sources.certificates
+        if self.admin.certificates is not None:
+            shown["admin_tls_cert"] = self.admin.certificates
+        if not settings.tls_cert:
+            return None
+        shown["tls_cert"] = of_settings(
+            "tls", settings.tls_cert, settings.tls_key, settings.tls_client_ca, settings.tls_min_version
+        )
+        return Tls(shown["tls_cert"], self.clients.handshakes)
+
+    def _tls_fields(self) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name, each in self.sources.certificates.items():
+            name = name.removesuffix("_cert")
+            found[f"pannier_{name}_status"] = each.status
+            found[f"pannier_{name}_expires"] = moment(each.expires)
+            found[f"pannier_{name}_reloads"] = each.reloads
+        if self._tls is not None:
+            found["pannier_tls_handshakes"] = self.clients.handshakes.done
+            found["pannier_tls_handshakes_failed"] = sum(self.clients.handshakes.failed.values())
+        return found
 
     def _care(self, key: LinkKey) -> Care | None:
         """How the shelf of a shared link is kept true."""

@@ -21,6 +21,7 @@ from proxy.client.states import State
 from proxy.client.verifying import Verifier
 from proxy.client.volume import Volume
 from proxy.events import fields
+from proxy.handshakes import Handshakes
 from proxy.privacy import KeyPrivacy, Privacy
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace
@@ -126,6 +127,8 @@ class Clients:
         self.leases = Leases(self)
         # Who is here.
         self.sessions: dict[int, Session] = {}
+        self.handshakes = Handshakes(lambda: settings.max_clients - len(self.sessions))
+        """Who is about to come in over TLS: each takes a place already."""
         self.arriving = 0
         """Bytes of large commands of which all is waited for."""
         self.stalled: dict[Session, float] = {}
@@ -207,7 +210,8 @@ class Clients:
 
     def admit(self, session: Session) -> bytes:
         """Register a session; the error to refuse it with if there are too many, else nothing."""
-        if len(self.sessions) >= self.settings.max_clients:
+        self.handshakes.under_way.discard(session)
+        if len(self.sessions) + len(self.handshakes.under_way) >= self.settings.max_clients:
             self.rejected += 1
             why = f"max_clients is {self.settings.max_clients}"
             journal.say(session, logging.WARNING, "client_rejected", "rejected", why)

@@ -12,16 +12,16 @@ import hashlib
 import hmac
 import ipaddress
 import logging
-import os
-import ssl
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
+from proxy.certificates import Certificates, of_settings
 from proxy.events import fields
-from proxy.listening import NONE_PASSED, Passed
+from proxy.handshakes import Handshakes
+from proxy.listening import NONE_PASSED, Passed, Tls
 from proxy.observe.answers import Answer, Refused
-from proxy.observe.http import Request, Server
-from proxy.resp.errors import SettingsError, StartupError
+from proxy.observe.http import MOST_CONNECTIONS, Request, Server
+from proxy.resp.errors import StartupError
 from proxy.settings import Settings
 from proxy.upstream.address import Listen
 
@@ -44,14 +44,15 @@ class Admin:
         """Why it is not served although it was to be; empty if it is."""
         self._settings = settings
         self._routes: dict[str, dict[str, Respond]] = {}
-        self._tls = _tls(settings)
+        self.certificates = _certificates(settings)
+        """What HTTPS is served with; None: HTTP is."""
         self._token = hashlib.sha256(settings.token.encode()).digest() if settings.token else b""
         self._server: Server | None = None
 
     @property
     def url(self) -> str:
         """Where to look, for a person; empty while it is not served."""
-        scheme = "https" if self._tls is not None else "http"
+        scheme = "https" if self.certificates is not None else "http"
         found = [place if "://" in place else f"{scheme}://{place}/" for place in self.addresses]
         return ", ".join(found)
 
@@ -68,7 +69,10 @@ class Admin:
         listen = settings.admin_listen
         if listen is None:
             return
-        server = Server(self.answer, listen, self._tls, _OPTION, passed)
+        tls = None
+        if self.certificates is not None:
+            tls = Tls(self.certificates, Handshakes(lambda: MOST_CONNECTIONS))
+        server = Server(self.answer, listen, tls, _OPTION, passed)
         try:
             self.addresses = await server.start()
         except StartupError as error:
@@ -180,20 +184,8 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _tls(settings: Settings) -> ssl.SSLContext | None:
+def _certificates(settings: Settings) -> Certificates | None:
     """What HTTPS is served with; None: HTTP is. Raises SettingsError if a file cannot be used."""
-    certificate, key = settings.admin_tls_cert, settings.admin_tls_key
-    if not certificate or settings.admin_listen is None:
+    if not settings.admin_tls_cert or settings.admin_listen is None:
         return None
-    for name, path in (("admin_tls_cert", certificate), ("admin_tls_key", key or certificate)):
-        if not os.access(path, os.R_OK):
-            raise SettingsError(f"{name}: {path!r} cannot be read; name a PEM file")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate, key or None, password=lambda: b"")
-    except (ssl.SSLError, OSError) as error:
-        raise SettingsError(
-            f"admin_tls_cert: {certificate!r} and its key are no usable PEM files ({error})"
-        ) from None
-    return context
+    return of_settings("admin_tls", settings.admin_tls_cert, settings.admin_tls_key)

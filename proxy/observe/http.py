@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -26,7 +25,8 @@ from urllib.parse import parse_qsl, unquote
 import h11
 
 from proxy.events import fields
-from proxy.listening import NONE_PASSED, Passed, addresses, clear_away, serve
+from proxy.listening import NONE_PASSED, Passed, Tls, addresses, clear_away, serve
+from proxy.listening import Server as Listener
 from proxy.observe.answers import Answer, Refused, problem
 from proxy.upstream.address import Listen
 
@@ -70,7 +70,7 @@ class Server:
         self,
         handler: Handler,
         listen: Listen,
-        tls: ssl.SSLContext | None,
+        tls: Tls | None,
         option: str,
         passed: Passed = NONE_PASSED,
     ) -> None:
@@ -83,7 +83,7 @@ class Server:
         self._tls = tls
         self._option = option
         self._passed = passed
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
 
     async def start(self) -> list[str]:
         """Listen; where, with the port the system chose. Raises StartupError."""
@@ -183,7 +183,8 @@ class Connection(asyncio.Protocol):
             return False
         self._http.receive_data(b"")
         self._go_on()
-        return self._task is not None
+        # With TLS the end of one side is that of both.
+        return self._task is not None and self._transport.get_extra_info("sslcontext") is None
 
     def pause_writing(self) -> None:
         """Called by the loop: the client does not take what is written."""
