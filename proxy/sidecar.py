@@ -28,7 +28,7 @@ from proxy.client.spaces import Space
 from proxy.client.work import under_way
 from proxy.events import fields, without_arguments
 from proxy.kinds import show_duration, show_size
-from proxy.listening import NONE_PASSED, Passed, Tls, addresses, clear_away, serve
+from proxy.listening import NONE_PASSED, Passed, Server, Tls, addresses, clear_away, serve
 from proxy.observe.admin import Admin
 from proxy.observe.page import add_page
 from proxy.observe.routes import Routes
