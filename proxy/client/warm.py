@@ -384,7 +384,8 @@ class _Landing:
 
 
 async def answer(session: Session, arguments: list[bytes]) -> bytes:
-    """Answer SIDECAR WARM: MATCH <pattern> … [LIMIT <n>], KEYS <key> … or LINES <line> …."""
+    """Answer SIDECAR WARM: MATCH <pattern> … [LIMIT <n>], KEYS <key> … or LINES <line> …. Raises
+    UpstreamError."""
     tracking = session.home.tracking
     if session.clients.tier is None or tracking is None:
         return encode.error("ERR pannier: nothing is kept in memory: tracking is off")
@@ -399,8 +400,6 @@ async def answer(session: Session, arguments: list[bytes]) -> bytes:
         session.work.figures = lambda: {"warmed": tally.kept, "wanted": tally.of}
     try:
         await Warmer(session.home, shelf, tally).warm(wishes, limit)
-    except UpstreamError as error:
-        return error.reply
     finally:
         if session.space.bucket is not None:
             session.space.bucket.take(tally.of)
