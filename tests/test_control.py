@@ -229,7 +229,7 @@ class TestTheyEnd:
         plain = run("delete", "x", *to(redis))
         assert plain.returncode == 1 and "this is no Pannier" in plain.stderr
 
-    @pytest.mark.parametrize("arguments", [["delete", "*"], ["sweep", "--without-ttl", "*"]], ids="delete sweep".split())
+    @pytest.mark.parametrize("arguments", [["delete", "*"], ["sweep", "--without-ttl", "*"]], ids=["delete", "sweep"])
     def test_a_refusal_midway_says_how_much_is_gone(self, redis: Process, directory: Path, arguments: list[str]) -> None:
         raw = Redis(port=redis.port)
         raw.mset({f"pub:{n}": 1 for n in range(20_000)} | {"priv:1": 1})
@@ -252,7 +252,7 @@ class TestTheyEnd:
             (["sweep", "--without-ttl", "k:*", "--page", "1"], r"[1-9]\d* keys deleted in "),
             (["warm", "k:*"], r"[1-9][\d,]* of [\d,]+ keys in "),
         ],
-        ids="delete sweep warm".split(),
+        ids=["delete", "sweep", "warm"],
     )
     def test_redis_dies_in_between(
         self, any_redis_binary: str, directory: Path, arguments: list[str], said: str

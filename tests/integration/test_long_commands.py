@@ -90,7 +90,7 @@ def test_a_refusal_midway_says_how_much_is_gone(redis: Process, directory: Path)
     assert int(said[1]) == MANY + 1 - left(redis)
 
 
-@pytest.mark.parametrize("words", [("DELETE", "MATCH", "user:*", "COUNT", "3"), ("WARM", "MATCH", "user:*")], ids="delete warm".split())
+@pytest.mark.parametrize("words", [("DELETE", "MATCH", "user:*", "COUNT", "3"), ("WARM", "MATCH", "user:*")], ids=["delete", "warm"])
 def test_so_does_the_error_when_redis_dies(any_redis_binary: str, directory: Path, words: tuple[str, ...]) -> None:
     with redis_server(any_redis_binary, directory) as redis, pannier(f"redis://127.0.0.1:{redis.port}", directory) as proxy:
         populate(redis)
