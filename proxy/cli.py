@@ -19,7 +19,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from proxy import __version__
+from proxy import __version__, hangup
 from proxy.kinds import did_you_mean, toml_key
 from proxy.resp.errors import SettingsError, StartupError
 from proxy.rules_file import FIELDS, MATCH, show_rule
@@ -34,14 +34,17 @@ CONTROL = ("invalidate", "delete", "sweep", "warm", "top", "advise")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status; the entry point of `pannier` and `python -m proxy`."""
+    """Run the command line and return the exit status."""
     given = sys.argv[1:] if argv is None else list(argv)
     try:
         if given and given[0] in CONTROL:
+            hangup.forget()
             from proxy import control
 
             return control.main(given)
         arguments = _parse(given)
+        if arguments.command != "run":
+            hangup.forget()
         if arguments.markdown:
             print(markdown(), end="")
             return 0

@@ -18,7 +18,7 @@ from proxy.certificates import Certificates
 from proxy.events import fields
 from proxy.logs import set_level
 from proxy.resp.errors import SettingsError
-from proxy.settings import Settings
+from proxy.settings import Settings, check_rules
 
 log = logging.getLogger("pannier.rules")
 
@@ -79,7 +79,9 @@ class Reloader:
 
     def _read(self) -> Settings | SettingsError:
         try:
-            return self._load()
+            settings = self._load()
+            check_rules(_with_live(self._settings, settings))  # another l1_ttl waits for the next start
+            return settings
         except SettingsError as error:
             return error
 

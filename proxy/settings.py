@@ -643,6 +643,18 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
         _check_no_other_namespace(settings, written)
         check_shares(settings.tenants, written["tenants"], settings.max_memory, LEAST_SHARED)
     check_nesting(list(_namespaces(settings, written)))
+    check_rules(settings)
+
+
+def check_rules(settings: Settings) -> None:
+    """Hold the rules against the settings that count where they say nothing. Raises SettingsError."""
+    for rule in settings.rules:
+        if rule.l1_ttl is None and rule.refresh_ahead >= settings.l1_ttl:
+            ahead, life = show_duration(rule.refresh_ahead), show_duration(settings.l1_ttl)
+            raise SettingsError(
+                f"{rule.written}.refresh_ahead: {ahead!r} is not before the end of the l1_ttl in force, "
+                f"{life}; give less, or the rule an l1_ttl"
+            )
 
 
 def _check_tls(settings: Settings, written: Mapping[str, str]) -> None:

@@ -12,12 +12,12 @@ import os
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import hiredis
 
-from proxy import __version__, announcing, logs, systemd
+from proxy import __version__, announcing, hangup, logs, systemd
 from proxy.certificates import moment, of_settings
 from proxy.client import retiring
 from proxy.client.clients import TICK, Clients
@@ -105,10 +105,12 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             sidecar.reloader = sidecar.sources.reloader = reloader
             reloader.certificates += sidecar.sources.certificates.values()
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
+            if hangup.came():
+                reloader.ask()
             watch = asyncio.create_task(reloader.run())
             stack.callback(watch.cancel)
         await stack.enter_async_context(sidecar.serving())
-        await sidecar.first_contact()
+        await _first(sidecar.first_contact(), endings)
         if not logs.is_json(settings.log_format):
             print(sidecar.banner(), flush=True)
         announcing.listening(settings, sidecar.addresses, sidecar.choices())
@@ -577,6 +579,17 @@ class Sidecar:
     def _version(self, link: SharedLink | None) -> str:
         version = link.wire.hello.get(b"version", b"") if link is not None and link.wire is not None else b""
         return str(version.decode("ascii", "replace")) or self.bundled or "unknown"
+
+
+async def _first(contact: Coroutine[None, None, None], endings: Iterable[asyncio.Future[Any]]) -> None:
+    """Wait for the first contact with Redis, unless that is to end before there is any."""
+    task = asyncio.ensure_future(contact)
+    try:
+        await asyncio.wait([task, *endings], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
 
 
 def _limits(settings: Settings) -> Defaults:

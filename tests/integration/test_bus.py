@@ -430,6 +430,11 @@ class TestCommands:
             assert refused == b"-ERR SIDECAR INVALIDATE MATCH takes patterns of 4096 bytes together\r\n"
         wait_until(lambda: entries(three[1].port) <= 1, 5)
 
+    def test_a_pattern_that_was_forgotten_is_no_key(self, three: list[Process]) -> None:
+        with Wire(three[0].port) as wire:
+            assert wire.ask("SIDECAR", "INVALIDATE", "match") == b"-ERR wrong number of arguments for 'sidecar|invalidate' command\r\n"
+            assert wire.ask("SIDECAR", "INVALIDATE", "MATCH", "MATCH") == wire.ask("SIDECAR", "INVALIDATE", "a", "MATCH") == b":0\r\n"
+
     def test_own_messages_do_not_hurt_and_tell_the_lag(self, upstream: Process, three: list[Process]) -> None:
         fill(upstream, *three[:2], keys=["a", "b"])
         before = facts(three[0].port)
