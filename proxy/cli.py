@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from proxy import __version__
+from proxy.cgroup import memory_limit
 from proxy.kinds import did_you_mean, toml_key
 from proxy.resp.errors import SettingsError, StartupError
 from proxy.rules_file import FIELDS, MATCH, show_rule
@@ -45,18 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.markdown:
             print(markdown(), end="")
             return 0
-        settings, origins = load(_flags(arguments), os.environ, arguments.config)
+        settings, origins = _load(arguments)
         if arguments.command == "config":
             print(as_json(settings, origins) if arguments.json else _as_toml(settings, origins))
             return 0
         path = arguments.config if arguments.config is not None else os.environ.get(CONFIG_VARIABLE)
-        return _run(settings, lambda: load(_flags(arguments), os.environ, arguments.config)[0], path)
+        return _run(settings, lambda: _load(arguments)[0], path)
     except SettingsError as error:
         return _fail(error, 2)
     except StartupError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return 130
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Settings, dict[str, str]]:
+    """The settings of this command line, in this environment, under this memory limit."""
+    return load(_flags(arguments), os.environ, arguments.config, memory_limit())
 
 
 def _run(settings: Settings, again: Callable[[], Settings], config: str | None) -> int:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from proxy.cgroup import fitting_memory, in_mb
 from proxy.kinds import (
     NAMESPACE,
     SECRET,
@@ -281,7 +282,8 @@ class Settings:
     )
     max_memory: int = option(
         size(1 * MB, 1 << 40), 64 * MB, TIER,
-        "What the entries in memory may take, the overhead of their containers included.",
+        "What the entries in memory may take, all overhead included. By default less under a memory limit "
+        "(of a container, a systemd service) below 168mb: docs/container.md.",
     )
     max_entries: int = option(
         count(1, 1_000_000_000, "entries"), 1_000_000, TIER,
@@ -465,6 +467,8 @@ class Settings:
     """The token that admin_token or one of its two other spellings gives; empty: none."""
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     """For each option where its value came from, as `load` tells it; empty if that did not make it."""
+    memory_limit: int | None = dataclasses.field(default=None, compare=False)
+    """Bytes that the process may take, as its control group says; None: as much as there is."""
 
     @property
     def auth_mode(self) -> str:
@@ -494,13 +498,17 @@ KUBERNETES = re.compile(
 
 
 def load(
-    flags: Mapping[str, str], env: Mapping[str, str], config: str | None = None
+    flags: Mapping[str, str],
+    env: Mapping[str, str],
+    config: str | None = None,
+    memory_limit: int | None = None,
 ) -> tuple[Settings, dict[str, str]]:
     """Read all sources; the second result says for each option where its value came from, and for `tenants`
     and `rules` of the file if there are any.
 
     `flags` maps names of options to their texts (several joined by commas), only those given. `config` is
-    the value of `--config`; None: PANNIER_CONFIG in `env`, if set. Raises SettingsError.
+    the value of `--config`; None: PANNIER_CONFIG in `env`, if set. `memory_limit` is what the process may
+    take, in bytes: where max_memory is not given, it is made to fit. Raises SettingsError.
     """
     flag, path = ("--config", config) if config is not None else (CONFIG_VARIABLE, env.get(CONFIG_VARIABLE))
     table = _read_toml(flag, path) if path else {}
@@ -514,11 +522,15 @@ def load(
                 raise SettingsError(f"{written}: {error}") from None
             origins[option.name] = origin
             break
+    usual = BY_NAME["max_memory"].default
+    if "max_memory" not in values and (fitting := fitting_memory(usual, memory_limit)) < usual:
+        values["max_memory"] = fitting
+        origins["max_memory"] = f"default, under a memory limit of {in_mb(memory_limit or 0)}"
     named = named_variables(table.get("tenants")) | {values.get("admin_token_env", "")}
     _no_unknown_variables(env, named)
     tenants = read_tenants(table["tenants"], f"{path}:tenants", env) if "tenants" in table else ()
     rules = read_rules(table.get("rules", []), f"{path}:rules")
-    settings = Settings(**values, rules=rules, tenants=tenants)
+    settings = Settings(**values, rules=rules, tenants=tenants, memory_limit=memory_limit)
     origins = {option.name: origins.get(option.name, "default") for option in OPTIONS}
     if rules:
         origins["rules"] = f"file {path}:rules"
@@ -611,7 +623,9 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
     _check_auth(settings, written)
     if settings.auth_mode == "tenants":
         _check_no_other_namespace(settings, written)
-        check_shares(settings.tenants, written["tenants"], settings.max_memory, LEAST_SHARED)
+        origin = origins["max_memory"]
+        why = f", {origin}" if origin.startswith("default,") else ""
+        check_shares(settings.tenants, written["tenants"], settings.max_memory, LEAST_SHARED, why)
     check_nesting(list(_namespaces(settings, written)))
 
 
