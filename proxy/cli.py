@@ -1,9 +1,9 @@
 """The `pannier` command: flags in, exit status out.
 
 `pannier` runs the sidecar; `pannier config` shows the effective settings and where each came from; `pannier
-invalidate`, `delete`, `sweep`, `warm`, `top` and `advise` are those of `proxy.control`. The flags are derived
-from `proxy.settings.OPTIONS`. Nothing heavier than argparse is imported before the sidecar is really to run,
-so that `config` and `--help` answer at once.
+invalidate`, `delete`, `sweep`, `warm`, `top` and `advise` are those of `proxy.control`, `pannier health`
+that of `proxy.probe`. The flags are derived from `proxy.settings.OPTIONS`. Nothing heavier than argparse is
+imported before the sidecar is really to run, so that `config` and `--help` answer at once.
 
 Exit status: 0 after a clean stop, 1 if Pannier cannot start here, 2 for a wrong setting, 130 after Ctrl-C
 before the sidecar was up.
@@ -32,6 +32,8 @@ from proxy.upstream.address import shown
 COMMANDS = ("run", "config")
 CONTROL = ("invalidate", "delete", "sweep", "warm", "top", "advise")
 """Commands of `proxy.control`, which talk to a running Pannier."""
+HEALTH = "health"
+"""The command of `proxy.probe`, which asks a running Pannier whether it is well."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from proxy import control
 
             return control.main(given)
+        if given and given[0] == HEALTH:
+            from proxy import probe
+
+            return probe.main(given)
         arguments = _parse(given)
         if arguments.markdown:
             print(markdown(), end="")
@@ -97,7 +103,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         known = ["--config", "--json", "--markdown", "--version", *(option.flag for option in OPTIONS)]
         raise SettingsError(f"{flag}: no such flag; {did_you_mean(flag, known, '--')}")
     if arguments.command not in COMMANDS:
-        known = [*COMMANDS, *CONTROL]
+        known = [*COMMANDS, HEALTH, *CONTROL]
         raise SettingsError(
             f"{shown(arguments.command)}: no such command; give {', '.join(known[:-1])} or {known[-1]}"
         )
@@ -112,9 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         usage="pannier [run | config] [options]",
         description="A sidecar cache proxy in front of Redis. Without any option it serves 127.0.0.1:6380 "
         "from a bundled redis-server.",
-        epilog="Beside these: pannier invalidate, delete, sweep, warm, top and advise talk to a running "
-        "Pannier; see pannier delete --help. Every option can also be set by a variable (--max-clients: "
-        f"PANNIER_MAX_CLIENTS) or in the TOML file of --config or {CONFIG_VARIABLE} (max_clients). A flag "
+        epilog="Beside these: pannier health, invalidate, delete, sweep, warm, top and advise talk to a "
+        "running Pannier; see pannier delete --help. Every option can also be set by a variable "
+        f"(--max-clients: PANNIER_MAX_CLIENTS) or in the TOML file of --config or {CONFIG_VARIABLE} (max_clients). A flag "
         "outranks a variable, a variable the file.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
         allow_abbrev=False,

@@ -510,16 +510,13 @@ def load(
     the value of `--config`; None: PANNIER_CONFIG in `env`, if set. `memory_limit` is what the process may
     take, in bytes: where max_memory is not given, it is made to fit. Raises SettingsError.
     """
-    flag, path = ("--config", config) if config is not None else (CONFIG_VARIABLE, env.get(CONFIG_VARIABLE))
+    flag, path = _file(config, env)
     table = _read_toml(flag, path) if path else {}
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for option in OPTIONS:
         for written, text, origin in _sources(option, flags, env, table, path):
-            try:
-                values[option.name] = option.kind.parse(text)
-            except ValueError as error:
-                raise SettingsError(f"{written}: {error}") from None
+            values[option.name] = _parsed(option, written, text)
             origins[option.name] = origin
             break
     usual = BY_NAME["max_memory"].default
@@ -542,6 +539,32 @@ def load(
     _check_together(settings, origins)
     token = _find_token(settings, origins, env)
     return dataclasses.replace(settings, token=token, origins=origins), origins
+
+
+def read_option(
+    name: str, flags: Mapping[str, str], env: Mapping[str, str], config: str | None = None
+) -> Any:
+    """The value of one option as `load` would find it. All others may be wrong, and so may the file be, if
+    that does not decide. Raises SettingsError.
+    """
+    option = BY_NAME[name]
+    found = list(_sources(option, flags, env, {}, None))
+    if not found:
+        flag, path = _file(config, env)
+        found = list(_sources(option, flags, env, _read_toml(flag, path) if path else {}, path))
+    return _parsed(option, *found[0][:2]) if found else option.default
+
+
+def _file(config: str | None, env: Mapping[str, str]) -> tuple[str, str | None]:
+    """What names the file of the settings, and its path; None: there is none."""
+    return ("--config", config) if config is not None else (CONFIG_VARIABLE, env.get(CONFIG_VARIABLE))
+
+
+def _parsed(option: Option, written: str, text: str) -> Any:
+    try:
+        return option.kind.parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{written}: {error}") from None
 
 
 def _sources(
