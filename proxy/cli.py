@@ -120,8 +120,8 @@ def _parser() -> argparse.ArgumentParser:
         "from a bundled redis-server.",
         epilog="Beside these: pannier health, invalidate, delete, sweep, warm, top and advise talk to a "
         "running Pannier; see pannier delete --help. Every option can also be set by a variable "
-        f"(--max-clients: PANNIER_MAX_CLIENTS) or in the TOML file of --config or {CONFIG_VARIABLE} (max_clients). A flag "
-        "outranks a variable, a variable the file.",
+        f"(--max-clients: PANNIER_MAX_CLIENTS) or in the TOML file of --config or {CONFIG_VARIABLE} "
+        "(max_clients). A flag outranks a variable, a variable the file.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
         allow_abbrev=False,
         add_help=False,
