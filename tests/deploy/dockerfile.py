@@ -30,7 +30,7 @@ DISTROLESS = [
 _PREPARE = (
     f"apt-get update && cd /packages && apt-get download {' '.join(DISTROLESS)}"
     # A builder that is pulled anew has the newest Python of its release, as the base has.
-    " && DEBIAN_FRONTEND=noninteractive apt-get install --yes --only-upgrade"
+    " && DEBIAN_FRONTEND=noninteractive apt-get install --yes --only-upgrade -o DPkg::Options::=--force-unsafe-io"
     " python3.11 python3.11-minimal libpython3.11-minimal libpython3.11-stdlib"
 )
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -90,6 +90,11 @@ class TestWhatIsRendered:
 
         assert mark() == mark() != mark(settings={"max_memory": "128mb"})
 
+    def test_selectors_stay_as_they_are_from_version_to_version(self, chart: Any) -> None:
+        wanted = {"app.kubernetes.io/name": "pannier", "app.kubernetes.io/instance": "cache"}
+        assert manifest(chart, "workload")["spec"]["selector"]["matchLabels"] == wanted
+        assert manifest(chart, "service")["spec"]["selector"] == wanted
+
     def test_a_digest_goes_before_the_tag(self, chart: Any) -> None:
         digest = "sha256:" + "0" * 64
         found = manifest(chart, "workload", image={"digest": digest, "tag": "x"})
