@@ -283,7 +283,7 @@ class Settings:
     max_memory: int = option(
         size(1 * MB, 1 << 40), 64 * MB, TIER,
         "What the entries in memory may take, all overhead included. By default less under a memory limit "
-        "(of a container, a systemd service) below 168mb: docs/container.md.",
+        "(of a container, a systemd service) below 176mb: docs/container.md.",
     )
     max_entries: int = option(
         count(1, 1_000_000_000, "entries"), 1_000_000, TIER,

@@ -108,12 +108,12 @@ class TestWhatIsNotThere:
 class TestWhatFits:
     @pytest.mark.parametrize(
         ("limit", "fitting"),
-        [(None, 64), (1024, 64), (168, 64), (167, 63), (128, 44), (96, 28), (64, 12), (42, 1), (20, 1), (0, 1)],
+        [(None, 64), (1024, 64), (176, 64), (175, 63), (128, 40), (96, 24), (64, 8), (50, 1), (20, 1), (0, 1)],
     )
     def test_by_default(self, limit: int | None, fitting: int) -> None:
         found = fitting_memory(64 * MB, None if limit is None else limit * MB)
         assert found == fitting * MB
-        assert not limit or limit < 42 or not exceeds(found, limit * MB)
+        assert not limit or limit < 50 or not exceeds(found, limit * MB)
 
     def test_full_memory_breaks_a_limit(self) -> None:
         assert not exceeds(64 * MB, None)
@@ -122,14 +122,14 @@ class TestWhatFits:
 
     def test_the_documentation_names_the_limit_from_which_on_the_default_holds(self) -> None:
         option = BY_NAME["max_memory"]
-        assert "below 168mb" in option.help
-        assert fitting_memory(option.default, 168 * MB) == option.default > fitting_memory(option.default, 168 * MB - 1)
+        assert "below 176mb" in option.help
+        assert fitting_memory(option.default, 176 * MB) == option.default > fitting_memory(option.default, 176 * MB - 1)
 
 
 class TestSettings:
     def test_the_default_fits_and_says_why(self) -> None:
         settings, origins = load({}, {}, None, 128 * MB)
-        assert settings.max_memory == 44 * MB
+        assert settings.max_memory == 40 * MB
         assert origins["max_memory"] == "default, under a memory limit of 128mb"
 
     def test_where_the_limit_is_high_it_is_as_ever(self) -> None:
@@ -148,7 +148,7 @@ class TestSettings:
             load({}, {}, str(path), 128 * MB)
         assert str(caught.value) == (
             f"{path}:tenants: the tenants' max_memory comes to 60mb; lower it or raise the setting max_memory "
-            "(44mb, default, under a memory limit of 128mb), of which 1mb must be left for the others"
+            "(40mb, default, under a memory limit of 128mb), of which 1mb must be left for the others"
         )
 
 
@@ -184,19 +184,19 @@ class TestARealGroup:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["max_memory"] == {
-            "value": 30 * MB, "unit": "bytes", "origin": "default, under a memory limit of 100mb"
+            "value": 26 * MB, "unit": "bytes", "origin": "default, under a memory limit of 100mb"
         }  # fmt: skip
 
     @pytest.mark.skipif(SYSTEM is None, reason="no redis-server on the PATH")
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            (["--log-format", "text"], "kept in up to 30mb (default, under a memory limit of 100mb); Redis tells"),
-            (["--log-format", "json"], "max_memory is 30mb, default, under a memory limit of 100mb"),
+            (["--log-format", "text"], "kept in up to 26mb (default, under a memory limit of 100mb); Redis tells"),
+            (["--log-format", "json"], "max_memory is 26mb, default, under a memory limit of 100mb"),
             (
                 ["--max-memory", "64mb"],
-                "max_memory 64mb does not fit under the memory limit of 100mb: Pannier takes 40mb beside, and would "
-                "be killed when memory is full; raise the limit to 128mb, or lower max_memory to 30mb",
+                "max_memory 64mb does not fit under the memory limit of 100mb: Pannier takes 48mb beside, and would "
+                "be killed when memory is full; raise the limit to 136mb, or lower max_memory to 26mb",
             ),
             (["--max-memory", "50mb"], ""),
         ],

@@ -22,7 +22,7 @@ OTHERS = {
     "--appendonly", "--build", "--build-arg", "--cap-drop", "--file", "--format", "--from", "--interval",
     "--invalidation-mode", "--network", "--no-auth-warning", "--no-cache-dir", "--no-compile",
     "--no-deps", "--no-healthcheck", "--no-install-recommends", "--only-binary", "--pass", "--python",
-    "--read-only", "--requirement", "--retries", "--rm", "--save", "--start-period", "--strip-unneeded",
+    "--read-only", "--requirement", "--retries", "--rm", "--save", "--set", "--start-period", "--strip-unneeded",
     "--tag", "--timeout", "--user", "--without-pip", "--without-ttl", "--yes",
 }
 # fmt: on
