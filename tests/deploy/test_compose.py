@@ -75,6 +75,13 @@ class TestPannier:
         assert grace >= drain_seconds(PANNIER["environment"]) + 5
 
 
+def test_the_example_is_that_of_kubernetes() -> None:
+    deployment = yaml.safe_load((FOLDER / "kubernetes/base/deployment.yaml").read_text())
+    (app,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert SERVICES["app"]["image"] == SERVICES["redis"]["image"] == app["image"]
+    assert SERVICES["app"]["environment"]["REDIS_OPTIONS"] == app["env"][0]["value"]
+
+
 def test_nothing_is_served_beyond_this_machine() -> None:
     for service in SERVICES.values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))

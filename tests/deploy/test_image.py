@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from proxy import __version__
-from proxy.settings import OPTIONS
+from proxy.settings import OPTIONS, Settings
 from tests.deploy import dockerfile
 from tests.harness import ROOT, SYSTEM, Process, redis_server, reserved, running, wait_until
 
@@ -63,7 +64,9 @@ class TestInstructions:
                 known[name].kind.parse(value)
 
     def test_ports_are_the_defaults(self) -> None:
-        assert IMAGE.one("EXPOSE") == "6380 9464"
+        settings = Settings()
+        assert settings.admin_listen is not None
+        assert IMAGE.one("EXPOSE") == f"{settings.listen[0].port} {settings.admin_listen.port}"
 
     def test_each_dependency_is_pinned_but_the_bundled_server(self) -> None:
         wanted = {re.match(r"[\w-]+", text)[0] for text in PROJECT["dependencies"]}  # type: ignore[index]
@@ -169,11 +172,17 @@ class TestAContainer:
 
     def test_serves_is_healthy_and_stops_when_told(self, image: Image, tmp_path: Path) -> None:
         entry, (*_, check) = json.loads(IMAGE.one("ENTRYPOINT")), IMAGE.one("HEALTHCHECK").split("CMD ")
-        with redis_server(str(SYSTEM), tmp_path) as redis, reserved(None) as port, reserved(None) as admin:
+        with (
+            contextlib.ExitStack() as stack,
+            redis_server(str(SYSTEM), tmp_path) as redis,
+            reserved(None) as port,
+            reserved(None) as admin,
+        ):
             options = ["--upstream", f"redis://127.0.0.1:{redis.port}", "--listen", f"127.0.0.1:{port}"]
             command = dockerfile.inside(image.root, IMAGE, *entry, *options, "--admin-listen", str(admin))
             with running(command, port, tmp_path) as process:
                 pid = first_process(process)
+                stack.callback(end, pid)
                 status = Path(f"/proc/{pid}/status").read_text()
                 assert re.search(r"^NSpid:\s+\d+\s+1$", status, re.M)
                 assert re.search(r"^Uid:\s+10001\s+10001\s+10001\s+10001$", status, re.M)
@@ -187,6 +196,12 @@ class TestAContainer:
                 assert process.popen.wait(10) == 0, process.output
             unhealthy = image.run(*json.loads(check), "--admin-listen", str(admin))
             assert unhealthy.returncode == 1
+
+
+def end(pid: int) -> None:
+    """It does not end with who started it: it has become another user since."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def first_process(process: Process) -> int:
