@@ -73,6 +73,14 @@ class Options:
             if workload.group in self.groups and workload.test in self.tests and workload.depth in self.depths
         ]
 
+    @property
+    def whole(self) -> bool:
+        """Whether everything is measured, in earnest and of the proxy."""
+        named = (GROUP_NAMES, self.groups), (TESTS, self.tests), (DEPTHS, self.depths)
+        return all(set(known) <= set(chosen) for known, chosen in named) and not (
+            self.quick or self.proxy_command
+        )
+
 
 def names_of(known: Sequence[str], what: str) -> Callable[[str], list[str]]:
     """A reader of comma-separated names."""
@@ -124,7 +132,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
     add("--quick", action="store_true", help="2 rounds of 0.4 s: a glance, not a measurement")
     add("--no-idle", action="store_true", help="leave out start-up time and idle memory")
     add("--idle-only", action="store_true", help="start-up time and idle memory only: --group idle")
-    add("--json", type=Path, metavar="FILE", help="write the JSON here, too")
+    add("--json", type=Path, metavar="FILE", help="write the JSON here (a whole run: too)")
     add("--builtin-load", dest="builtin", action="store_true", help="use the built-in load generator")
     add("--redis-server", metavar="FILE", help="this redis-server rather than the newest found")
     add(
@@ -202,14 +210,18 @@ def collect(options: Options, result: Result, stable: Stable, generator: Generat
         progress.finish()
 
 
-def write(result: Result, extra: Path | None) -> None:
-    """Keep the report as files."""
+def write(result: Result, options: Options, results: Path = RESULTS) -> None:
+    """Keep the report as files: where it was asked for, and if it is a whole one as the latest, in place of
+    the one before."""
     data = json.dumps(to_json(result), indent=2, ensure_ascii=False) + "\n"
-    RESULTS.mkdir(exist_ok=True)
-    for path in (RESULTS / "latest.json", extra):
-        if path:
-            path.write_text(data)
-    (RESULTS / "latest.md").write_text(markdown(result))
+    if options.json:
+        options.json.write_text(data)
+    if options.whole:
+        results.mkdir(exist_ok=True)
+        (results / "latest.json").write_text(data)
+        (results / "latest.md").write_text(markdown(result))
+    else:
+        print("bench: not the whole of it, so the latest results stay as they were", file=sys.stderr)
 
 
 def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -232,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = Result(machine(), settings(options, redis.label, generator))
         with Stable(redis, command) as stable:
             collect(options, result, stable, generator)
-        write(result, options.json)
+        write(result, options)
     except KeyboardInterrupt:
         print("\nbench: interrupted; every server it started is stopped", file=sys.stderr)
         return 130

@@ -1,13 +1,14 @@
 """The eviction bus: sidecars of one Redis tell each other over pub/sub what to forget (`resp.eviction`).
 
-There is a channel for each namespace. With tracking, Redis tells of writes; the bus carries what Redis cannot
-tell: invalidations by command or by an application, patterns, SWAPDB. Where Redis does not track, it carries
-every write as well (`client.telling`).
+There is a channel for each namespace; who keeps keys by their whole names hears all of them. With tracking,
+Redis tells of writes; the bus carries what Redis cannot tell: invalidations by command or by an application,
+patterns, SWAPDB. Where Redis does not track, it carries every write as well (`client.telling`).
 
 Messages are collected for a few milliseconds and published over the link that carried what they are about,
-behind it, so that Redis has carried it out when a peer hears of it. The subscriber is redis-py's. What may
-have been missed (a gap in a sender's numbers, something published between two subscriptions: `ledger`) is
-dropped: everything in the namespace, since nobody knows what it named.
+behind it, so that Redis has carried it out when a peer hears of it. If the user of that link may not publish,
+Pannier's own does, once Redis has got that far. The subscriber is redis-py's. What may have been missed (a
+gap in a sender's numbers, something published between two subscriptions: `ledger`) is dropped: everything in
+the namespace, since nobody knows what it named.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import redis.asyncio as redis
 from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from proxy.events import fields, without_arguments
 from proxy.histogram import Histogram
@@ -44,6 +46,7 @@ from proxy.upstream.address import Upstream
 from proxy.upstream.caller import Collector
 from proxy.upstream.canary import quantile
 from proxy.upstream.shared import SharedLink
+from proxy.upstream.tls import explain, tls_context
 
 log = logging.getLogger("pannier.bus")
 
@@ -55,6 +58,10 @@ _MOST_BYTES = 100_000
 _LARGE = 32_768
 """Bytes of a message from which it is read beside: it takes longer than clients should wait."""
 _MOST_SENDERS = 10_000
+_MOST_STRANGERS = 1000
+"""Channels of namespaces that are not served here, of whose senders something is remembered."""
+NOBODY = ":nobody:"
+"""What the name of a channel has behind `evict_channel` on which nothing is said."""
 _SAMPLES = 1000
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 """Seconds before it is tried again to listen: twice as long after each failure in a row."""
@@ -65,6 +72,8 @@ _TRIES = 8
 _LOOK = 0.01
 _RECOUNT, _RECOUNT_SOON = 10, 3
 """Heartbeats between two counts, and if the last one did not come out even."""
+_PING = encode.request("PING")
+_SPECIAL = re.compile(r"([*?\[\]^\\-])")
 _COUNTED = "counted"
 """What the sign of life behind a count says."""
 
@@ -72,10 +81,12 @@ _COUNTED = "counted"
 class Channel:
     """One namespace's channel, and what is known of its senders."""
 
-    def __init__(self, name: str, namespace: Namespace | None) -> None:
+    def __init__(self, name: str, namespace: Namespace | None, stranger: bool = False) -> None:
         self.name = name
         self.namespace = namespace
         self.prefix = namespace.prefix if namespace is not None else b""
+        self.stranger = stranger
+        """Whether the namespace is not served here: its keys may be kept by their whole names."""
         self.sent: WeakKeyDictionary[SharedLink, int] = WeakKeyDictionary()
         """Messages published over each link: each is a sender of its own, as links are not ordered."""
         self.heard: dict[str, int] = {}
@@ -104,7 +115,11 @@ class Bus:
         counting: Counting,
         heartbeat: float = 1.0,
         patience: float = 30.0,
+        whole_names: bool = False,
+        own_link: Callable[[], SharedLink | None] = lambda: None,
     ) -> None:
+        """`whole_names`: there may be clients of no namespace, who call keys of any by their whole names.
+        `own_link`: the shared link of Pannier's own user."""
         self.channels: dict[bytes, Channel] = {}
         for namespace in (None, *namespaces):
             name = namespace.name if namespace is not None else ""
@@ -119,6 +134,14 @@ class Bus:
         self.all_lags = Histogram()
         """All of them."""
         self._by_name = {channel.name: channel for channel in self.channels.values()}
+        self._strangers: dict[str, Channel] = {}
+        """Channels of namespaces that are not served here."""
+        self._prefix = prefix
+        self._all = whole_names
+        """Whether all channels are listened to."""
+        self._own_link = own_link
+        self._mute: WeakSet[SharedLink] = WeakSet()
+        """Links whose users may not publish."""
         self._id = os.urandom(8).hex()
         self._heartbeat = heartbeat
         self._patience = max(patience, _SILENT * heartbeat)
@@ -230,13 +253,20 @@ class Bus:
             number = channel.sent[link] = channel.sent.get(link, 0) + 1
             sender = f"{self._id}-{id(link):x}"
             data = dataclasses.replace(message, why=channel.why, sender=sender, number=number).encode()
-            link.submit(_Published(self), 1, encode.request("PUBLISH", channel.name, data))
+            request = encode.request("PUBLISH", channel.name, data)
+            mute = link in self._mute
+            link.submit(_Published(self, link, request), 1, _PING if mute else request)
             if len(self._under_way) < _SAMPLES:
                 self._under_way[channel.name, sender, number] = time.monotonic()
             self.published += 1
 
-    def answered(self, reply: bytes) -> None:
-        """Hear whether a message could be published; if not, peers will notice the gap."""
+    def answered(self, link: SharedLink, request: bytes, reply: bytes) -> None:
+        """Hear whether a message could be published; if its link's user may not, Pannier's own does."""
+        own = self._own_link()
+        if link is not own and own is not None and (link in self._mute or reply.startswith(b"-NOPERM")):
+            self._mute.add(link)
+            own.submit(_Published(self, own, request), 1, request)
+            return
         if not reply.startswith(b"-"):
             self.refusal = ""
             return
@@ -256,7 +286,7 @@ class Bus:
             try:
                 await self._listen()
             except (RedisError, OSError, TimeoutError) as error:
-                why = without_arguments(str(error))
+                why = _reason(error, self._upstream)
                 if why != self.refusal:
                     about = fields("bus_lost", reason=why)
                     log.warning("the eviction bus is not heard: %s; trying again", why, extra=about)
@@ -270,8 +300,20 @@ class Bus:
         client = _client(self._upstream)
         try:
             async with client.pubsub() as pubsub:
-                await pubsub.subscribe(*self._by_name)
+                if self._all:
+                    await pubsub.psubscribe(_SPECIAL.sub(r"\\\1", self._prefix) + "*")
+                else:
+                    await pubsub.subscribe(*self._by_name)
                 await self._follow(pubsub)
+        except NoPermissionError:
+            if not self._all:
+                raise
+            self._all = False
+            log.warning(
+                "only the eviction bus of the namespaces served here is heard: Redis does not let us "
+                "PSUBSCRIBE %s*", self._prefix, extra=fields("bus_in_part", pattern=f"{self._prefix}*"),
+            )  # fmt: skip
+            return
         finally:
             self._lose()
             with contextlib.suppress(RedisError, OSError):
@@ -283,7 +325,7 @@ class Bus:
 
         Silence alone loses nothing: what is published meanwhile comes when it ends, before its sign of life.
         """
-        missing = len(self._by_name)
+        missing = self._subscriptions
         asked = self._answered = time.monotonic()
         self._unanswered = 0
         # Both: a process that had no time asks late, and finds the answers behind that.
@@ -299,19 +341,24 @@ class Bus:
                     self._unanswered += 1
                     await pubsub.ping(f"{asked:.6f}")
                     self._recount(asked)
-            elif message["type"] == "subscribe":
+            elif message["type"] in ("subscribe", "psubscribe"):
                 if not missing:  # redis-py has connected anew
                     self._lose()
-                    missing = len(self._by_name)
+                    missing = self._subscriptions
                 missing -= 1
                 if not missing:
                     self._begin()
                     await pubsub.ping(f"{time.monotonic():.6f}")
             elif message["type"] == "pong":
                 self._take_pong(message["data"])
-            elif message["type"] == "message":
+            elif message["type"] in ("message", "pmessage"):
                 self._ledger.heard += 1
                 await self._hear(message["channel"].decode("utf-8", "replace"), message["data"])
+
+    @property
+    def _subscriptions(self) -> int:
+        """How many there are on one connection."""
+        return 1 if self._all else len(self._by_name)
 
     def _take_pong(self, data: bytes) -> None:
         """Take a sign of life: to a heartbeat, or behind Redis' count of what was published."""
@@ -393,7 +440,7 @@ class Bus:
             self._tier.clear(prefix, Source.BUS)
 
     async def _hear(self, name: str, data: bytes) -> None:
-        channel = self._by_name.get(name)
+        channel = self._by_name.get(name) or self._stranger(name)
         if channel is None:
             return
         try:
@@ -433,22 +480,37 @@ class Bus:
                     "messages of the eviction bus were lost on %s: what is kept under it is dropped", name,
                     extra=fields("bus_gap", channel=name, missing=message.number - last - 1),
                 )  # fmt: skip
-                self._clear(channel.prefix)
+                await self._forget(channel, Eviction(everything=True))
                 return
         await self._forget(channel, message)
+
+    def _stranger(self, name: str) -> Channel | None:
+        """The channel of a namespace that is not served here."""
+        if not name.startswith(self._prefix) or name.startswith(self._prefix + NOBODY):
+            return None
+        channel = self._strangers.pop(name, None)
+        if channel is None:
+            channel = Channel(name, Namespace(name.removeprefix(self._prefix)), stranger=True)
+        self._strangers[name] = channel
+        if len(self._strangers) > _MOST_STRANGERS:
+            del self._strangers[next(iter(self._strangers))]
+        return channel
 
     async def _forget(self, channel: Channel, message: Eviction) -> None:
         tier = self._tier
         if tier is None:
             return
-        if message.everything or sum(map(len, message.patterns)) > LONGEST_PATTERNS:
-            tier.clear(channel.prefix, Source.BUS)
-            return
+        patterns = message.patterns
+        if message.everything or sum(map(len, patterns)) > LONGEST_PATTERNS:
+            if not channel.stranger:
+                tier.clear(channel.prefix, Source.BUS)
+                return
+            patterns = (b"*",)
         for _ in drop_keys(tier, message.keys, channel.prefix, Source.BUS):
             if len(message.keys) > SLICE:
                 await asyncio.sleep(0)
-        if message.patterns:
-            pattern = compile_globs([channel.pattern(pattern) for pattern in message.patterns])
+        if patterns:
+            pattern = compile_globs([channel.pattern(pattern) for pattern in patterns])
             for _ in drop_matching(tier, pattern, channel.prefix, Source.BUS):
                 await asyncio.sleep(0)
 
@@ -467,17 +529,19 @@ def _portions(names: Iterable[bytes], most: int = _MOST_BYTES) -> list[tuple[byt
 
 
 class _Published(Collector):
-    """A PUBLISH on its way."""
+    """A PUBLISH on its way, or what goes before it."""
 
-    __slots__ = ("_bus",)
+    __slots__ = ("_bus", "_link", "_request")
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, link: SharedLink, request: bytes) -> None:
         super().__init__(1)
         self._bus = bus
+        self._link = link
+        self._request = request
 
     def finish(self, replies: bytes) -> None:
         """Look for an error."""
-        self._bus.answered(replies)
+        self._bus.answered(self._link, self._request, replies)
 
     def cut(self) -> None:
         """Nothing: the peers will notice."""
@@ -494,14 +558,31 @@ def _client(upstream: Upstream) -> redis.Redis:
     }
     if upstream.path is not None:
         return redis.Redis(unix_socket_path=upstream.path, db=upstream.db, **login)
-    tls: dict[str, Any] = {}
-    if upstream.tls:
-        tls = {
-            "ssl": True,
-            "ssl_cert_reqs": upstream.ssl_cert_reqs,
-            "ssl_ca_certs": upstream.ssl_ca_certs,
-            "ssl_certfile": upstream.ssl_certfile,
-            "ssl_keyfile": upstream.ssl_keyfile,
-            "ssl_check_hostname": upstream.ssl_check_hostname and upstream.ssl_cert_reqs != "none",
-        }
-    return redis.Redis(host=upstream.host, port=upstream.port, db=upstream.db, **login, **tls)
+    place: dict[str, Any] = {"host": upstream.host, "port": upstream.port, "db": upstream.db}
+    if not upstream.tls:
+        return redis.Redis(**place, **login)
+    pool = redis.ConnectionPool(_TlsConnection, upstream=upstream, **place, **login)
+    return redis.Redis.from_pool(pool)
+
+
+class _TlsConnection(redis.Connection):
+    """A connection with TLS as the links have it: redis-py's own asks for no other name than the host's, and
+    reads the files once."""
+
+    def __init__(self, upstream: Upstream, **others: Any) -> None:
+        super().__init__(**others)
+        self._upstream = upstream
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        tls = {"ssl": tls_context(self._upstream), "server_hostname": self._upstream.tls_name}
+        return {**super()._connection_arguments(), **tls}
+
+
+def _reason(error: BaseException, upstream: Upstream) -> str:
+    """Why the bus is not heard, for the log: errors of TLS in plain words, those of Redis without quotes."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if why := explain(cause, upstream):
+            return f"upstream {upstream.redacted} {why}"
+        cause = cause.__cause__ or cause.__context__
+    return without_arguments(str(error))

@@ -19,7 +19,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from proxy import __version__
+from proxy import __version__, hangup
 from proxy.cgroup import memory_limit
 from proxy.kinds import did_you_mean, toml_key
 from proxy.resp.errors import SettingsError, StartupError
@@ -37,18 +37,22 @@ HEALTH = "health"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status; the entry point of `pannier` and `python -m proxy`."""
+    """Run the command line and return the exit status."""
     given = sys.argv[1:] if argv is None else list(argv)
     try:
         if given and given[0] in CONTROL:
+            hangup.forget()
             from proxy import control
 
             return control.main(given)
         if given and given[0] == HEALTH:
+            hangup.forget()
             from proxy import probe
 
             return probe.main(given)
         arguments = _parse(given)
+        if arguments.command != "run":
+            hangup.forget()
         if arguments.markdown:
             print(markdown(), end="")
             return 0
@@ -325,7 +329,9 @@ _ADDRESSES = """
       works as well.
     - `rediss://…` for TLS. `?ssl_ca_certs=FILE` names the authorities to trust (default: the system's),
       `ssl_certfile` and `ssl_keyfile` the client's certificate; `ssl_check_hostname=false` and
-      `ssl_cert_reqs=none` lower the checks. These are redis-py's names.
+      `ssl_cert_reqs=none` lower the checks; `ssl_min_version` is 1.2 or 1.3. These are redis-py's names.
+      `ssl_sni` is the name to ask for, and to find in the certificate, where that is not the host's
+      (docs/tls.md).
     - `unix:///path/redis.sock[?db=2&password=…]` or `unix://user:password@/path/redis.sock`.
     - An IPv6 address stands in brackets: `redis://[::1]:6379`. In a user name, a password or a socket's path,
       `? # @ %`, and in the former two `/` and `:`, are percent-encoded. Options of redis-py's own in the URL,
@@ -338,9 +344,10 @@ _ADDRESSES = """
 
     - `127.0.0.1:6380`, `[::1]:6380`, or a bare port for 127.0.0.1; `:6380` or `*:6380` for every interface,
       IPv4 and IPv6. Port 0 lets the system choose; Pannier prints its choice. `tcp://` may stand before
-      each of these.
+      each of these. With `?tls=true` after it clients have to speak TLS there (`tls_cert`, docs/tls.md).
     - `unix:///run/pannier.sock`. The socket is open to the user Pannier runs as and to nobody else (mode
-      600); `?mode=660` admits its group, which is what two containers of a pod with a common `fsGroup` need.
+      600); `?mode=660` admits its group, which is what two containers of a pod with a common `fsGroup` need;
+      `?mode=660&group=app` another one, by name or number.
     - `?namespace=agent_service` after any of these puts the keys of the clients that come in there under
       `agent_service:`, whatever the option `namespace` says; `?namespace=` under none. What a URL reserves is
       percent-encoded, and so is a comma (`%2C`). For a socket with both: `?mode=660&namespace=agent_service`.

@@ -3,7 +3,7 @@
 
 They talk to a running Pannier like any Redis client (redis-py's), so they work from any machine, in the
 namespace that the listener or the user has. Long work shows how far it is on a terminal; Ctrl-C ends it at
-once, and what has been done is said.
+once, and what has been done is said, as it is where Pannier or Redis refuses to go on.
 
 Exit status: 0 if all went well, 1 if Pannier or Redis refused, 2 for a wrong command line, 130 after Ctrl-C.
 """
@@ -72,6 +72,8 @@ def main(argv: Sequence[str]) -> int:
     except (RedisError, OSError) as error:
         work.line.clear()
         print(f"pannier: {mask(arguments.to)}: {error}", file=sys.stderr)
+        if done := work.midway():
+            print(f"pannier: stopped before the end; {done}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         work.line.clear()
@@ -177,6 +179,15 @@ class _Work:
         """What has been done so far."""
         raise NotImplementedError
 
+    def midway(self) -> str:
+        """The same, where Pannier or Redis refused to go on; empty: it had not begun."""
+        return self.summary() if self._looked_at else ""
+
+    @property
+    def _patterns(self) -> list[bytes]:
+        """Those of the command line, as the bytes they are, whatever the encoding."""
+        return [text.encode("utf-8", "surrogateescape") for text in self._arguments.patterns]
+
     def _pages(self, pattern: str | bytes) -> Iterator[list[bytes]]:
         cursor = 0
         while True:
@@ -192,7 +203,7 @@ class _Deletion(_Work):
 
     def do(self) -> str:
         """Delete what matches, pattern by pattern."""
-        patterns = [text.encode("utf-8", "surrogateescape") for text in self._arguments.patterns]
+        patterns = self._patterns
         total = max(1, self._client.dbsize())
         for number, pattern in enumerate(patterns):
             begun = self._looked_at
@@ -302,11 +313,13 @@ class _Invalidation(_Work):
         """How many entries, as far as is known."""
         return f"{self._dropped} entries dropped here so far; Pannier goes on with the rest"
 
+    def midway(self) -> str:
+        """How many entries, if any are known to be."""
+        return f"{self._dropped} entries dropped here, as far as is known" if self._dropped else ""
+
     def _invalidate(self, connection: Any) -> None:
         try:
-            self._dropped = connection.execute_command(
-                "SIDECAR", "INVALIDATE", "MATCH", *self._arguments.patterns
-            )
+            self._dropped = connection.execute_command("SIDECAR", "INVALIDATE", "MATCH", *self._patterns)
         except Exception as error:
             self._failure = error
 
@@ -358,19 +371,19 @@ class _Warming(_Work):
 
     def __init__(self, client: redis.Redis, arguments: argparse.Namespace) -> None:
         super().__init__(client, arguments)
-        self._patterns, self._lines = _wishes(arguments)
+        self._globs, self._lines = _wishes(arguments)
         self._kept = self._of = 0
         self._failed = 0
         self._reasons: Counter[str] = Counter()
 
     def do(self) -> str:
         """Fetch what matches, and what the file names."""
-        total = max(1, self._client.dbsize()) * len(self._patterns) + len(self._lines)
+        total = max(1, self._client.dbsize()) * len(self._globs) + len(self._lines)
         for begin in range(0, len(self._lines), _BATCH):
             self._warm("LINES", self._lines[begin : begin + _BATCH])
             self._looked_at += _BATCH
             self._show(total)
-        for pattern in self._patterns:
+        for pattern in self._globs:
             for page in self._pages(pattern):
                 self._warm("KEYS", page)
                 self._show(total)

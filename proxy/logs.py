@@ -6,7 +6,7 @@
   `logger`, `event`, `message` and the event's fields.
 - A message that comes again and again from the same place is let through a few times in a minute; the others
   are counted, and one line says at the end of that minute how many there were. Debugging messages all go
-  through.
+  through, and so do `ANSWERS`.
 - Of an error nobody expected, the log has the kind and the lines of the program, but no text: that could hold
   what a client sent. What asyncio would print of callbacks and their arguments is left out likewise. Other
   libraries are heard from warnings on.
@@ -35,6 +35,10 @@ FEW = 5
 """Messages of one place that are let through in a minute."""
 WINDOW = 60.0
 """That minute, in seconds."""
+ANSWERS = frozenset(
+    ("rules_broken", "rules_unchanged", "rules_reloaded", "settings_late", "log_level_changed")
+)
+"""Events that are never held back: they tell a person who has changed a file what has come of it."""
 _LOOK = 1.0
 """Seconds between two looks whether a minute is over."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -127,7 +131,10 @@ class Repeats(logging.Filter):
         """Whether a record is to be written now."""
         if record.levelno <= logging.DEBUG or hasattr(record, "repeated"):
             return True
-        where = record.pathname, record.lineno, getattr(record, "event", "")
+        event = getattr(record, "event", "")
+        if event in ANSWERS:
+            return True
+        where = record.pathname, record.lineno, event
         place = self._places.setdefault(where, _Place(self._clock()))
         place.seen += 1
         if place.seen <= FEW:

@@ -1,4 +1,4 @@
-"""Settings read again while Pannier runs: on SIGHUP, and when their files change.
+"""Settings and certificates read again while Pannier runs: on SIGHUP, and when their files change.
 
 Cache rules and the settings mode and log_level take effect at once; nobody is disconnected. What is broken
 leaves the old ones in force and says why.
@@ -11,12 +11,14 @@ import contextlib
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable
 
+from proxy.certificates import Certificates
 from proxy.events import fields
 from proxy.logs import set_level
 from proxy.resp.errors import SettingsError
-from proxy.settings import Settings
+from proxy.settings import Settings, check_rules
 
 log = logging.getLogger("pannier.rules")
 
@@ -38,6 +40,8 @@ class Reloader:
         """Why the files are not followed at present; empty if they are."""
         self.reloads = 0
         """How often new settings have come into force."""
+        self.certificates: list[Certificates] = []
+        """Those that are read again as well."""
         self._settings = settings
         self._load = load
         self._config = config
@@ -51,11 +55,18 @@ class Reloader:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_EVERY):
                     await self._asked.wait()
+            self._look_at_certificates(self._asked.is_set())
             why = "SIGHUP" if self._asked.is_set() else "a file has changed"
             if self._asked.is_set() or self._look() != self._seen:
                 self._asked.clear()
                 self._seen = self._look()
                 self._take(why, await asyncio.to_thread(self._read))
+
+    def _look_at_certificates(self, asked: bool) -> None:
+        for certificates in self.certificates:
+            if asked:
+                certificates.renew("SIGHUP")
+            certificates.look(time.time())
 
     def ask(self) -> None:
         """Have everything read again: SIGHUP has come."""
@@ -68,7 +79,9 @@ class Reloader:
 
     def _read(self) -> Settings | SettingsError:
         try:
-            return self._load()
+            settings = self._load()
+            check_rules(_with_live(self._settings, settings))  # another l1_ttl waits for the next start
+            return settings
         except SettingsError as error:
             return error
 

@@ -122,6 +122,8 @@ def _parse_admin(text: str) -> Listen | None:
     found = Listen.parse(text)
     if found.namespace is not None:
         raise ValueError(f"{shown(text)} has a namespace; nobody reads or writes keys there, leave it out")
+    if found.tls:
+        raise ValueError(f"{shown(text)} has tls; leave it out, admin_tls_cert is what makes it HTTPS")
     return found
 
 
@@ -136,14 +138,15 @@ ADMIN: Kind[Listen | None] = Kind(
     _parse_admin,
     lambda value: str(value) if value else OFF,
     "ADDRESS",
-    f"host:port, [::1]:port, :port, port or unix:///path?mode=660; `{OFF}`: none",
+    f"host:port, [::1]:port, :port, port or unix:///path?mode=660&group=app; `{OFF}`: none",
 )
 VARIABLE: Kind[str] = Kind(_parse_variable, str, "NAME", "the name of a variable; empty: none")
 LISTEN: Kind[tuple[Listen, ...]] = Kind(
     _parse_listen,
     lambda value: ",".join(map(str, value)),
     "ADDRESS",
-    "host:port, [::1]:port, :port, port or unix:///path?mode=660; each with ?namespace=x",
+    "host:port, [::1]:port, :port, port, each with ?tls=true, or unix:///path?mode=660&group=app; all with "
+    "?namespace=x",
     many=True,
 )
 
@@ -178,7 +181,9 @@ def option(kind: Kind[T], default: T, group: str, help: str) -> T:
     return dataclasses.field(default=default, metadata={"option": (kind, default, group, help)})
 
 
+STOPPING = "Stopping"
 WHERE, CLIENTS, REDIS, TIER = "Addresses", "Limits per client", "Redis behind", "Memory tier"
+TLS = "TLS for clients"
 WARMING, ADMINISTRATION = "Warming", "Administration"
 SPACES, LOG = "Namespaces and tenants", "Logging"
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
@@ -199,6 +204,24 @@ class Settings:
         "Address to serve clients on; may be repeated. :6380 means every interface: whoever reaches the "
         "machine then reaches Redis.",
     )
+    tls_cert: str = option(
+        FILE, "", TLS,
+        "PEM file with the certificate that listeners with ?tls=true show, and those that vouch for it. Read "
+        "again when it changes (docs/tls.md).",
+    )
+    tls_key: str = option(
+        FILE, "", TLS,
+        "PEM file with its key, not encrypted, if that is not in the same file.",
+    )
+    tls_client_ca: str = option(
+        FILE, "", TLS,
+        "PEM file with the authorities that sign the clients' certificates: who shows none of theirs is not "
+        "served there. Empty: clients need no certificate.",
+    )
+    tls_min_version: str = option(
+        choice("1.2", "1.3"), "1.2", TLS,
+        "Oldest version of TLS that is spoken there.",
+    )
     max_clients: int = option(
         count(1, 1_000_000, "clients"), 10_000, CLIENTS,
         "Connections served at once; the next one gets Redis' own error. Each takes a file descriptor.",
@@ -210,6 +233,16 @@ class Settings:
     tcp_keepalive: float = option(
         duration(1, 32_767, "off"), 300.0, CLIENTS,
         "Silence after which the kernel asks whether a peer is still there, so that dead ones go.",
+    )
+    drain_delay: float = option(
+        duration(0.001, 3600, "none"), 0.0, STOPPING,
+        "How long clients are still accepted after SIGTERM or Ctrl-C, while /readyz and SIDECAR HEALTH say "
+        "that Pannier is not ready: as long as it takes until nobody sends new clients here.",
+    )
+    drain_timeout: float = option(
+        duration(0.001, 3600, "none"), 10.0, STOPPING,
+        "How long clients have after that to get their replies, end their transactions and be served while "
+        "they block. Idle ones are closed at once. A second signal ends everything at once.",
     )
     query_buffer_limit: int = option(
         size(1 * MB, 1 << 40), 1 * GB, CLIENTS,
@@ -639,10 +672,7 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
             f"{written[name]}: {value!r} is wrong beside the other limit; "
             f"reconnect_min ({low}) must not exceed reconnect_max ({high})"
         )
-    if settings.admin_tls_key and not settings.admin_tls_cert:
-        raise SettingsError(
-            f"{written['admin_tls_key']}: a key is of no use without admin_tls_cert; give the latter, too"
-        )
+    _check_tls(settings, written)
     _check_auth(settings, written)
     if settings.auth_mode == "tenants":
         _check_no_other_namespace(settings, written)
@@ -650,6 +680,39 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
         why = f", {origin}" if origin.startswith("default,") else ""
         check_shares(settings.tenants, written["tenants"], settings.max_memory, LEAST_SHARED, why)
     check_nesting(list(_namespaces(settings, written)))
+    check_rules(settings)
+
+
+def check_rules(settings: Settings) -> None:
+    """Hold the rules against the settings that count where they say nothing. Raises SettingsError."""
+    for rule in settings.rules:
+        if rule.l1_ttl is None and rule.refresh_ahead >= settings.l1_ttl:
+            ahead, life = show_duration(rule.refresh_ahead), show_duration(settings.l1_ttl)
+            raise SettingsError(
+                f"{rule.written}.refresh_ahead: {ahead!r} is not before the end of the l1_ttl in force, "
+                f"{life}; give less, or the rule an l1_ttl"
+            )
+
+
+def _check_tls(settings: Settings, written: Mapping[str, str]) -> None:
+    """A certificate that no listener shows is an error, too: who gives one counts on it."""
+    if settings.admin_tls_key and not settings.admin_tls_cert:
+        raise SettingsError(
+            f"{written['admin_tls_key']}: a key is of no use without admin_tls_cert; give the latter, too"
+        )
+    for name, what in (("tls_key", "a key is"), ("tls_client_ca", "an authority for clients is")):
+        if getattr(settings, name) and not settings.tls_cert:
+            raise SettingsError(f"{written[name]}: {what} of no use without tls_cert; give the latter, too")
+    spoken = next((str(listen) for listen in settings.listen if listen.tls), "")
+    if spoken and not settings.tls_cert:
+        raise SettingsError(
+            f"{written['listen']}: {shown(spoken)} has tls, which needs tls_cert; give that, too"
+        )
+    if settings.tls_cert and not spoken:
+        raise SettingsError(
+            f"{written['tls_cert']}: no listener speaks TLS; have one of --listen end in ?tls=true, or leave "
+            "the certificate out"
+        )
 
 
 def _check_auth(settings: Settings, written: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import gc
 import logging
@@ -11,12 +12,14 @@ import os
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import hiredis
 
-from proxy import __version__, announcing, logs
+from proxy import __version__, announcing, hangup, logs, systemd
+from proxy.certificates import moment, of_settings
+from proxy.client import retiring
 from proxy.client.clients import TICK, Clients
 from proxy.client.dispatch import Dispatcher, link_protocol
 from proxy.client.explaining import rule_fields
@@ -24,8 +27,8 @@ from proxy.client.health import outage_fields, status
 from proxy.client.spaces import Space
 from proxy.client.work import under_way
 from proxy.events import fields, without_arguments
-from proxy.kinds import show_size
-from proxy.listening import addresses, clear_away, serve
+from proxy.kinds import show_duration, show_size
+from proxy.listening import NONE_PASSED, Passed, Server, Tls, addresses, clear_away, serve
 from proxy.observe.admin import Admin
 from proxy.observe.page import add_page
 from proxy.observe.routes import Routes
@@ -49,7 +52,7 @@ from proxy.upstream.embedded import EmbeddedRedis
 from proxy.upstream.link import Connector, Identity, LinkKey
 from proxy.upstream.pool import LinkPool
 from proxy.upstream.shared import Care, LinkState, SharedLink
-from proxy.upstream.sockets import tls_context
+from proxy.upstream.tls import tls_context
 from proxy.warming import Warming
 
 if TYPE_CHECKING:
@@ -74,6 +77,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
     _raise_file_limit(settings.max_clients)
     stop = Stop()
     _on_signals(stop)
+    settings, passed = _with_passed(settings)
     if settings.upstream is not None and settings.upstream.tls:
         tls_context(settings.upstream)  # a wrong file ends the start, not every attempt to connect
     async with contextlib.AsyncExitStack() as stack:
@@ -88,6 +92,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             endings.append(asyncio.ensure_future(embedded.ended()))
             stack.callback(endings[-1].cancel)  # should the start fail, before the server is stopped
         sidecar = Sidecar(settings, upstream, bundled)
+        sidecar.passed = passed
         if settings.trace_sample:
             from proxy.client import tracing  # with OpenTelemetry
 
@@ -98,15 +103,19 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             load = again
             reloader = Reloader(settings, lambda: sidecar.prepared(load()), config, sidecar.obey)
             sidecar.reloader = sidecar.sources.reloader = reloader
+            reloader.certificates += sidecar.sources.certificates.values()
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
+            if hangup.came():
+                reloader.ask()
             watch = asyncio.create_task(reloader.run())
             stack.callback(watch.cancel)
         await stack.enter_async_context(sidecar.serving())
-        await sidecar.first_contact()
+        await _first(sidecar.first_contact(), endings)
         if not logs.is_json(settings.log_format):
             print(sidecar.banner(), flush=True)
         announcing.listening(settings, sidecar.addresses, sidecar.choices())
         _settle_garbage_collector()
+        systemd.notify("READY=1", f"STATUS=serving {', '.join(sidecar.addresses)}")
         ended, others = await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
         for other in others:
             other.cancel()
@@ -114,6 +123,9 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             if isinstance(error := ending.result(), StartupError):
                 raise error
         log.info("stopping", extra=fields("stopping", signal=stop.signal))
+        systemd.notify("STOPPING=1")
+        if stop.is_set():
+            await sidecar.wind_down()
     return 0
 
 
@@ -150,6 +162,7 @@ class Sidecar:
         self._main = LinkKey(identity, upstream.db, protocol, self.clients.spaces.start.name)
         self.sources = Sources(settings, self.clients, self.links, self._main, self._started, self.stats)
         self.admin = Admin(settings)
+        self._tls = self._prepare_tls()
         Routes(self.sources).add_to(self.admin)
         add_page(self.admin)
         self._prepared: tuple[tuple[Sequence[CacheRule], Defaults], Policy] | None = None
@@ -165,6 +178,10 @@ class Sidecar:
         """Made when it is known which namespaces there are."""
         self.addresses: list[str] = []
         """Where clients are served, with the ports the system chose."""
+        self.passed = NONE_PASSED
+        """Sockets to serve with, where they are at the addresses of the settings."""
+        self._servers: list[Server] = []
+        """What listens, in the order of the setting."""
         self._canary: Canary | None = None
         self._learning: asyncio.Task[None] | None = None
         self._learnt: tuple[LinkKey, int] | None = None
@@ -175,19 +192,20 @@ class Sidecar:
         """Listen and serve while the context lasts. Raises StartupError if an address cannot be had."""
         loop = asyncio.get_running_loop()
         main = self.links.attach(self._main)
-        servers: list[asyncio.Server] = []
+        servers = self._servers
         ticker: asyncio.Task[None] | None = None
         lag: asyncio.Task[None] | None = None
         canary: asyncio.Task[None] | None = None
         listener: asyncio.Task[None] | None = None
         try:
-            await self.admin.start()
+            await self.admin.start(self.passed)
             spaces = [self.clients.spaces.of(listen) for listen in self.settings.listen]
             if any(space.namespace is not None or space.locked for space in spaces):
                 await self._learn_first(main)
             for listen in self.settings.listen:
                 make = functools.partial(self.clients.session, self.clients.spaces.of(listen))
-                servers.append(await serve(make, listen))
+                tls = self._tls if listen.tls else None
+                servers.append(await serve(make, listen, tls, passed=self.passed))
                 self.addresses += addresses(servers[-1], listen)
             self.clients.listening = True
             ticker = loop.create_task(self._tick(main))
@@ -202,9 +220,7 @@ class Sidecar:
             self.warming.start(self.bus)
             yield
         finally:
-            self.clients.listening = False
-            for server in servers:
-                server.close()
+            self._stop_listening()
             for task in (ticker, lag, canary, listener, self._learning):
                 if task is not None:
                     task.cancel()
@@ -218,8 +234,32 @@ class Sidecar:
                 self.tier.close()
             await self.links.close()
             self.admin.close()
-            for listen in self.settings.listen[: len(servers)]:
-                clear_away(listen)
+
+    async def wind_down(self) -> None:
+        """Say that clients are to go elsewhere, accept none after `drain_delay`, and see off who is here."""
+        clients, settings = self.clients, self.settings
+        clients.draining = True
+        if settings.drain_delay:
+            log.info(
+                "not ready any more; listening for %s still", show_duration(settings.drain_delay),
+                extra=fields("draining", seconds=settings.drain_delay),
+            )  # fmt: skip
+            await asyncio.sleep(settings.drain_delay)
+        self._stop_listening()
+        if clients.sessions and (cut := await retiring.drain(clients, settings.drain_timeout)):
+            log.warning(
+                "%d clients are cut off: they were not done within a drain_timeout of %s",
+                cut, show_duration(settings.drain_timeout),
+                extra=fields("clients_cut_off", clients=cut, seconds=settings.drain_timeout),
+            )  # fmt: skip
+
+    def _stop_listening(self) -> None:
+        """Accept no more clients."""
+        self.clients.listening = False
+        for server, listen in zip(self._servers, self.settings.listen, strict=False):
+            server.close()
+            clear_away(listen, self.passed)
+        self._servers.clear()
 
     def obey(self, settings: Settings) -> None:
         """Put the cache rules and the mode of some settings in force."""
@@ -308,11 +348,36 @@ class Sidecar:
         if self.reloader is not None:
             fields["pannier_rules_status"] = self.reloader.trouble or "in force"
             fields["pannier_rules_reloads"] = self.reloader.reloads
+        fields |= self._tls_fields()
         fields |= _named(self.stats(space))
         for other in clients.spaces:
             if other.namespace is not None or other.tenant is not None:
                 fields[f"pannier_space_{other.name}"] = _in_short(other)
         return "# Sidecar\r\n" + "".join(f"{name}:{value}\r\n" for name, value in fields.items())
+
+    def _prepare_tls(self) -> Tls | None:
+        """What listeners with TLS need; None: there are none. Raises SettingsError."""
+        settings, shown = self.settings, self.sources.certificates
+        if self.admin.certificates is not None:
+            shown["admin_tls_cert"] = self.admin.certificates
+        if not settings.tls_cert:
+            return None
+        shown["tls_cert"] = of_settings(
+            "tls", settings.tls_cert, settings.tls_key, settings.tls_client_ca, settings.tls_min_version
+        )
+        return Tls(shown["tls_cert"], self.clients.handshakes)
+
+    def _tls_fields(self) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name, each in self.sources.certificates.items():
+            name = name.removesuffix("_cert")
+            found[f"pannier_{name}_status"] = each.status
+            found[f"pannier_{name}_expires"] = moment(each.expires)
+            found[f"pannier_{name}_reloads"] = each.reloads
+        if self._tls is not None:
+            found["pannier_tls_handshakes"] = self.clients.handshakes.done
+            found["pannier_tls_handshakes_failed"] = sum(self.clients.handshakes.failed.values())
+        return found
 
     def _care(self, key: LinkKey) -> Care | None:
         """How the shelf of a shared link is kept true."""
@@ -424,17 +489,22 @@ class Sidecar:
         settings = self.settings
         if settings.broadcast == "off":
             return None
-        from proxy.bus import Bus  # with redis-py: 9 MB that broadcast = off does without
+        from proxy.bus import NOBODY, Bus  # with redis-py: 9 MB that broadcast = off does without
         from proxy.ledger import Counting
 
         namespaces = [space.namespace for space in self.clients.spaces if space.namespace is not None]
         heartbeat = settings.coherence_timeout / 3
         channel = settings.evict_channel
-        unheard = f"{channel}:nobody:{os.urandom(8).hex()}"
-        counting = Counting(lambda: self.links.shared.get(self._main), unheard)
+        unheard = f"{channel}{NOBODY}{os.urandom(8).hex()}"
+
+        def own_link() -> SharedLink | None:
+            return self.links.shared.get(self._main)
+
+        whole_names = any(space.namespace is None and not space.locked for space in self.clients.spaces)
         self.bus = Bus(
-            self.upstream, self.tier, namespaces, channel, counting, heartbeat, settings.upstream_timeout
-        )
+            self.upstream, self.tier, namespaces, channel, Counting(own_link, unheard), heartbeat,
+            settings.upstream_timeout, whole_names, own_link,
+        )  # fmt: skip
         self.clients.bus, self.clients.tells_writes = self.bus, settings.broadcast == "writes"
         self.clients.weigh()
         self.sources.bus = self.bus
@@ -512,6 +582,17 @@ class Sidecar:
     def _version(self, link: SharedLink | None) -> str:
         version = link.wire.hello.get(b"version", b"") if link is not None and link.wire is not None else b""
         return str(version.decode("ascii", "replace")) or self.bundled or "unknown"
+
+
+async def _first(contact: Coroutine[None, None, None], endings: Iterable[asyncio.Future[Any]]) -> None:
+    """Wait for the first contact with Redis, unless that is to end before there is any."""
+    task = asyncio.ensure_future(contact)
+    try:
+        await asyncio.wait([task, *endings], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
 
 
 def _limits(settings: Settings) -> Defaults:
@@ -616,6 +697,20 @@ def _raise_file_limit(clients: int) -> None:
             "only %d file descriptors allowed: fewer clients than max_clients can be served", granted,
             extra=fields("few_files", allowed=granted, max_clients=clients),
         )  # fmt: skip
+
+
+def _with_passed(settings: Settings) -> tuple[Settings, Passed]:
+    """Serve the sockets that systemd has passed, too; only these if nothing says where to listen."""
+    try:
+        sockets = systemd.inherited()
+    except OSError as error:
+        raise StartupError(f"LISTEN_FDS: {error}; pass sockets such as those of ListenStream=") from None
+    passed = Passed(sockets)
+    listen = settings.listen if settings.origins.get("listen", "default") != "default" else ()
+    admin = () if settings.admin_listen is None else (settings.admin_listen,)
+    if more := passed.addresses((*listen, *admin)):
+        settings = dataclasses.replace(settings, listen=(*listen, *more))
+    return settings, passed
 
 
 class Stop(asyncio.Event):

@@ -47,6 +47,8 @@ _NEXT_UNIT, _DIGITS = 999.5, 99.5
 _BAR = 24
 _LEAST_BAR = 50
 """Columns from which there is a bar."""
+_LEAST_SIZES = 52
+"""Columns from which the sizes of keys are shown."""
 GREEN, YELLOW, RED, BOLD, DIM, PLAIN = "32", "33", "31", "1", "2", "0"
 
 
@@ -164,8 +166,9 @@ def _memory(stats: dict[str, Any], width: int) -> Iterator[tuple[str, str]]:
 
 def _keys(keys: list[dict[str, Any]], width: int, height: int) -> Iterator[tuple[str, str]]:
     """The table of hot keys, in so many lines; the name takes what the figures leave."""
-    room = max(width - 35, 8)
-    yield f"{'HOT KEYS':<{room}} {'READS/S':>9} {'HITS':>5} {'SIZE':>8} {'PER S':>8}", DIM
+    sizes = width >= _LEAST_SIZES
+    room = max(width - (35 if sizes else 17), 8)
+    yield f"{'HOT KEYS':<{room}} {'READS/S':>9} {'HITS':>5}" + f" {'SIZE':>8} {'PER S':>8}" * sizes, DIM
     if not keys:
         yield "nothing was read often enough yet", DIM
     for key in keys[: height - 1]:
@@ -173,7 +176,7 @@ def _keys(keys: list[dict[str, Any]], width: int, height: int) -> Iterator[tuple
         hits = f"{_int(key.get('hits')) / reads:.0%}" if reads else "-"
         rate, volume = number(float(key.get("reads_per_second", 0))), size(_int(key.get("bytes_per_second")))
         taken = size(_int(key.get("size")))
-        yield f"{cut(_name(key), room)} {rate:>9} {hits:>5} {taken:>8} {volume:>8}", PLAIN
+        yield f"{cut(_name(key), room)} {rate:>9} {hits:>5}" + f" {taken:>8} {volume:>8}" * sizes, PLAIN
 
 
 def _name(key: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, cast
 from proxy.client.clients import Clients
 from proxy.client.spaces import Space
 from proxy.client.wanted import Wish
-from proxy.client.warm import Tally, Warmer
+from proxy.client.warm import Tally, Warmer, Whole
 from proxy.events import fields, without_arguments
 from proxy.kinds import show_duration
 from proxy.resp import encode
@@ -69,6 +69,8 @@ class Warming:
         """off, waiting (for Redis), running, done or failed."""
         self.tallies: list[Tally] = []
         """One for each source of what is fetched at the start."""
+        self._wholes: dict[LinkKey, Whole] = {}
+        """What they come to, for each shelf."""
         self._listed = [*patterns(settings, self.space.rules), *listed(settings, self.space.rules)]
         self._resumes = bool(settings.warm_state) and os.path.exists(settings.warm_state)
         self._wanted = bool(self._listed or self._resumes)
@@ -114,12 +116,12 @@ class Warming:
     @property
     def kept(self) -> int:
         """Keys fetched and in memory, or so they were then."""
-        return sum([tally.kept for tally in self.tallies])
+        return sum([whole.kept for whole in self._wholes.values()])
 
     @property
     def of(self) -> int:
         """Keys found so far."""
-        return sum([tally.of for tally in self.tallies])
+        return sum([whole.of for whole in self._wholes.values()])
 
     def fields(self) -> dict[str, object]:
         """For INFO and SIDECAR STATS."""
@@ -183,12 +185,14 @@ class Warming:
     async def _watch(self) -> None:
         """Show how far it is; say so when readiness waits no more."""
         told = False
-        while not self.done:
+        while True:
             await asyncio.sleep(0.1)
+            if self.done:
+                return
             if self.tallies:
                 tally = self.tallies[-1]
                 self._line.show(f"{bar(tally.share)}  warming {tally.title}: {self._so_far()}")
-            if not told and self._settings.warm_timeout and self.ready and not self.done:
+            if not told and self._settings.warm_timeout and self.ready:
                 told = True
                 self._line.clear()
                 about = fields("warm_late", **self._figures())
@@ -207,7 +211,7 @@ class Warming:
         try:
             saved = await asyncio.to_thread(remembered, self._settings) if self._resumes else []
             for _ in range(_ROUNDS):
-                self.tallies = []
+                self.tallies, self._wholes = [], {}
                 heard = await self._heard()
                 warmers = [warmer for section in saved if (warmer := await self._warm_saved(section))]
                 warmers += await self._warm_listed()
@@ -225,6 +229,8 @@ class Warming:
     def _end(self, status: str) -> None:
         self._seconds = self.seconds
         self.status = status
+        for whole in self._wholes.values():
+            whole.end()
         self._line.clear()
         if status == "done":
             log.info("warmed %s", self._so_far(), extra=fields("warm_done", **self._figures()))
@@ -264,7 +270,7 @@ class Warming:
 
     async def _warmer(self, link: SharedLink, title: str) -> Warmer:
         """A warmer for one source, as soon as Redis is there."""
-        tally = Tally(title)
+        tally = Tally(title, self._wholes.setdefault(link.key, Whole()))
         self.tallies.append(tally)
         warmer = Warmer(link, _shelf(link), tally, patient=True)
         await warmer.begin()

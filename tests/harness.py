@@ -209,6 +209,8 @@ def pannier(
     """
     if not bus and "--broadcast" not in options:
         options = (*options, "--broadcast", "off")
+    if "--drain-timeout" not in options:
+        options = (*options, "--drain-timeout", "1s")
     if "--admin-listen" not in options:
         options = (*options, "--admin-listen", "off")
     with reserved(port) as port:

@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 
 from proxy import cli, control
-from tests.harness import ROOT, Process, free_port, pannier, wait_until
+from tests.harness import ROOT, Process, free_port, pannier, redis_server, wait_until
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -56,6 +56,17 @@ class TestTheyDo:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == "2 entries dropped here, and what others keep of them\n", "reads, in however many protocols"
         assert before > after > 0
+
+    @pytest.mark.parametrize("command", ["invalidate", "delete", "warm"])
+    def test_patterns_are_bytes(self, proxy: Process, redis: Process, command: str) -> None:
+        """A shell hands over what was typed, UTF-8 or not; Python has it with surrogates in it."""
+        raw = Redis(port=redis.port)
+        raw.mset({b"\xff:1": 1, b"\xfe:1": 1})
+        client = Redis(port=proxy.port)
+        for key in (b"\xff:1", b"\xfe:1") * 3:
+            client.get(key)
+        done = run(command, "\udcff*", *to(proxy))
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("1 ")
 
     def test_delete(self, proxy: Process, redis: Process) -> None:
         raw = Redis(port=redis.port)
@@ -217,6 +228,52 @@ class TestTheyEnd:
         assert nobody.returncode == 1 and "Connection refused" in nobody.stderr and "secret" not in nobody.stderr
         plain = run("delete", "x", *to(redis))
         assert plain.returncode == 1 and "this is no Pannier" in plain.stderr
+
+    @pytest.mark.parametrize("arguments", [["delete", "*"], ["sweep", "--without-ttl", "*"]], ids=["delete", "sweep"])
+    def test_a_refusal_midway_says_how_much_is_gone(self, redis: Process, directory: Path, arguments: list[str]) -> None:
+        raw = Redis(port=redis.port)
+        raw.mset({f"pub:{n}": 1 for n in range(20_000)} | {"priv:1": 1})
+        raw.execute_command("ACL", "SETUSER", "some", "reset", "on", ">pw", "~pub:*", "+@all")
+        try:
+            with pannier(f"redis://some:pw@127.0.0.1:{redis.port}", directory) as proxy:
+                done = run(*arguments, *to(proxy))
+        finally:
+            raw.execute_command("ACL", "DELUSER", "some")
+        assert (done.returncode, done.stdout) == (1, "")
+        error, said = done.stderr.splitlines()
+        assert error.startswith("pannier: redis://127.0.0.1:") and "permissions to access" in error
+        found = re.fullmatch(r"pannier: stopped before the end; (\d+) keys deleted in \d+\.\d s", said)
+        assert found and int(found[1]) == 20_001 - raw.dbsize(), "what is really gone"
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["delete", "k:*", "--page", "1"], r"[1-9]\d* keys deleted in "),
+            (["sweep", "--without-ttl", "k:*", "--page", "1"], r"[1-9]\d* keys deleted in "),
+            (["warm", "k:*"], r"[1-9][\d,]* of [\d,]+ keys in "),
+        ],
+        ids=["delete", "sweep", "warm"],
+    )
+    def test_redis_dies_in_between(
+        self, any_redis_binary: str, directory: Path, arguments: list[str], said: str
+    ) -> None:
+        with redis_server(any_redis_binary, directory) as redis:
+            raw = Redis(port=redis.port)
+            raw.mset({f"k:{n}": 1 for n in range(100_000)})
+            with pannier(f"redis://127.0.0.1:{redis.port}", directory) as proxy:
+                client = Redis(port=proxy.port)
+                command = [sys.executable, "-m", "proxy", *arguments, *to(proxy)]
+                with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as work:
+                    wait_until(lambda: raw.dbsize() < 99_900 or client.info("sidecar")["pannier_tier_entries"] > 5000)
+                    redis.kill()
+                    out, errors = work.communicate(timeout=30)
+        assert (work.returncode, out) == (1, "")
+        assert re.search(r"^pannier: redis://127\.0\.0\.1:\d+: pannier: upstream ", errors)
+        assert re.search(rf"^pannier: stopped before the end; {said}", errors, re.M), errors
+
+    def test_a_refusal_before_it_has_begun_says_only_why(self, proxy: Process) -> None:
+        said = run("invalidate", "x" * 4097, *to(proxy)).stderr
+        assert said.endswith("takes patterns of 4096 bytes together\n") and said.count("\n") == 1
 
     def test_a_line_that_is_refused(self, proxy: Process) -> None:
         done = run("warm", "SET a b", *to(proxy))

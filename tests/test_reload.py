@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from proxy import reload as module
+from proxy.logs import configure
 from proxy.reload import Reloader
 from proxy.settings import Settings, load
 
@@ -56,6 +58,33 @@ class TestReading:
         house.replace(house.rules, "")
         house.reloader.reload("SIGHUP")
         assert house.patterns == [["a", "b"], []]
+
+    def test_a_refresh_that_only_another_l1_ttl_would_allow_waits_with_that(self, house: House) -> None:
+        """Which takes effect at the next start only."""
+        house.replace(house.rules, '[[rules]]\nmatch = "a"\nrefresh_ahead = "10m"\n')
+        house.replace(house.config, f'rules_file = "{house.rules}"\nl1_ttl = "20m"\n')
+        house.reloader.reload("SIGHUP")
+        assert not house.applied
+        assert ".refresh_ahead: '10m' is not before the end of the l1_ttl in force, 5m" in house.reloader.trouble
+
+    def test_each_broken_save_is_in_the_log(self, house: House) -> None:
+        stream = io.StringIO()
+        logger = logging.getLogger()
+        level = logger.level
+        output = configure("text", "info", stream)
+        try:
+            for number in range(9):
+                house.replace(house.rules, f'[[rules]]\nmatch = "a"\nl1_ttl = "wrong {number}"\n')
+                house.reloader.reload("a file has changed")
+            house.replace(house.rules, TWO)
+            for _ in range(9):
+                house.reloader.reload("SIGHUP")
+        finally:
+            logger.removeHandler(output)
+            logger.setLevel(level)
+        said = stream.getvalue()
+        assert [f"'wrong {number}' is not a duration" in said for number in range(9)] == [True] * 9
+        assert said.count("rules and mode are as they were") == 8
 
     def test_says_where_the_new_values_came_from(self, house: House) -> None:
         house.replace(house.config, f'rules_file = "{house.rules}"\nmode = "observe"\nmax_clients = 7\n')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,27 @@ class TestAFile:
             load({"rules_file": str(tmp_path / "nosuch")}, {})
         with pytest.raises(SettingsError, match=r"^PANNIER_RULES_FILE: .*nosuch"):
             load({}, {"PANNIER_RULES_FILE": str(tmp_path / "nosuch")})
+
+
+class TestBesideTheSettings:
+    """A rule without an l1_ttl has the setting's."""
+
+    @pytest.mark.parametrize(
+        ("ahead", "flags", "said"),
+        [
+            ("10m", {}, "'10m' is not before the end of the l1_ttl in force, 5m; give less, or the rule an l1_ttl"),
+            ("5m", {}, "'5m' is not before the end"),
+            ("30s", {"l1_ttl": "20s"}, "'30s' is not before the end of the l1_ttl in force, 20s"),
+        ],
+    )
+    def test_refresh_ahead_comes_before_the_end(self, tmp_path: Path, ahead: str, flags: dict[str, str], said: str) -> None:
+        config = tmp_path / "pannier.toml"
+        config.write_text(f'[[rules]]\nmatch = "a"\n[[rules]]\nmatch = "b"\nrefresh_ahead = "{ahead}"\n')
+        with pytest.raises(SettingsError, match=re.escape(f"{config}:rules #2.refresh_ahead: {said}")):
+            load(flags, {}, str(config))
+        load({"l1_ttl": "11m"}, {}, str(config))
+        config.write_text(config.read_text() + 'l1_ttl = "11m"\n')
+        load(flags, {}, str(config))
 
 
 durations = st.integers(10, 10**9).map(lambda milliseconds: f"{milliseconds}ms")

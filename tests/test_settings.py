@@ -50,6 +50,8 @@ class TestDefaults:
             "output_buffer_limit": 1 << 30,
             "output_buffer_soft_limit": 64 << 20,
             "output_buffer_soft_seconds": 60.0,
+            "drain_delay": 0.0,
+            "drain_timeout": 10.0,
             "proto_max_bulk_len": 512 << 20,
             "upstream_timeout": 30.0,
             "connect_timeout": 5.0,
@@ -89,6 +91,10 @@ class TestDefaults:
             "admin_protect": "changes",
             "admin_tls_cert": "",
             "admin_tls_key": "",
+            "tls_cert": "",
+            "tls_key": "",
+            "tls_client_ca": "",
+            "tls_min_version": "1.2",
             "log_format": "auto",
             "log_level": "info",
             "key_privacy": "plain",
@@ -569,6 +575,31 @@ class TestTheTokenOfTheAdministration:
         for text, listen in (("off", None), ("OFF", None), ("", None), ("1", Listen(port=1)), (":1", Listen(None, 1))):
             assert load({"admin_listen": text}, {})[0].admin_listen == listen
         assert load({}, {"PANNIER_ADMIN_LISTEN": ""})[0].admin_listen == Listen(port=9464)
+
+
+class TestTLSForClients:
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            ({"listen": "1,2?tls=true"}, "--listen: '127.0.0.1:2?tls=true' has tls, which needs tls_cert; give that, too"),
+            (
+                {"tls_cert": "c"},
+                "--tls-cert: no listener speaks TLS; have one of --listen end in ?tls=true, or leave the certificate out",
+            ),
+            ({"tls_key": "k"}, "--tls-key: a key is of no use without tls_cert; give the latter, too"),
+            ({"tls_client_ca": "k"}, "--tls-client-ca: an authority for clients is of no use without tls_cert; give the latter, too"),
+            ({"tls_min_version": "1.1"}, "--tls-min-version: '1.1' is not one of 1.2, 1.3; did you mean 1.3?"),
+            ({"admin_listen": "1?tls=true"}, "--admin-listen: '1?tls=true' has tls; leave it out, admin_tls_cert is what makes it HTTPS"),
+        ],
+    )  # fmt: skip
+    def test_halves_are_errors(self, flags: dict[str, str], said: str) -> None:
+        assert complaint(flags) == said
+
+    def test_a_version_may_be_a_number_in_the_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "p.toml"
+        file.write_text('listen = "1?tls=true"\ntls_cert = "c"\ntls_min_version = 1.3\n')
+        settings = load({}, {}, str(file))[0]
+        assert (settings.tls_min_version, settings.listen) == ("1.3", (Listen(port=1, tls=True),))
 
 
 def test_where_values_came_from_is_kept_with_them() -> None:

@@ -21,6 +21,7 @@ from proxy.client.states import State
 from proxy.client.verifying import Verifier
 from proxy.client.volume import Volume
 from proxy.events import fields
+from proxy.handshakes import Handshakes
 from proxy.privacy import KeyPrivacy, Privacy
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace
@@ -47,6 +48,10 @@ _GIVE_BACK = 0.001
 
 class Bus(Protocol):
     """What sessions need of the eviction bus."""
+
+    @property
+    def up(self) -> bool:
+        """Whether others are heard, and hear what is said."""
 
     def tell(
         self,
@@ -99,6 +104,8 @@ class Clients:
         """Whether memory has been warmed as far as one wants to wait for it."""
         self.listening = True
         """Whether new clients are served."""
+        self.retiring = False
+        """Whether clients are closed as soon as they are idle: Pannier is to stop."""
         self.draining = False
         """Whether who looks for a place to serve clients is told to look elsewhere."""
         self.bus: Bus | None = None
@@ -120,6 +127,8 @@ class Clients:
         self.leases = Leases(self)
         # Who is here.
         self.sessions: dict[int, Session] = {}
+        self.handshakes = Handshakes(lambda: settings.max_clients - len(self.sessions))
+        """Who is about to come in over TLS: each takes a place already."""
         self.arriving = 0
         """Bytes of large commands of which all is waited for."""
         self.stalled: dict[Session, float] = {}
@@ -201,7 +210,8 @@ class Clients:
 
     def admit(self, session: Session) -> bytes:
         """Register a session; the error to refuse it with if there are too many, else nothing."""
-        if len(self.sessions) >= self.settings.max_clients:
+        self.handshakes.under_way.discard(session)
+        if len(self.sessions) + len(self.handshakes.under_way) >= self.settings.max_clients:
             self.rejected += 1
             why = f"max_clients is {self.settings.max_clients}"
             journal.say(session, logging.WARNING, "client_rejected", "rejected", why)

@@ -45,7 +45,10 @@ LOCAL = {
     "client|id": "the session's id, 2^40 and up, so that it is never taken for one of Redis' ids",
     "client|info": "the session, in Redis' format",
     "client|kill": "closes sessions of this sidecar; an id of Redis' own is passed on",
-    "client|list": "the sessions of this sidecar, in Redis' format",
+    "client|list": (
+        "the sessions of this sidecar, in Redis' format; behind it `pid`, `uid` and `gid` of who came over a "
+        "unix socket"
+    ),
     "client|setinfo": "kept with the session",
     "client|setname": "kept with the session",
     "client|unblock": "passed on for the link on which the session blocks",

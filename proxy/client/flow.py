@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Callable
+
+_PIECE = 256 * 1024
+"""Bytes: what is read from Redis at once, so that most replies are no longer."""
 
 
 class Reason(enum.IntEnum):
@@ -50,3 +54,22 @@ class Flow:
             return False
         self._transport.resume_reading()
         return True
+
+
+def in_pieces(write: Callable[[bytes | memoryview], object]) -> Callable[[bytes], object]:
+    """A transport's `write` for what is sent with TLS.
+
+    Of one call's bytes uvloop hands all on to the socket's own transport, where neither `pause_writing` nor
+    `get_write_buffer_size` knows of them: a client that does not read would hold them uncounted. In pieces,
+    only the first goes that way.
+    """
+
+    def write_pieces(data: bytes) -> None:
+        if len(data) <= _PIECE:
+            write(data)
+            return
+        view = memoryview(data)
+        for start in range(0, len(data), _PIECE):
+            write(view[start : start + _PIECE])
+
+    return write_pieces

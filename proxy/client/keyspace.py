@@ -80,13 +80,18 @@ async def _flush(session: Session, namespace: Namespace, everywhere: bool, now: 
         (report,) = await ask(session.home, encode.request("INFO", "keyspace"))
         lines = bytes(report).removeprefix(b"txt:").split(b"\r\n")
         databases.update(int(line[2 : line.index(b":")]) for line in lines if line.startswith(b"db"))
+    deleted = 0
     for database in sorted(databases):
         link = links.attach(home._replace(database=database))
+        deletion = Deletion(link, how=b"DEL" if now else b"UNLINK")
         try:
             await link.settled()
-            await Deletion(link, how=b"DEL" if now else b"UNLINK").sweep(session, namespace.pattern + b"*")
+            await deletion.sweep(session, namespace.pattern + b"*")
+        except UpstreamError as error:
+            raise error.midway(f"deleted {deleted + deletion.deleted}") from None
         finally:
             links.detach(link)
+        deleted += deletion.deleted
     return encode.OK
 
 

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from proxy.client.states import State
+from proxy.listening import peer
 from proxy.upstream.pinned import Mode
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def line(session: Session) -> str:
         "lib-ver": _text(info.get("lib-ver", b"")),
         "tot-cmds": session.served,
     }
+    if found := peer(session.transport.get_extra_info("socket")):
+        fields |= dict(zip(("pid", "uid", "gid"), found, strict=True))
     return " ".join(f"{name}={value}" for name, value in fields.items())
 
 

@@ -225,10 +225,11 @@ async def _go_over(
             raise UpstreamRefused(link.wire.refusal)
         if protocol == 3 and link.wire is not None and link.wire.protocol != 3:
             raise UpstreamRefused(link.wire.no_resp3)
-        if not stale and (identity != session.identity or space is not session.space):
-            await links.passed(
-                space.prefix
-            )  # what the client has seen must not be older in the shelf it comes to
+        goes_over = identity != session.identity or space is not session.space
+        if goes_over and not stale and session.served > 1:
+            # What the client has seen must not be older in the shelf it comes to. One that begins with this
+            # has seen nothing; and where the bus alone keeps memory true, each such client would empty it.
+            await links.passed(space.prefix)
         homes.adopt(session, space, identity, database, protocol, link)
     except BaseException:
         links.detach(link)

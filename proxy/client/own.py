@@ -115,7 +115,9 @@ def _of_identity(session: Session, tier: Tier) -> list[Shelf]:
 
 
 def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
-    if len(arguments) > 1 and arguments[0].upper() == b"MATCH":
+    if arguments[0].upper() == b"MATCH":
+        if len(arguments) == 1:  # hardly the key of this name; that one is had by MATCH MATCH
+            return encode.error("ERR wrong number of arguments for 'sidecar|invalidate' command")
         session.work = work.Work("sidecar|invalidate", ends=False)
         return work.going_on(session, _invalidate_matching(session, session.work, arguments[1:]))
     clients, counted = session.clients, _counted(session)

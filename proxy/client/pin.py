@@ -439,6 +439,9 @@ class Pin:
         """Refuse commands until the client ends the transaction whose link was lost."""
         session = self.session
         name = session.clients.dispatcher.name(request.arguments)
+        session.commands += 1
+        if name not in ("discard", "unwatch", "reset", "quit"):
+            self.link.connector.tally.unserved += 1
         if name == "exec":
             session.write(
                 encode.error("EXECABORT Transaction discarded: the connection to upstream was lost")

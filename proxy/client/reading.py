@@ -9,6 +9,7 @@ behind it is taken before that, so reading twice is safe.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -166,11 +167,22 @@ def answer(session: Session, parts: list[bytes], replies: list[bytes | None]) ->
     count(session, parts, len(parts))
 
 
-def count(session: Session, parts: list[bytes], hits: int, began: float = 0.0) -> None:
+def count(
+    session: Session,
+    parts: list[bytes],
+    hits: int,
+    began: float = 0.0,
+    replies: Sequence[bytes | None] | None = None,
+) -> None:
     """Count reads answered from memory; now and then, log them, and time them if it is known when they
-    `began`."""
+    `began`.
+
+    `replies`: where these are None, a part was not found.
+    """
     session.hits += hits
     if session.hits > session.log_at:
+        if replies is not None:
+            parts = [part for part, reply in zip(parts, replies, strict=True) if reply is not None]
         session.table.asked = monotonic()
         if began:
             session.clients.latency.hit(parts[0], began)
@@ -310,7 +322,7 @@ def _several(
     admitted = session.shelf.admitted(missing)
     account.misses += len(missing)
     if hits * 2 >= n or (hits and session.home.refusing):
-        count(session, parts, hits)
+        count(session, parts, hits, 0.0, replies)
         account.pieced += hits
         session.hits_before += hits
         session.commands -= hits
@@ -431,7 +443,8 @@ def _mget(session: Session, data: bytes, part: bytes) -> int:
     elif session.clients.tier is None or session.clients.tier.loose:
         return 0  # replies may be newer than pushes: what is at hand and what is fetched need not fit
     else:
-        count(session, members, found)
+        if found:
+            count(session, members, found, 0.0, replies)
         session.commands -= found
         PartialMget(session, data, keys, members, replies)
     return len(data)

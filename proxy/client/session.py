@@ -22,14 +22,15 @@ from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import admission, homes, journal, local, pinning, reading, sharing
+from proxy.client import admission, homes, journal, local, pinning, reading, retiring, sharing
 from proxy.client.dispatch import LOCAL, Route, link_protocol
-from proxy.client.flow import Flow, Reason
+from proxy.client.flow import Flow, Reason, in_pieces
 from proxy.client.homes import NO_SHELF
 from proxy.client.pin import Pin, listen
 from proxy.client.spaces import Space
 from proxy.client.states import Event, State, move
 from proxy.client.work import Work
+from proxy.resp import encode
 from proxy.resp.downgrade import Shape, lower_nulls
 from proxy.resp.errors import ProtocolError, UpstreamError
 from proxy.resp.requests import LARGE, LargeFrame, RequestParser
@@ -40,6 +41,7 @@ from proxy.upstream.link import LinkKey
 from proxy.upstream.pinned import PinnedLink
 from proxy.upstream.shared import LinkState, SharedLink
 from proxy.upstream.sockets import set_keepalive
+from proxy.upstream.tls import TLS_FIRST
 
 if TYPE_CHECKING:
     from proxy.client.clients import Clients
@@ -64,6 +66,7 @@ class Session(asyncio.Protocol):
     """One client connection. Implements `upstream.caller.Caller` and `tier.flights.Waiter`."""
 
     __slots__ = (
+        "_address",
         "_depth",
         "_patterns",
         "_whole",
@@ -119,6 +122,8 @@ class Session(asyncio.Protocol):
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.write: Callable[[bytes], object] = _discard
         """Takes bytes for the client; the transport's own method while there is one."""
+        self._address = ""
+        """Where it is, with TLS: such a transport forgets when it is lost."""
         self.relay: Callable[[bytes], object] = _discard
         """Takes reply bytes as Redis sent them over `link`."""
         # What it is doing.
@@ -190,9 +195,13 @@ class Session(asyncio.Protocol):
         """Begin; called once by the loop."""
         self.transport = cast(asyncio.Transport, transport)
         self.flow = Flow(self.transport)
-        self.write = self.transport.write
+        if self.tls:
+            self._address = self.clients.address(transport, "peername")
+            self.write = in_pieces(self.transport.write)
+        else:
+            self.write = self.transport.write
         self.transport.set_write_buffer_limits(high=_OUTPUT_HIGH)
-        journal.say(self, logging.DEBUG, "client_connected", "connected")
+        journal.connected(self)
         set_keepalive(transport, self.clients.settings.tcp_keepalive)
         if refusal := self.clients.admit(self):
             self.write(refusal)
@@ -292,15 +301,15 @@ class Session(asyncio.Protocol):
         self._give_up_work()
         if self.pin is not None:
             self.pin.leave()
-        if self.state is State.CLOSED or not self._owes():
+        if self.state is State.CLOSED or not self.owes:
             return False
         self.draining = True
-        return True
+        return not self.tls  # with TLS the end of one side is that of both, as it is at Redis
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Hear that the client is gone: its replies in flight are dropped where they arrive."""
         journal.say(self, logging.DEBUG, "client_gone", "disconnected")
-        self.write = self.relay = _discard
+        self.hush()
         self.relaying = False
         self.buffer = b""
         admission.give_up(self)
@@ -333,7 +342,7 @@ class Session(asyncio.Protocol):
             self.consume()
         elif self.flow.reasons & Reason.PENDING:
             self.release(Reason.PENDING)
-        if self.eof:
+        if self.eof or self.clients.retiring:
             # Not at once: this may be called while commands are being taken.
             asyncio.get_running_loop().call_soon(self.end_if_done)
 
@@ -514,10 +523,14 @@ class Session(asyncio.Protocol):
             self.move(Event.CLOSE)
         self.transport.close()
 
+    def hush(self) -> None:
+        """Send nothing more but what has been written."""
+        self.write = self.relay = _discard
+
     def abort(self, why: str, level: int = logging.INFO, event: str = "client_closed") -> None:
         """Close now."""
         journal.say(self, level, event, "closed", why)
-        self.write = _discard
+        self.hush()
         if self.state not in (State.CLOSING, State.CLOSED):
             self.move(Event.CLOSE)
         self.transport.abort()
@@ -532,7 +545,12 @@ class Session(asyncio.Protocol):
     @property
     def unix(self) -> bool:
         """Whether the client came over a unix socket."""
-        return not isinstance(self.transport.get_extra_info("peername"), tuple)
+        return not self.tls and not isinstance(self.transport.get_extra_info("peername"), tuple)
+
+    @property
+    def tls(self) -> bool:
+        """Whether the client speaks TLS."""
+        return self.transport.get_extra_info("sslcontext") is not None
 
     @property
     def gone(self) -> bool:
@@ -548,7 +566,7 @@ class Session(asyncio.Protocol):
     @property
     def address(self) -> str:
         """The client's address as CLIENT LIST shows it."""
-        return self.clients.address(self.transport, "peername")
+        return self._address or self.clients.address(self.transport, "peername")
 
     # --- taking commands
 
@@ -567,6 +585,9 @@ class Session(asyncio.Protocol):
 
     def _receive(self, data: bytes) -> None:
         if self.farewell or self.state in (State.CLOSING, State.CLOSED):
+            return
+        if data.startswith(TLS_FIRST) and not self.served and not self.buffer:
+            self._refuse_tls()
             return
         if self.state is State.TUNNEL and self.pin is not None:
             self.pin.link.send(data)
@@ -795,13 +816,21 @@ class Session(asyncio.Protocol):
         elif self.pin is None or self.pin.last_replies():
             self.dismiss()
 
+    def _refuse_tls(self) -> None:
+        """Close what began with a handshake of TLS on a listener without: the parser would wait for more."""
+        why = "it speaks TLS on a listener without; connect without, or let the listener end in ?tls=true"
+        journal.say(self, logging.WARNING, "client_speaks_tls", "closed", why)
+        self.farewell = encode.error("ERR pannier: this listener speaks no TLS")
+        self.dismiss()
+
     def dismiss(self) -> None:
         """Say farewell and close."""
         with contextlib.suppress(RuntimeError):  # see `upstream.shared.Caller.write`
             self.write(self.farewell)
         self.finish()
 
-    def _owes(self) -> bool:
+    @property
+    def owes(self) -> bool:
         """Whether replies are still to come for what the client has sent."""
         if self.pin is not None:
             return self.pin.owes
@@ -809,9 +838,11 @@ class Session(asyncio.Protocol):
         return relaying and bool(self.pending or self.task or self.flow.reasons)
 
     def end_if_done(self) -> None:
-        """Close if the client has closed its side and nothing is owed any more."""
-        if self.eof and not self._owes() and self.state not in (State.CLOSING, State.CLOSED):
+        """Close if the client has closed its side and nothing is owed any more, or Pannier is to stop."""
+        if self.eof and not self.owes and self.state not in (State.CLOSING, State.CLOSED):
             self.finish()
+        elif self.clients.retiring:
+            retiring.see_off(self)
 
 
 def _discard(data: bytes) -> None:

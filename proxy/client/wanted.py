@@ -58,6 +58,10 @@ def wish(line: bytes, rules: Rules) -> Wish:
     name = words[0].decode("utf-8", "backslashreplace")
     if command is None or command.name not in CACHEABLE or "readonly" not in command.flags:
         raise ValueError(f"asks for {name!r}, which is no read whose reply is kept; give one such as GET")
+    least = abs(command.arity)
+    if len(words) < least or len(words) > least == command.arity:
+        wanted = f"{'' if least == command.arity else 'at least '}{least - 1}"
+        raise ValueError(f"gives {name} {len(words) - 1} arguments; it takes {wanted}")
     uses = key_positions(command, words)
     if not uses:
         raise ValueError(f"is no complete {name}")

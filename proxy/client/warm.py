@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -43,11 +43,39 @@ MOST_KEYS = 10_000_000
 """The greatest limit that may be given."""
 
 
-class Tally:
-    """What has come of a warming so far."""
+class Whole:
+    """What several warmings of one shelf come to together: what more than one of them finds counts once."""
 
-    def __init__(self, title: str = "") -> None:
+    def __init__(self) -> None:
+        self.of = self.kept = 0
+        """As in `Tally`."""
+        self._found: set[bytes] | None = set()
+        self._kept: set[bytes] = set()
+
+    def find(self, names: Iterable[bytes]) -> None:
+        """Hear of what is to be fetched."""
+        if self._found is not None:
+            self._found.update(names)
+            self.of = len(self._found)
+
+    def keep(self, part: bytes) -> None:
+        """Hear of what is in memory."""
+        if self._found is not None:
+            self._kept.add(part)
+            self.kept = len(self._kept)
+
+    def end(self) -> None:
+        """Let the figures be as they are, and forget which they were."""
+        self._found = None
+        self._kept.clear()
+
+
+class Tally:
+    """What has come of a warming so far. `whole`: together with others."""
+
+    def __init__(self, title: str = "", whole: Whole | None = None) -> None:
         self.title = title
+        self.whole = whole
         self.of = 0
         """Keys, or requests, found so far that are to be fetched."""
         self.kept = 0
@@ -58,6 +86,8 @@ class Tally:
         """Why others could not be fetched."""
         self.scope = self.seen = 0
         """Keys that have to be looked at for patterns, and those that have been."""
+        self.limit = 0
+        """How many are to be fetched at most; 0: all that are found."""
         self._began = monotonic()
         self._seconds: float | None = None
 
@@ -65,6 +95,8 @@ class Tally:
     def share(self) -> float:
         """How far it is, from 0 to 1."""
         done = self.seen / self.scope if self.scope else self.kept / max(1, self.of)
+        if self.limit:
+            done = max(done, self.of / self.limit)
         return min(1.0, done)
 
     @property
@@ -75,6 +107,18 @@ class Tally:
     def end(self) -> None:
         """Stop the clock."""
         self._seconds = self.seconds
+
+    def find(self, names: Collection[bytes]) -> None:
+        """Count what is to be fetched: requests, or keys for which none is known."""
+        self.of += len(names)
+        if self.whole is not None:
+            self.whole.find(names)
+
+    def keep(self, part: bytes) -> None:
+        """Count what is in memory."""
+        self.kept += 1
+        if self.whole is not None:
+            self.whole.keep(part)
 
     def leave(self, why: str, n: int = 1) -> None:
         """Count what is not kept."""
@@ -142,10 +186,11 @@ class Warmer:
 
     async def warm(self, wishes: Sequence[Wish], limit: int) -> None:
         """Fetch what wishes come to, `limit` requests at most. Raises UpstreamError."""
+        self.tally.limit = limit
         await self.begin()
         await self._measure(wishes)
         async for parts in self._requests(wishes):
-            if not await self.fetch(parts[: limit - self.tally.of]):
+            if not await self.fetch(parts[: max(0, limit - self.tally.of)]):
                 break
             if self.tally.of >= limit:
                 break
@@ -153,7 +198,7 @@ class Warmer:
 
     async def fetch(self, parts: Sequence[bytes]) -> bool:
         """Begin to fetch some requests, as fast as Redis answers; False if there is no more room for them."""
-        self.tally.of += len(parts)
+        self.tally.find(parts)
         for done, part in enumerate(parts):
             if not done % _WINDOW:
                 await asyncio.sleep(0)
@@ -241,7 +286,7 @@ class Warmer:
             if request is not None:
                 parts.append(encode.request(request[0], key, *request[1:])[1:])
                 continue
-            self.tally.of += 1
+            self.tally.find([b"key " + key])  # unlike any request
             name = kind.decode("utf-8", "replace") if isinstance(kind, bytes) else str(kind)
             self.tally.leave("no such key" if name == "none" else f"no request is known for the type {name}")
         return parts
@@ -255,7 +300,7 @@ class Warmer:
             tally.leave("not to be kept")
             return
         if not self._anew and all(part in table for _, table in shelf.filled):
-            tally.kept += 1
+            tally.keep(part)
             return
         flight = shelf.flights.get(part)
         if flight is not None and flight.joinable:
@@ -275,7 +320,7 @@ class Warmer:
         self._flying -= 1
         part = landing.part
         if any(part in table for table in self.shelf.tables.values()):
-            self.tally.kept += 1
+            self.tally.keep(part)
         elif reply is None or len(reply) > self.shelf.tier.limits.max_value_size:
             self.tally.leave("too long")
         elif reply.startswith(b"-"):
@@ -384,7 +429,8 @@ class _Landing:
 
 
 async def answer(session: Session, arguments: list[bytes]) -> bytes:
-    """Answer SIDECAR WARM: MATCH <pattern> … [LIMIT <n>], KEYS <key> … or LINES <line> …."""
+    """Answer SIDECAR WARM: MATCH <pattern> … [LIMIT <n>], KEYS <key> … or LINES <line> …. Raises
+    UpstreamError."""
     tracking = session.home.tracking
     if session.clients.tier is None or tracking is None:
         return encode.error("ERR pannier: nothing is kept in memory: tracking is off")
@@ -399,8 +445,6 @@ async def answer(session: Session, arguments: list[bytes]) -> bytes:
         session.work.figures = lambda: {"warmed": tally.kept, "wanted": tally.of}
     try:
         await Warmer(session.home, shelf, tally).warm(wishes, limit)
-    except UpstreamError as error:
-        return error.reply
     finally:
         if session.space.bucket is not None:
             session.space.bucket.take(tally.of)

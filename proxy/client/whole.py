@@ -27,6 +27,7 @@ class ForClient(Collector):
     """Replies collected on behalf of one client, whose order and pauses are that client's."""
 
     __slots__ = ("_session",)
+    for_client = True
 
     def __init__(self, session: Session, n: int) -> None:
         super().__init__(n)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING
 
 from proxy.resp import encode
+from proxy.resp.errors import UpstreamError
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
@@ -39,16 +40,25 @@ class Work:
 
     def stopped(self) -> bytes:
         """The reply to who sends no more."""
-        figures = ", ".join(f"{name} {value}" for name, value in self.figures().items())
-        return encode.error(f"ERR pannier: stopped before the end: {figures or 'nothing done'}")
+        return encode.error(f"ERR pannier: stopped before the end: {self._done()}")
+
+    async def answered(self, answer: Answer, session: Session, arguments: list[bytes]) -> bytes:
+        """An answer; where it fails, the error says how far it was. Raises UpstreamError."""
+        try:
+            return await answer(session, arguments)
+        except UpstreamError as error:
+            raise error.midway(self._done()) from None
+
+    def _done(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.figures().items()) or "nothing done"
 
 
 def lasting(name: str, answer: Answer) -> Answer:
     """What answers a command that may take long, given what makes its answer (which finds `session.work`)."""
 
     def begin(session: Session, arguments: list[bytes]) -> Coroutine[None, None, bytes]:
-        session.work = Work(name)
-        return answer(session, arguments)
+        session.work = work = Work(name)
+        return work.answered(answer, session, arguments)
 
     return begin
 

@@ -12,15 +12,16 @@ import hashlib
 import hmac
 import ipaddress
 import logging
-import os
-import ssl
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
+from proxy.certificates import Certificates, of_settings
 from proxy.events import fields
+from proxy.handshakes import Handshakes
+from proxy.listening import NONE_PASSED, Passed, Tls
 from proxy.observe.answers import Answer, Refused
-from proxy.observe.http import Request, Server
-from proxy.resp.errors import SettingsError, StartupError
+from proxy.observe.http import MOST_CONNECTIONS, Request, Server
+from proxy.resp.errors import StartupError
 from proxy.settings import Settings
 from proxy.upstream.address import Listen
 
@@ -43,14 +44,15 @@ class Admin:
         """Why it is not served although it was to be; empty if it is."""
         self._settings = settings
         self._routes: dict[str, dict[str, Respond]] = {}
-        self._tls = _tls(settings)
+        self.certificates = _certificates(settings)
+        """What HTTPS is served with; None: HTTP is."""
         self._token = hashlib.sha256(settings.token.encode()).digest() if settings.token else b""
         self._server: Server | None = None
 
     @property
     def url(self) -> str:
         """Where to look, for a person; empty while it is not served."""
-        scheme = "https" if self._tls is not None else "http"
+        scheme = "https" if self.certificates is not None else "http"
         found = [place if "://" in place else f"{scheme}://{place}/" for place in self.addresses]
         return ", ".join(found)
 
@@ -58,13 +60,19 @@ class Admin:
         """Have requests of a method for a path answered by a function."""
         self._routes.setdefault(path, {})[method] = respond
 
-    async def start(self) -> None:
-        """Serve. Raises StartupError if the address cannot be had, unless it is only the default one."""
+    async def start(self, passed: Passed = NONE_PASSED) -> None:
+        """Serve, with one of the sockets passed if it is at the address.
+
+        Raises StartupError if the address cannot be had, unless it is only the default one.
+        """
         settings = self._settings
         listen = settings.admin_listen
         if listen is None:
             return
-        server = Server(self.answer, listen, self._tls, _OPTION)
+        tls = None
+        if self.certificates is not None:
+            tls = Tls(self.certificates, Handshakes(lambda: MOST_CONNECTIONS))
+        server = Server(self.answer, listen, tls, _OPTION, passed)
         try:
             self.addresses = await server.start()
         except StartupError as error:
@@ -153,14 +161,19 @@ def _is_loopback(host: str) -> bool:
 def _judge_origin(request: Request, guards_host: bool) -> None:
     """Refuse what a browser sends on behalf of a page that is not from here."""
     host, origin = request.fields.get("host", ""), request.fields.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host and request.method != "GET":
+    try:
+        elsewhere = origin is not None and urlsplit(origin).netloc != host
+        named = not _is_address(host)
+    except ValueError:
+        raise Refused(400, "the field Host or Origin is none") from None
+    if elsewhere and request.method != "GET":
         raise Refused(403, "a page of another site asks for this")
-    if guards_host and not _is_address(host):
+    if guards_host and named:
         raise Refused(403, "the host of the URL is neither an address nor localhost; use one of these")
 
 
 def _is_address(host: str) -> bool:
-    """Whether the field Host names no name but localhost; it is missing in HTTP/1.0."""
+    """Whether the field Host names no name but localhost; it is missing in HTTP/1.0. Raises ValueError."""
     name = urlsplit(f"//{host}").hostname or "localhost"
     if name == "localhost":
         return True
@@ -171,20 +184,8 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _tls(settings: Settings) -> ssl.SSLContext | None:
+def _certificates(settings: Settings) -> Certificates | None:
     """What HTTPS is served with; None: HTTP is. Raises SettingsError if a file cannot be used."""
-    certificate, key = settings.admin_tls_cert, settings.admin_tls_key
-    if not certificate or settings.admin_listen is None:
+    if not settings.admin_tls_cert or settings.admin_listen is None:
         return None
-    for name, path in (("admin_tls_cert", certificate), ("admin_tls_key", key or certificate)):
-        if not os.access(path, os.R_OK):
-            raise SettingsError(f"{name}: {path!r} cannot be read; name a PEM file")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate, key or None, password=lambda: b"")
-    except (ssl.SSLError, OSError) as error:
-        raise SettingsError(
-            f"admin_tls_cert: {certificate!r} and its key are no usable PEM files ({error})"
-        ) from None
-    return context
+    return of_settings("admin_tls", settings.admin_tls_cert, settings.admin_tls_key)

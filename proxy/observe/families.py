@@ -16,6 +16,8 @@ from proxy.observe.figures import (
     build,
     bus_messages,
     by_class,
+    certificates,
+    failed_handshakes,
     invalidations,
     latency,
     limits,
@@ -176,18 +178,39 @@ _CLIENTS = (
         one(lambda sources: sources.clients.rejected),
     ),
     Family(
+        "pannier_tls_handshakes", "counter", "Clients that came in over TLS.", (),
+        one(lambda sources: sources.clients.handshakes.done),
+    ),
+    Family(
+        "pannier_tls_handshakes_failed", "counter",
+        "Clients that did not, by cause. plain: no TLS. certificate: theirs is missing or not accepted, or "
+        "they do not accept ours. version: none in common. timeout: not within 10 s. gone: they left, as who "
+        "only looks for open ports does. full: max_clients.", ("cause",), failed_handshakes,
+    ),
+    Family(
+        "pannier_certificate_expiry_timestamp_seconds", "gauge",
+        "Until when the certificate in force is valid (Unix time), by the setting that names its file.",
+        ("setting",), certificates(attrgetter("expires")),
+    ),
+    Family(
+        "pannier_certificate_broken", "gauge",
+        "1: its files have changed and are wrong, so that the old certificate stays in force.",
+        ("setting",), certificates(lambda each: bool(each.trouble)),
+    ),
+    Family(
         "pannier_killed_connections", "counter",
         "Connections closed because of a limit (client_timeout, output_buffer_limit and the like).", (),
         one(lambda sources: sources.clients.killed),
     ),
     Family(
         "pannier_client_received_bytes", "counter",
-        "Bytes received from clients over TCP, as the kernel counts them; not over unix sockets.", (),
+        "Bytes received from clients over TCP, as the kernel counts them; not over unix sockets, and "
+        "with TLS not what came after the last look (one each time this is read) before the client left.", (),
         one(lambda sources: sources.clients.volume.received),
     ),
     Family(
         "pannier_client_sent_bytes", "counter",
-        "Bytes sent to clients over TCP and acknowledged, as the kernel counts them; not over unix sockets.",
+        "Bytes sent to clients over TCP and acknowledged, as the kernel counts them; same exceptions.",
         (), one(lambda sources: sources.clients.volume.sent),
     ),
     Family(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 
 from proxy import __version__
+from proxy.certificates import Certificates
 from proxy.client import health
 from proxy.client.spaces import Space
 from proxy.histogram import Histogram
@@ -162,6 +163,17 @@ def limits(sources: Sources) -> Iterator[Sample]:
     for space in sources.clients.spaces:
         if space.name and space.account is not None and space.account.budget is not tier.common:
             yield (space.name,), space.account.budget.max_memory
+
+
+def failed_handshakes(sources: Sources) -> Iterator[Sample]:
+    """Of clients' handshakes, by why they failed."""
+    for cause, count in sources.clients.handshakes.failed.items():
+        yield (cause,), count
+
+
+def certificates(read: Callable[[Certificates], float]) -> Read:
+    """A figure of each certificate that is shown."""
+    return lambda sources: [((name,), read(each)) for name, each in sources.certificates.items()]
 
 
 def observed(sources: Sources) -> Iterator[Sample]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -26,7 +25,8 @@ from urllib.parse import parse_qsl, unquote
 import h11
 
 from proxy.events import fields
-from proxy.listening import addresses, clear_away, serve
+from proxy.listening import NONE_PASSED, Passed, Tls, addresses, clear_away, serve
+from proxy.listening import Server as Listener
 from proxy.observe.answers import Answer, Refused, problem
 from proxy.upstream.address import Listen
 
@@ -66,7 +66,14 @@ class Server:
     `option` is the one that gives the address, for errors.
     """
 
-    def __init__(self, handler: Handler, listen: Listen, tls: ssl.SSLContext | None, option: str) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        listen: Listen,
+        tls: Tls | None,
+        option: str,
+        passed: Passed = NONE_PASSED,
+    ) -> None:
         self.handler = handler
         self.listen = listen
         self.connections: dict[Connection, None] = {}
@@ -75,18 +82,21 @@ class Server:
         """Connections closed at once because there were too many."""
         self._tls = tls
         self._option = option
-        self._server: asyncio.Server | None = None
+        self._passed = passed
+        self._server: Listener | None = None
 
     async def start(self) -> list[str]:
         """Listen; where, with the port the system chose. Raises StartupError."""
-        self._server = await serve(lambda: Connection(self), self.listen, self._tls, self._option)
+        self._server = await serve(
+            lambda: Connection(self), self.listen, self._tls, self._option, self._passed
+        )
         return addresses(self._server, self.listen)
 
     def close(self) -> None:
         """Close everything now."""
         if self._server is not None:
             self._server.close()
-            clear_away(self.listen)
+            clear_away(self.listen, self._passed)
         for connection in list(self.connections):
             connection.stop()
 
@@ -94,11 +104,13 @@ class Server:
         """Count a connection in; False if there are too many already."""
         if len(self.connections) >= MOST_CONNECTIONS:
             idle = next((other for other in self.connections if other.idle), None)
-            if idle is None:
+            # Who is slow to ask must not keep others out, least of all the probes of an orchestrator.
+            given_up = idle or next((other for other in self.connections if other.asking), None)
+            if given_up is None:
                 self.refused += 1
                 return False
-            idle.abort()
-            del self.connections[idle]
+            given_up.abort()
+            del self.connections[given_up]
         self.connections[connection] = None
         return True
 
@@ -136,6 +148,11 @@ class Connection(asyncio.Protocol):
         """Whether the client has asked nothing, or has been answered."""
         return not self._begun and self._task is None and not self._full
 
+    @property
+    def asking(self) -> bool:
+        """Whether its request has not come whole yet."""
+        return self._task is None and not self._full
+
     # --- asyncio callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -166,7 +183,8 @@ class Connection(asyncio.Protocol):
             return False
         self._http.receive_data(b"")
         self._go_on()
-        return self._task is not None
+        # With TLS the end of one side is that of both.
+        return self._task is not None and self._transport.get_extra_info("sslcontext") is None
 
     def pause_writing(self) -> None:
         """Called by the loop: the client does not take what is written."""

@@ -74,7 +74,7 @@ class Routes:
         """What SIDECAR HOTKEYS, BIGKEYS and CHURN say."""
         given = parameters(request, "n", "namespace")
         n = given.get("n", str(FEW))
-        if not (n.isascii() and n.isdigit() and 0 < int(n[:5]) <= MOST):
+        if not (n.isascii() and n.isdigit() and len(n) <= len(str(MOST)) and 0 < int(n) <= MOST):
             raise Refused(400, f"n is not a whole number of 1 to {MOST}")
         only = space_of(self._sources, given["namespace"]) if "namespace" in given else None
         return report(await popular.lists(popular.view(self._sources.clients, only), int(n)))
@@ -117,7 +117,8 @@ class Routes:
         if patterns:
             dropped += await drop_patterns(clients, space, link, list(patterns), shelves)
         asked = {"keys": len(keys), "patterns": len(patterns)}
-        return report({"invalidated": dropped, **asked, "told_others": clients.bus is not None})
+        told = clients.bus is not None and clients.bus.up
+        return report({"invalidated": dropped, **asked, "told_others": told})
 
 
 def parameters(request: Request, *known: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from proxy.certificates import Certificates
 from proxy.client.clients import Clients
 from proxy.client.spaces import Space
 from proxy.observe.looplag import LoopLag
@@ -40,6 +41,8 @@ class Sources:
     canary: Canary | None = None
     warming: Warming | None = None
     reloader: Reloader | None = None
+    certificates: dict[str, Certificates] = field(default_factory=dict)
+    """By the setting that names their file."""
 
     @property
     def main_link(self) -> SharedLink | None:

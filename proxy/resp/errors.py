@@ -52,6 +52,10 @@ class UpstreamError(PannierError):
         """The error for a command that was sent: nobody can tell whether Redis has carried it out."""
         return UpstreamError(f"{self}; outcome unknown: the command may or may not have been carried out")
 
+    def midway(self, done: str) -> UpstreamError:
+        """The error for work of many steps, some of which have been carried out."""
+        return UpstreamError(f"{self}; stopped before the end: {done}")
+
 
 class UpstreamRefused(UpstreamError):
     """Redis answered the handshake with an error; the text is Redis' own, code first."""

@@ -5,7 +5,8 @@ and the exact number is shared out accordingly, once a second and whenever someb
 all are seen and the shares are exact as well: up to about 1,000 hits (see `Table.settle`) and 256 misses a
 second.
 
-The number of classes is bounded: what comes after the first `MOST` is of the class `OTHER`.
+The number of classes is bounded: half of them go to who comes first, the other half to who is seen often.
+All else is of the class `OTHER`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 MOST = 32
 """Classes that are told apart."""
+_AT_ONCE = MOST // 2
+"""Of these, how many are as soon as there is one read of them. Where it is the first part that tells keys
+apart, the others are left for what comes later and counts for more."""
+_OFTEN, _SHARE = 8, 64
+"""The others have to be seen so often between two settlements, and be one in so many of all seen."""
 OTHER = "other"
 UNNAMED = "*"
 """The class of keys without a first part: each by itself would be none, and would name a key."""
@@ -61,6 +67,10 @@ class Classes:
         self._label = label
         self._labels: dict[bytes, str] = {}
         self._names: set[str] = set()
+        self._others: Counter[str] = Counter()
+        """Of those that are not told apart, how often each was seen since the last settlement."""
+        self._looked_at = 0
+        """All that were seen since then."""
         self._left = _HITS
         """Hits that are still looked at before the next settlement."""
         self._missed: list[bytes] = []
@@ -85,14 +95,28 @@ class Classes:
         self._see(self.misses, missed, 1)
         self.hits.settle()
         self.misses.settle()
+        self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        """Tell those apart from now on that were seen often."""
+        enough = max(_OFTEN, self._looked_at / _SHARE)
+        for name, count in self._others.most_common(MOST - len(self._names)):
+            if count >= enough:
+                self._names.add(name)
+        self._others.clear()
+        self._looked_at = 0
 
     def forget(self) -> None:
         """Ask anew which class a read is of: other rules are in force."""
         self._labels.clear()
 
     def _see(self, share: Share, parts: Sequence[bytes], weight: int) -> None:
+        self._looked_at += len(parts)
         for part, count in Counter(parts).items():
-            share.seen[self.of(part)] += count * weight
+            label = self.of(part)
+            share.seen[label] += count * weight
+            if label == OTHER and len(name := self._labels[part]) <= _LONGEST:
+                self._others[name] += count
 
     def of(self, part: bytes) -> str:
         """The class of a read."""
@@ -100,13 +124,13 @@ class Classes:
         if found is None:
             if len(self._labels) >= _REMEMBERED:
                 self._labels.clear()
-            found = self._labels[part] = self._bounded(self._label(part) or UNNAMED)
-        return found
+            found = self._labels[part] = self._label(part) or UNNAMED
+        return self._bounded(found)
 
     def _bounded(self, name: str) -> str:
         if name in self._names:
             return name
-        if len(self._names) >= MOST or len(name) > _LONGEST:
+        if len(self._names) >= _AT_ONCE or len(name) > _LONGEST:
             return OTHER
         self._names.add(name)
         return name

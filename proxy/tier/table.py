@@ -124,7 +124,7 @@ class Table:
         return self.users > 0 or self.asked > 0
 
     def log(self, parts: list[bytes]) -> int:
-        """Take note of parts that were answered (there may be others among them).
+        """Take note of parts that were answered.
 
         Returns after how many hits the same client's hits are to be logged again.
         """
@@ -148,9 +148,7 @@ class Table:
         step = _SOME if len(logged) > _LOGGED else 1
         some = logged[randrange(step) :: step]
         if self.hot is not None:
-            held = self.held
-            found = [part for part in some if part in replies or part in held]
-            self.hot.add(found, self.stands_for * step)
+            self.hot.add(some, self.stands_for * step)
         if self.classes is not None:
             self.classes.hit(some, self.stands_for * step)
         if stride is not None:

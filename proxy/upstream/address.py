@@ -57,6 +57,9 @@ class Upstream:
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     ssl_check_hostname: bool = True
+    ssl_sni: str | None = None
+    """The name to ask for and to find in the certificate; None: the host's. redis-cli calls it --sni."""
+    ssl_min_version: str = "1.2"
 
     @classmethod
     def parse(cls, text: str) -> Upstream:
@@ -80,6 +83,11 @@ class Upstream:
         else:
             url = f"{'rediss' if self.tls else 'redis'}://{login}{_join(self.host, self.port)}/{self.db}"
         return url + ("?" + "&".join(query) if query else "")
+
+    @property
+    def tls_name(self) -> str:
+        """The name that the server is asked for in TLS, and that its certificate has to have."""
+        return self.ssl_sni or self.host
 
     def __str__(self) -> str:
         return self.redacted
@@ -106,12 +114,16 @@ class Listen:
     """Permission bits of the unix socket."""
     namespace: str | None = None
     """Of the clients that come in here. None: the setting `namespace` holds. Empty: none."""
+    tls: bool = False
+    """Whether TLS is spoken here; never on a unix socket."""
+    group: str | None = None
+    """Name or number of the group that the unix socket is to have. None: as the system gives it."""
 
     @classmethod
     def parse(cls, text: str) -> Listen:
         """Read `host:port`, `[::1]:port`, `:port` or `*:port` (every interface), `port` (127.0.0.1),
-        any of these after `tcp://`, or `unix:///path?mode=660`; `?namespace=x` may stand after each.
-        Raises AddressError.
+        any of these after `tcp://`, `?tls=true` after each; or `unix:///path?mode=660&group=app`;
+        `?namespace=x` may stand after all. Raises AddressError.
         """
         try:
             # The query first, so that no :// in it is taken for the end of a scheme.
@@ -135,7 +147,11 @@ class Listen:
         return self.host, self.port, self.path
 
     def __str__(self) -> str:
-        query = [] if self.path is None or self.mode == SOCKET_MODE else [f"mode={self.mode:o}"]
+        query = ["tls=true"] if self.tls else []
+        if self.path is not None and self.mode != SOCKET_MODE:
+            query.append(f"mode={self.mode:o}")
+        if self.group is not None:
+            query.append(f"group={quote(self.group)}")
         if self.namespace is not None:
             query.append(f"namespace={quote(self.namespace, safe=':')}")
         unix = self.path is not None and f"unix://{quote(self.path)}"
@@ -213,7 +229,10 @@ class _Fault(Exception):
 _EXAMPLE = (
     "give a URL such as redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///run/redis.sock"
 )
-_TLS_PARAMETERS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
+_TLS_PARAMETERS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname",
+                   "ssl_sni", "ssl_min_version")  # fmt: skip
+_TLS_VERSIONS = {"1.2": "1.2", "1.3": "1.3", "771": "1.2", "772": "1.3"}
+"""As in the settings; and as redis-py has them in a URL, which are the protocol's own numbers."""
 _PARAMETERS = ("db", "username", "password", *_TLS_PARAMETERS)
 _CLIENT_PARAMETERS = re.compile(
     "client_name|decode_responses|encoding(_errors)?|health_check_interval|max_connections|protocol"
@@ -235,6 +254,8 @@ def _upstream_fields(text: str) -> dict[str, Any]:
     if "#" in text or astray or "@" in re.sub("=[^&]*", "", query):
         raise _Fault("has one of / ? # @ in its user name or password; percent-encode it: %2F %3F %23 %40")
     parameters = _parameters(query, tls=scheme == "rediss")
+    if "ssl_keyfile" in parameters and "ssl_certfile" not in parameters:
+        raise _Fault("has ssl_keyfile, which is of no use without ssl_certfile; give the latter, too")
     fields = _login(login) | parameters
     path = unquote(slash + tail)
     if scheme == "unix":
@@ -277,6 +298,12 @@ def _parameter(name: str, value: str) -> Any:
         return _database(value)
     if name == "ssl_cert_reqs" and value not in ("none", "required"):
         raise _Fault("has an unknown ssl_cert_reqs; give none or required")
+    if name == "ssl_min_version":
+        if value not in _TLS_VERSIONS:
+            raise _Fault("has an unknown ssl_min_version; give 1.2 or 1.3")
+        return _TLS_VERSIONS[value]
+    if name == "ssl_sni" and not re.fullmatch(r"[\w.-]{1,253}|[0-9a-fA-F:]+", value):
+        raise _Fault("has an ssl_sni that is no name of a host; give one such as redis.example.com")
     if name == "ssl_check_hostname":
         if value.lower() not in _BOOLEANS:
             raise _Fault("has an unknown ssl_check_hostname; give true or false")
@@ -291,36 +318,43 @@ def _database(text: str) -> int:
 
 
 def _listen_tcp(text: str, query: str) -> Listen:
-    namespace = _listen_parameters(query, "namespace").get("namespace")
+    parameters = _listen_parameters(query, "tls", "namespace")
+    namespace, tls = parameters.get("namespace"), parameters.get("tls", "false").lower()
+    if tls not in _BOOLEANS:
+        raise _Fault("has an unknown tls; give true or false")
     if re.fullmatch(r"[0-9]+", text):
-        return Listen(port=_port(text, lowest=0), namespace=namespace)
+        return Listen(port=_port(text, lowest=0), namespace=namespace, tls=_BOOLEANS[tls])
     host, port = _split(text)
     if port is None:
         raise _Fault("has no port; give an address such as 127.0.0.1:6380")
-    return Listen(None if host in ("", "*") else host, _port(port, lowest=0), namespace=namespace)
+    host_or_all = None if host in ("", "*") else host
+    return Listen(host_or_all, _port(port, lowest=0), namespace=namespace, tls=_BOOLEANS[tls])
 
 
 def _listen_unix(path: str, query: str) -> Listen:
     path = unquote(path)
     if not path.startswith("/") or len(path) < 2:
         raise _Fault("names no absolute socket path; give one such as unix:///run/pannier.sock")
-    parameters = _listen_parameters(query, "mode", "namespace")
-    mode = parameters.get("mode", f"{SOCKET_MODE:o}")
+    parameters = _listen_parameters(query, "mode", "group", "namespace")
+    mode, group = parameters.get("mode", f"{SOCKET_MODE:o}"), parameters.get("group")
     if not re.fullmatch(r"0?[0-7]{3}", mode):
         raise _Fault("has a mode that is no octal permission; give one such as ?mode=660")
-    return Listen(None, 0, _socket_path(path), int(mode, 8), parameters.get("namespace"))
+    if group is not None and not re.fullmatch(r"\d{1,9}|[A-Za-z_][\w.-]{0,31}\$?", group, re.ASCII):
+        raise _Fault("has a group that is neither a name nor a number; give one such as ?group=app")
+    path = _socket_path(path)
+    return Listen(None, 0, path, int(mode, 8), parameters.get("namespace"), group=group)
 
 
 def _listen_parameters(query: str, *known: str) -> dict[str, str]:
     """What stands after the `?`. Not by parse_qsl, for which a + in a namespace would be a space."""
     parameters: dict[str, str] = {}
     for name, _, value in (part.partition("=") for part in query.split("&") if part):
+        if name == "tls" and name not in known:
+            raise _Fault("has tls, but what goes over a unix socket never leaves the machine; leave it out")
         if name not in known:
-            names = " and ".join(known)
-            raise _Fault(
-                f"has an unknown parameter after the ?; known {'are' if len(known) > 1 else 'is'} {names}, "
-                f"as in ?{'mode=660' if known[0] == 'mode' else 'namespace=agent_service'}"
-            )
+            names = ", ".join(known[:-1]) + f" and {known[-1]}"
+            example = "mode=660" if known[0] == "mode" else "namespace=agent_service"
+            raise _Fault(f"has an unknown parameter after the ?; known are {names}, as in ?{example}")
         if name in parameters:
             raise _Fault(f"has two of {name}; give it once")
         parameters[name] = _namespace(value) if name == "namespace" else unquote(value)

@@ -143,6 +143,8 @@ class Collector:
     """Collects the replies to a few requests and hands them to `finish`, as one piece."""
 
     __slots__ = ("draining", "parts", "pending", "relay")
+    for_client = False
+    """Whether a client waits for it, who would get an error in its stead."""
 
     def __init__(self, n: int) -> None:
         self.parts: list[bytes] = []

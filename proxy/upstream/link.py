@@ -17,8 +17,9 @@ from proxy.events import without_arguments
 from proxy.resp import encode
 from proxy.resp.errors import UpstreamLost, UpstreamRefused
 from proxy.upstream.address import Upstream
-from proxy.upstream.sockets import set_keepalive, tls_context
+from proxy.upstream.sockets import set_keepalive
 from proxy.upstream.tally import Tally
+from proxy.upstream.tls import TLS_FIRST, explain, tls_context
 from proxy.upstream.watch import Watch
 
 LINK_NAME = b"pannier"
@@ -90,6 +91,8 @@ class Link(asyncio.Protocol):
         # The handshake under way.
         self._reader: hiredis.Reader | None = hiredis.Reader(replyError=_ErrorReply)
         self._answers: asyncio.Queue[Any] = asyncio.Queue()
+        self._unheard = True
+        """Whether nothing has come yet."""
 
     # --- asyncio callbacks
 
@@ -101,6 +104,12 @@ class Link(asyncio.Protocol):
         """Take bytes: the handshake's answers first, then whatever `received` makes of them."""
         if self._reader is None:
             self.received(data)
+            return
+        self._unheard = False
+        if data.startswith(TLS_FIRST):
+            why = "speaks TLS there; write rediss:// instead of redis://"
+            self._answers.put_nowait(self.connector.lost(why))
+            self.close()
             return
         self._reader.feed(data)
         try:
@@ -114,6 +123,10 @@ class Link(asyncio.Protocol):
         """Hear that the connection ended."""
         if self._reader is not None:
             why = f"closed the connection ({exc})" if exc else "closed the connection during the handshake"
+            upstream = self.connector.upstream
+            if self._unheard and upstream.path is None and not upstream.tls:
+                why += "; if it speaks TLS there, write rediss://"
+            why = explain(exc, upstream) or why
             self._answers.put_nowait(self.connector.lost(why))
         self.lost(exc)
 
@@ -236,10 +249,12 @@ async def open_link(
             await link.handshake(credentials)
     except TimeoutError:
         link.close()
-        raise connector.lost(f"did not answer within {connector.timeout:g} s") from None
+        silent = "; does it speak TLS there?" if connector.upstream.tls and link.transport is None else ""
+        raise connector.lost(f"did not answer within {connector.timeout:g} s{silent}") from None
     except OSError as error:
         link.close()
-        raise connector.lost(f"is unreachable: {error.strerror or error}") from None
+        why = explain(error, connector.upstream) or f"is unreachable: {error.strerror or error}"
+        raise connector.lost(why) from None
     except BaseException:
         link.close()
         raise
@@ -252,7 +267,12 @@ async def _connect(link: Link, connector: Connector) -> None:
     if upstream.path is not None:
         await loop.create_unix_connection(lambda: link, upstream.path)
         return
-    context = tls_context(upstream) if upstream.tls else None
-    await loop.create_connection(lambda: link, upstream.host, upstream.port, ssl=context)
+    if upstream.tls:
+        context, name = tls_context(upstream), upstream.tls_name
+        await loop.create_connection(
+            lambda: link, upstream.host, upstream.port, ssl=context, server_hostname=name
+        )
+    else:
+        await loop.create_connection(lambda: link, upstream.host, upstream.port)
     if link.transport is not None:
         set_keepalive(link.transport, connector.keepalive)

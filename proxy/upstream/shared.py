@@ -316,8 +316,13 @@ class SharedLink:
             caller.hold_back(self)
 
     def _refuse(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
-        self.connector.tally.unserved += n
+        self._count_unserved(caller, n)
         answer(caller, n, self.refusal.reply * n)
+
+    def _count_unserved(self, caller: Caller, n: int) -> None:
+        """Count commands that get an error; not questions of the sidecar's own."""
+        if not isinstance(found := itself(caller), Collector) or found.for_client:
+            self.connector.tally.unserved += n
 
     def _refuse_others(self, caller: Caller, n: int, requests: bytes, keys: Keys = None) -> None:
         if self._waiting.isdisjoint(caller.owners()):
@@ -471,7 +476,7 @@ class SharedLink:
                 continue
             self._settle_lost(sent, keys)
             self._look_back(caller, sent, came)
-            self.connector.tally.unserved += n
+            self._count_unserved(caller, n)
             answer(caller, n, b"".join([lost if read else unknown for _, read in parts[place]]))
 
     def _fail_all(self) -> None:
@@ -480,7 +485,7 @@ class SharedLink:
         for caller, n, requests, keys, came in entries:
             self._settle_lost(requests, keys)
             self._look_back(caller, requests, came)
-            self.connector.tally.unserved += n
+            self._count_unserved(caller, n)
             answer(caller, n, self.error.reply * n)
 
     def _look_back(self, caller: Caller, requests: bytes, came: float) -> None:

@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from bench import cpu
-from bench.__main__ import depth_list, parse
+from bench.__main__ import depth_list, parse, write
 from bench.figures import Cell, Figure, Measurement, Result, Spread
 from bench.load import parse_csv
 from bench.report import markdown, table, to_json
@@ -174,3 +175,29 @@ def test_options() -> None:
 )
 def test_groups_chosen(words: str, groups: list[str]) -> None:
     assert parse(words.split()).groups == groups
+
+
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [
+        ([], True),
+        (["--group", "all"], True),
+        (["--rounds", "2"], True),
+        (["--group", "invalidation"], False),
+        (["--only", "get"], False),
+        (["--depth", "1,16"], False),
+        (["--no-idle"], False),
+        (["--idle-only"], False),
+        (["--quick"], False),
+        (["--group", "all", "--proxy-command", "true"], False),
+    ],
+)
+def test_only_a_whole_run_takes_the_place_of_the_latest(words: list[str], whole: bool, tmp_path: Path) -> None:
+    latest, asked = tmp_path / "results", tmp_path / "asked.json"
+    latest.mkdir()
+    for name in ("latest.json", "latest.md"):
+        (latest / name).write_text("before")
+    result = Result({"cpu": "x"}, {}, [cell()])
+    write(result, parse([*words, "--json", str(asked)]), latest)
+    assert json.loads(asked.read_text()) == json.loads(json.dumps(to_json(result)))
+    assert {path.read_text() == "before" for path in latest.iterdir()} == {not whole}

@@ -156,6 +156,14 @@ class TestChurningKeys:
         hit(house.shelf, 340, "GET", "useful")
         assert churning_keys(house.view(), 9) == [ChurningKey(Name("counter", "counter", "", 0), 20, 0, 2.0)]
 
+    def test_its_hits_count_although_it_is_gone_when_they_are_looked_at(self, house: House) -> None:
+        for _ in range(20):
+            hit(house.shelf, 340, "GET", "useful")
+            house.shelf.invalidate([key_frame(b"useful")])
+        assert churning_keys(house.view(), 9) == []
+        (found,) = hot_keys(house.view(), 9)
+        assert found.hits == 20 * 340
+
     def test_a_few_changes_say_nothing(self, house: House) -> None:
         change(house.shelf, 3, b"counter")
         assert churning_keys(house.view(), 9) == []

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from proxy.client.wanted import Wish, as_pattern, wish
-from proxy.client.warm import Tally, Warmer
+from proxy.client.warm import Tally, Warmer, Whole
 from proxy.resp.errors import UpstreamError, UpstreamLost
 from proxy.resp.globs import compile_globs, literal
 from proxy.tier.flights import Flight
@@ -218,6 +218,36 @@ class TestWhatBecomesOfAFetch:
         assert all(len(why) <= 120 for why in tally.failed)
 
 
+class TestHowFarItIs:
+    def test_follows_the_keys_looked_at_or_the_limit_whichever_ends_it_first(self) -> None:
+        tally = Tally()
+        tally.scope, tally.seen, tally.of = 30_000, 15_000, 14_000
+        assert tally.share == 0.5
+        tally.limit = 20_000
+        assert tally.share == 0.7
+        tally.seen, tally.of = 20_250, 20_000
+        assert tally.share == 1.0
+
+    async def test_is_so_for_a_warmer_with_a_limit(self) -> None:
+        bench = Bench()
+        task = asyncio.create_task(bench.warmer().warm([Wish(b"k:*")], 7))
+        await turn()
+        assert bench.tally.limit == 7
+        task.cancel()
+
+    async def test_together_with_others_each_request_counts_once(self) -> None:
+        whole = Whole()
+        bench = Bench()
+        for parts, told in ((gets(3), (3, 3)), (gets(5), (5, 5))):
+            bench.tally = Tally(whole=whole)
+            await finish(asyncio.create_task(bench.warmer().warm_parts(parts)), bench.link, bench.link.reply)
+            assert (bench.tally.kept, bench.tally.of) == told
+        assert (whole.kept, whole.of) == (5, 5)
+        whole.end()
+        bench.tally.keep(b"late")
+        assert (whole.kept, whole.of) == (5, 5), "it has been said"
+
+
 class TestAWish:
     @pytest.mark.parametrize(
         ("line", "expected"),
@@ -240,6 +270,9 @@ class TestAWish:
             (b"FLUSHALL now", "'FLUSHALL', which is no read"),
             (b"SRANDMEMBER a", "no read whose reply is kept"),
             (b"NOSUCH a", "no read whose reply is kept"),
+            (b"GET a b c", "gives GET 3 arguments; it takes 1"),
+            (b"lrange a 0", "gives lrange 2 arguments; it takes 3"),
+            (b"HMGET a", "gives HMGET 1 arguments; it takes at least 2"),
             (b"SINTER a* b", "pattern among the several keys"),
             (b'GET "a', "unbalanced quotes"),
             (b"a" * 4097, "longer than 4096"),

@@ -10,7 +10,6 @@ from typing import Any
 
 from proxy.kinds import SECRET
 from proxy.settings import OPTIONS
-from tests.deploy.named import DRAIN
 
 Schema = dict[str, Any]
 NOT_THERE = {"listen", "admin_listen"}
@@ -59,8 +58,6 @@ def schema() -> Schema:
 def settings() -> dict[str, Schema]:
     """Texts, for Helm would write a large number as 1e+09. Not those that are secret: they are no ConfigMap's."""
     described = {option.name: option.help for option in OPTIONS if option.kind is not SECRET}
-    for variable in DRAIN:
-        described.setdefault(variable.lower().removeprefix("pannier_"), "")
     return {
         name: {"type": "string", "description": help}
         for name, help in sorted(described.items())

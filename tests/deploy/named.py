@@ -9,25 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from proxy.kinds import duration
 from proxy.settings import CONFIG_VARIABLE, OPTIONS, Settings, load
 
-DRAIN = {"PANNIER_DRAIN_DELAY": "--drain-delay", "PANNIER_DRAIN_TIMEOUT": "--drain-timeout"}
-"""Named already in deploy/, and taken for real until they are among OPTIONS."""
-VARIABLES = {option.variable for option in OPTIONS} | {CONFIG_VARIABLE, *DRAIN}
-FLAGS = {option.flag for option in OPTIONS} | set(DRAIN.values())
+VARIABLES = {option.variable for option in OPTIONS} | {CONFIG_VARIABLE}
+FLAGS = {option.flag for option in OPTIONS}
 
 
 def settings_of(env: Mapping[str, str]) -> Settings:
     """What a Pannier with these variables would be set to. Raises SettingsError."""
-    there = {option.variable for option in OPTIONS}
-    return load({}, {name: text for name, text in env.items() if name not in DRAIN or name in there})[0]
+    return load({}, env)[0]
 
 
 def drain_seconds(env: Mapping[str, str]) -> float:
-    """How long it may take to end, by its own settings."""
-    defaults = {"PANNIER_DRAIN_DELAY": "0s", "PANNIER_DRAIN_TIMEOUT": "10s"}
-    return sum(duration(0, 86400).parse(env.get(name, default)) for name, default in defaults.items())
+    """How long it may take to end, by its own settings; those of a file do not count."""
+    settings = settings_of({name: text for name, text in env.items() if name != CONFIG_VARIABLE})
+    return settings.drain_delay + settings.drain_timeout
 
 
 def tool(name: str, package: str) -> str:

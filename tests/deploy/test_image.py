@@ -182,7 +182,7 @@ class TestAContainer:
             command = dockerfile.inside(image.root, IMAGE, *entry, *options, "--admin-listen", str(admin))
             with running(command, port, tmp_path) as process:
                 pid = first_process(process)
-                stack.callback(end, pid)
+                stack.callback(end, pid, image.root)
                 status = Path(f"/proc/{pid}/status").read_text()
                 assert re.search(r"^NSpid:\s+\d+\s+1$", status, re.M)
                 assert re.search(r"^Uid:\s+10001\s+10001\s+10001\s+10001$", status, re.M)
@@ -198,10 +198,11 @@ class TestAContainer:
             assert unhealthy.returncode == 1
 
 
-def end(pid: int) -> None:
-    """It does not end with who started it: it has become another user since."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+def end(pid: int, root: Path) -> None:
+    """It does not end with who started it, for it has become another user since."""
+    with contextlib.suppress(OSError):
+        if os.readlink(f"/proc/{pid}/root") == str(root):
+            os.kill(pid, signal.SIGKILL)
 
 
 def first_process(process: Process) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from proxy.settings import BY_NAME
-from tests.deploy.named import DRAIN, FLAGS, VARIABLES
+from tests.deploy.named import FLAGS, VARIABLES
 from tests.harness import ROOT
 
 DOCUMENTS = ["docs/container.md", "docs/kubernetes.md"]
@@ -27,7 +27,6 @@ OTHERS = {
 }
 # fmt: on
 """Flags of other programs, and of pannier's commands."""
-NAMES = {name.lower().removeprefix("pannier_") for name in DRAIN} | BY_NAME.keys()
 NO_SETTINGS = {"memory_limited", "memory_limit_too_low"}
 """Events of the log."""
 
@@ -48,7 +47,7 @@ def test_flags(name: str) -> None:
 def test_settings(name: str) -> None:
     text = (ROOT / name).read_text()
     found = {match for span in re.findall(r"`([^`\n]+)`", text) for match in re.findall(r"^([a-z]+(?:_[a-z0-9]+)+)\b", span)}
-    assert found <= NAMES | NO_SETTINGS
+    assert found <= BY_NAME.keys() | NO_SETTINGS
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

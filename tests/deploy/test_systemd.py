@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,27 @@ def test_pannier_needs_no_memory_that_is_written_and_executed(tmp_path: Path) ->
         with running(command, port, tmp_path) as process, process.connect() as sock:
             sock.sendall(b"SET k v\r\nGET k\r\nGET k\r\n")
             assert sock.recv(5) == b"+OK\r\n"
+
+
+@pytest.mark.skipif(SYSTEM is None, reason="no redis-server on the PATH")
+@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="no systemd-socket-activate on the PATH")
+def test_the_sockets_are_served_and_readiness_is_told(tmp_path: Path) -> None:
+    """As systemd does it: with the addresses of pannier.socket, but for port and folder, and the service's variables."""
+    env = {name: text for name, text in ENV.items() if name != "PANNIER_CONFIG"}
+    address, path = SOCKET["ListenStream"]
+    path = f"{tmp_path}/{Path(path).name}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, redis_server(str(SYSTEM), tmp_path) as redis:
+        told.bind(f"{tmp_path}/notify")
+        told.settimeout(20)
+        env |= {"NOTIFY_SOCKET": f"{tmp_path}/notify", "PANNIER_UPSTREAM": f"redis://127.0.0.1:{redis.port}"}
+        with reserved(None) as port:
+            command = ["systemd-socket-activate", f"--listen={address.replace('6380', str(port))}", f"--listen={path}"]
+            command += [f"--setenv={name}={text}" for name, text in env.items()]
+            command += [sys.executable, "-m", "proxy", "--admin-listen", "0"]
+            with running(command, port, tmp_path) as process:
+                assert b"READY=1" in told.recv(4096).split(b"\n")
+                with socket.socket(socket.AF_UNIX) as sock:
+                    sock.connect(path)
+                    sock.sendall(b"PING\r\n")
+                    assert sock.recv(7) == b"+PONG\r\n"
+                assert process.stop() == 0

@@ -346,6 +346,12 @@ class TestBadInput:
         assert found.status == status and found.json["reason"]
         assert ("allow" in found.fields) == (status == 405)
 
+    @pytest.mark.parametrize("fields", [{"Host": "[foo"}, {"Host": "localhost", "Origin": "http://[x"}])
+    def test_fields_that_are_no_names_of_hosts(self, proxy: Process, web: Web, fields: dict[str, str]) -> None:
+        found = web.ask("POST", "/drain", **fields)
+        assert found.status == 400 and found.json["reason"] == "the field Host or Origin is none"
+        assert "internal error" not in proxy.output
+
     def test_head(self, web: Web) -> None:
         found = web.ask("HEAD", "/readyz")
         assert (found.status, found.body) == (200, b"") and int(found.fields["content-length"]) > 0
@@ -502,7 +508,7 @@ class TestHotKeys:
         assert 40 <= first["reads"] <= 80 and first["reads_per_second"] > 0
         assert mine["largest"][0]["key"] == "popular:2" and mine["largest"][0]["bytes"] > 5000
 
-    @pytest.mark.parametrize("query", ["n=0", "n=x", "n=1001", "n=99999999", "m=1", "n=1&n=2", "namespace=nosuch"])
+    @pytest.mark.parametrize("query", ["n=0", "n=x", "n=1001", "n=99999999", "n=000011234567", "n=1" + "9" * 5000, "m=1", "n=1&n=2", "namespace=nosuch"])
     def test_wrong_parameters_are_refused_with_the_reason(self, web: Web, query: str) -> None:
         answer = web.get(f"/hotkeys?{query}")
         assert answer.status == 400 and answer.json["reason"]

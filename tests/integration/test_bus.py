@@ -122,6 +122,14 @@ def kept(port: int, key: str | bytes, *login: str) -> bool:
         return int(text(wire.ask("INFO", "sidecar")).partition("tier_hits:")[2].split()[0]) > before
 
 
+def remembered(port: int, key: str, *login: str) -> bool:
+    """Whether a key is in memory, without reading it."""
+    with Wire(port) as wire:
+        if login:
+            assert wire.ask("AUTH", *login) == OK
+        return b"cached\r\n$3\r\nyes" in wire.ask("SIDECAR", "EXPLAIN", key)
+
+
 def fill(redis: Process, *proxies: Process, keys: Iterable[str | bytes]) -> None:
     """Have only these keys in Redis, and in the memory of the sidecars."""
     keys = list(keys)
@@ -421,6 +429,11 @@ class TestCommands:
             refused = wire.ask("SIDECAR", "INVALIDATE", "MATCH", *patterns, *patterns)
             assert refused == b"-ERR SIDECAR INVALIDATE MATCH takes patterns of 4096 bytes together\r\n"
         wait_until(lambda: entries(three[1].port) <= 1, 5)
+
+    def test_a_pattern_that_was_forgotten_is_no_key(self, three: list[Process]) -> None:
+        with Wire(three[0].port) as wire:
+            assert wire.ask("SIDECAR", "INVALIDATE", "match") == b"-ERR wrong number of arguments for 'sidecar|invalidate' command\r\n"
+            assert wire.ask("SIDECAR", "INVALIDATE", "MATCH", "MATCH") == wire.ask("SIDECAR", "INVALIDATE", "a", "MATCH") == b":0\r\n"
 
     def test_own_messages_do_not_hurt_and_tell_the_lag(self, upstream: Process, three: list[Process]) -> None:
         fill(upstream, *three[:2], keys=["a", "b"])
@@ -1096,7 +1109,7 @@ class TestModes:
     def test_off_neither_sends_nor_hears(
         self, upstream: Process, three: list[Process], directory: Path
     ) -> None:
-        before = len(bus_connections(upstream))
+        before, hearing = len(bus_connections(upstream)), hearers(upstream)
         with (
             pannier(url(upstream), directory, "--broadcast", "off") as off,
             Wire(off.port) as wire,
@@ -1112,7 +1125,7 @@ class TestModes:
             for words in (["SIDECAR", "INVALIDATE", "nosuch"], ["SIDECAR", "INVALIDATE", "MATCH", "nosuch*"]):
                 assert wire.ask(*words) == b":0\r\n"
             assert wire.line("SIDECAR DELETE MATCH nosuch*") == b":0\r\n"
-            assert publish(upstream, {"v": 1, "all": True}) == ear_and(three, upstream)
+            assert publish(upstream, {"v": 1, "all": True}) == hearing + 1, "those before, and the ear"
             with Wire(three[0].port) as other:
                 other.line("SIDECAR INVALIDATE a")
                 other.line("SIDECAR INVALIDATE MATCH *")
@@ -1133,10 +1146,9 @@ class TestModes:
             wait_until(lambda: settled(apart, 1))
 
 
-def ear_and(proxies: list[Process], redis: Process) -> int:
-    """How many hear what is said on BARE: who subscribes to it, as Redis counts them."""
-    with Redis(port=redis.port) as direct:
-        return int(direct.pubsub_numsub(BARE)[0][1])
+def hearers(redis: Process, channel: str = BARE) -> int:
+    """How many hear what is said on a channel, tried with a message that nobody understands."""
+    return publish(redis, {"v": 99}, channel)
 
 
 class TestReconnecting:
@@ -1170,6 +1182,7 @@ class TestReconnecting:
             for port in (FIRST, FIRST_TWO):
                 hot(port, ["a"])
                 wait_until(lambda port=port: entries(port) >= 1)  # type: ignore[misc]
+            before = hearers(upstream, BARE + "two")
             killing = direct.pipeline()
             for client in bus_connections(upstream):
                 killing.execute_command("CLIENT", "KILL", "ID", client["id"])
@@ -1177,7 +1190,7 @@ class TestReconnecting:
             assert killing.execute()[-1] == 0
             for port in (FIRST, FIRST_TWO):
                 wait_until(lambda port=port: entries(port) == 0)  # type: ignore[misc]
-            wait_until(lambda: int(direct.pubsub_numsub(BARE + "two")[0][1]) == 2)
+            wait_until(lambda: hearers(upstream, BARE + "two") == before)
         hot(SECOND_TWO, ["a"])
         publish(upstream, {"v": 1, "all": True}, BARE + "two")
         wait_until(lambda: entries(SECOND_TWO) == 0)
@@ -1211,7 +1224,7 @@ class TestReconnecting:
                 wait_until(lambda old=old: fact(three[0], "bus_subscriptions") > old, 5)  # type: ignore[misc]
         ready(*three)
         wait_until(
-            lambda: len([client for client in bus_connections(upstream) if int(client["sub"]) == 1]) >= 4
+            lambda: len([client for client in bus_connections(upstream) if int(client["psub"]) == 1]) >= 4
         )
 
 
@@ -1388,6 +1401,117 @@ class TestRights:
                     wait_until(lambda: facts(proxy.port)["bus_status"] == "up", 5)
             finally:
                 direct.line("ACL DELUSER mute")
+
+
+class TestUsersWithoutChannels:
+    """Redis 7 gives a new user no channel: Pannier's own user says what such a one has to say."""
+
+    @pytest.fixture
+    def login(self, upstream: Process) -> Iterator[tuple[str, str]]:
+        with Wire(upstream.port) as wire:
+            assert wire.line("ACL SETUSER app on >pw ~* +@all resetchannels") == OK
+            yield ("app", "pw")
+            wire.line("ACL DELUSER app")
+
+    @pytest.fixture
+    def pair(self, upstream: Process, directory: Path, login: tuple[str, str]) -> Iterator[list[Process]]:
+        options = ["--auth", "passthrough"]
+        with several(upstream, directory, options, options) as started:
+            yield started
+
+    def test_others_hear_what_they_invalidate(
+        self, upstream: Process, pair: list[Process], login: tuple[str, str]
+    ) -> None:
+        one, other = pair
+        with Redis(port=upstream.port) as direct, Wire(one.port) as wire:
+            direct.mset(dict.fromkeys("abc", "v"))
+            assert wire.ask("AUTH", *login) == OK
+            for words in (["a"], ["MATCH", "[b]"], ["c"]):
+                hot(other.port, "abc", *login)
+                wait_until(lambda: all(kept(other.port, key, *login) for key in "abc"))
+                wire.ask("SIDECAR", "INVALIDATE", *words)
+                key = words[-1].strip("[]")
+                wait_until(lambda key=key: not remembered(other.port, key, *login))  # type: ignore[misc]
+        assert facts(one.port)["bus_status"] == facts(other.port)["bus_status"] == "up"
+        assert fact(other, "bus_gaps") == 0
+        assert "could not be published" not in one.output
+
+    def test_the_bus_alone_keeps_memory_true(
+        self, upstream: Process, directory: Path, login: tuple[str, str]
+    ) -> None:
+        options = ["--auth", "passthrough", "--tracking", "off", "--broadcast", "writes"]
+        with (
+            several(upstream, directory, options, options) as (one, other),
+            Wire(one.port) as writes,
+            Wire(other.port) as reads,
+        ):
+            assert writes.ask("AUTH", *login) == reads.ask("AUTH", *login) == OK
+            for n in range(5):
+                assert writes.line(f"SET q {n}") == OK
+                wait_until(lambda n=n: reads.line("GET q") == b"$1\r\n%d\r\n" % n, 2)  # type: ignore[misc]
+                wait_until(lambda: reads.line("GET q") and remembered(other.port, "q", *login))
+
+
+class TestNamespacesSeenFromOutside:
+    """Who has no namespace calls the keys of any by their whole names, and hears of what becomes of them."""
+
+    @staticmethod
+    @contextlib.contextmanager
+    def both(upstream: Process, directory: Path, namespace: str, *options: str) -> Iterator[list[Process]]:
+        """A Pannier of no namespace, and one of a namespace, whose INFO says nothing of the bus."""
+        with (
+            several(upstream, directory, [*options]) as (bare,),
+            pannier(url(upstream), directory, *options, "--namespace", namespace) as spaced,
+        ):
+            wait_until(lambda: any(int(each["sub"]) == 2 for each in bus_connections(upstream)))
+            yield [bare, spaced]
+
+    @pytest.fixture
+    def pair(self, upstream: Process, directory: Path) -> Iterator[list[Process]]:
+        with self.both(upstream, directory, "s[v]c") as started:
+            yield started
+
+    @pytest.mark.parametrize("words", [["a"], ["MATCH", "a*"], ["MATCH", "*"]], ids=["key", "match", "everything"])
+    def test_invalidations(self, upstream: Process, pair: list[Process], words: list[str]) -> None:
+        bare, spaced = pair
+        fill(upstream, bare, keys=["s[v]c:a", "a", "svc:a"])
+        with Wire(spaced.port) as wire:
+            wire.ask("SIDECAR", "INVALIDATE", *words)
+        wait_until(lambda: not remembered(bare.port, "s[v]c:a"))
+        assert remembered(bare.port, "a") and remembered(bare.port, "svc:a")
+
+    def test_an_applications_message_for_all_of_a_namespace(self, upstream: Process, pair: list[Process]) -> None:
+        bare, _ = pair
+        fill(upstream, bare, keys=["elsewhere:a", "a"])
+        publish(upstream, {"v": 1, "all": True}, BARE + "elsewhere")
+        wait_until(lambda: not remembered(bare.port, "elsewhere:a"))
+        assert remembered(bare.port, "a")
+
+    def test_writes_where_redis_does_not_tell(self, upstream: Process, directory: Path) -> None:
+        options = ["--tracking", "off", "--broadcast", "writes"]
+        with (
+            self.both(upstream, directory, "svc", *options) as (bare, spaced),
+            Wire(bare.port) as outside,
+            Wire(spaced.port) as inside,
+        ):
+            for n in range(5):
+                assert inside.line(f"SET c {n}") == OK
+                wait_until(lambda n=n: outside.line("GET svc:c") == b"$1\r\n%d\r\n" % n, 2)  # type: ignore[misc]
+                wait_until(lambda: kept(bare.port, "svc:c"))
+            assert inside.line("FLUSHDB") == OK
+            wait_until(lambda: outside.line("GET svc:c") == b"$-1\r\n", 2)
+
+    def test_who_may_not_hear_all_hears_its_own(self, upstream: Process, directory: Path) -> None:
+        with Wire(upstream.port) as wire:
+            assert wire.line(f"ACL SETUSER narrow on >pw ~* +@all resetchannels &{BARE}") == OK
+        with pannier(url(upstream, "narrow:pw@"), directory) as proxy:
+            wait_until(lambda: facts(proxy.port)["bus_status"] == "up")
+            assert "only the eviction bus of the namespaces served here is heard" in proxy.output
+            fill(upstream, proxy, keys=["a"])
+            publish(upstream, {"v": 1, "keys": ["a"]})
+            wait_until(lambda: settled(proxy, 0))
+        with Wire(upstream.port) as wire:
+            wire.line("ACL DELUSER narrow")
 
 
 class TestManyEntries:

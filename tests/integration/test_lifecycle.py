@@ -194,7 +194,8 @@ class TestItListensWhereItIsTold:
 class TestASignalStopsItCleanly:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_with_clients_connected(self, upstream: str, directory: Path, number: int) -> None:
-        with launched(directory, "--upstream", upstream, "--listen", "0") as process, contextlib.ExitStack() as stack:
+        options = ["--upstream", upstream, "--listen", "0", "--drain-timeout", "500ms"]
+        with launched(directory, *options) as process, contextlib.ExitStack() as stack:
             socks = [stack.enter_context(process.connect()) for _ in range(8)]
             idle, blocked, subscriber, transaction, half, monitor, other_database, watching = socks
             ask(idle, b"PING\r\n", b"+PONG\r\n")
@@ -208,14 +209,15 @@ class TestASignalStopsItCleanly:
             began = time.monotonic()
             process.signal(number)
             assert process.popen.wait(10) == 0
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 3
             for sock in socks:
                 with contextlib.suppress(ConnectionError):
                     while sock.recv(1 << 16):
                         pass
-            last = process.output.splitlines()[-1]
-            assert last.endswith(" INFO    stopping")
-            assert not re.search("WARNING|ERROR|Traceback|reconnecting", process.output)
+            before, last = process.output.splitlines()[-2:]
+            assert before.endswith(" INFO    stopping")
+            assert last.endswith(" WARNING 4 clients are cut off: they were not done within a drain_timeout of 500ms")
+            assert not re.search("ERROR|Traceback|reconnecting", process.output)
 
     def test_replies_under_way_are_delivered(self, upstream: str, directory: Path) -> None:
         with launched(directory, "--upstream", upstream, "--listen", "0") as process, process.connect() as sock:
@@ -249,6 +251,68 @@ class TestASignalStopsItCleanly:
             began = time.monotonic()
             assert process.stop() == 0
             assert time.monotonic() - began < 2
+
+
+SIGNALLED = """
+import os, runpy, sys
+
+class Sender:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), {number:d})
+
+sys.meta_path.insert(0, Sender())
+runpy.run_module("proxy", run_name="__main__")
+"""
+"""Runs pannier and sends it a signal in the moment in which it begins to import a module."""
+
+
+@pytest.mark.parametrize("module", ["proxy.cli", "proxy.settings", "uvloop", "proxy.sidecar"])
+class TestASignalBeforeItIsUp:
+    def test_sighup_is_heeded_later(self, upstream: str, directory: Path, module: str) -> None:
+        code = SIGNALLED.format(module=module, number=signal.SIGHUP)
+        port = free_port()
+        options = ["--upstream", upstream, "--listen", f"127.0.0.1:{port}", "--admin-listen", "off", "--broadcast", "off"]
+        with running([sys.executable, "-c", code, *options], port, directory) as process:
+            wait_until(lambda: "SIGHUP: rules and mode are as they were" in process.output)
+            assert process.stop() == 0
+
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+    def test_others_end_it_at_once(self, upstream: str, module: str, number: int, status: int) -> None:
+        code = SIGNALLED.format(module=module, number=number)
+        command = [sys.executable, "-c", code, "--upstream", upstream, "--listen", "127.0.0.1:0", "--admin-listen", "off"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+@pytest.mark.parametrize("command", [["config"], ["delete", "x", "--to", "redis://127.0.0.1:1"]], ids=["config", "delete"])
+def test_sighup_ends_a_command_that_serves_nobody(command: list[str]) -> None:
+    code = SIGNALLED.format(module="proxy.settings", number=signal.SIGHUP)
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGHUP, "", "")
+
+
+def test_a_start_that_waits_for_redis_is_ended_all_the_same(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = free_port()
+        options = ["--upstream", f"redis://127.0.0.1:{silent.getsockname()[1]}", "--listen", f"127.0.0.1:{port}",
+                   "--connect-timeout", "60s", "--upstream-timeout", "60s", "--admin-listen", "off", "--broadcast", "off"]  # fmt: skip
+        log = directory / "pannier.log"
+        with log.open("wb") as out:
+            popen = subprocess.Popen([*TIED, sys.executable, "-m", "proxy", *options], stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
+        process = Process(popen, port, log)
+
+        def listens() -> bool:
+            with contextlib.suppress(OSError), process.connect():
+                return True
+            return False
+
+        try:
+            wait_until(listens)
+            assert process.stop() == 0
+            assert "Traceback" not in process.output
+        finally:
+            process.kill()
 
 
 class TestTheBundledServerEndsWithIt:

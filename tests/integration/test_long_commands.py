@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Process, pannier, wait_until
+from tests.harness import Process, pannier, redis_server, wait_until
 from tests.integration.wire import Wire, request, text
 
 MANY = 60_000
@@ -71,6 +71,52 @@ def test_deleting_ends_when_the_client_sends_no_more_and_says_how_far_it_was(pro
     found = left(redis)
     assert found > 1000
     assert MANY - found - int(said[1]) in range(0, 257), "but for what was under way"
+
+
+def test_a_refusal_midway_says_how_much_is_gone(redis: Process, directory: Path) -> None:
+    """The user may delete some of the keys, and of the first that he may not, Redis refuses the whole piece."""
+    populate(redis)
+    with Wire(redis.port) as direct:
+        direct.line("SET priv:1 x")
+        direct.line("ACL SETUSER some reset on >pw ~user:* +@all")
+    try:
+        with pannier(f"redis://some:pw@127.0.0.1:{redis.port}", directory) as proxy, Wire(proxy.port) as wire:
+            reply = wire.ask("SIDECAR", "DELETE", "MATCH", "*")
+    finally:
+        with Wire(redis.port) as direct:
+            direct.line("ACL DELUSER some")
+    said = re.fullmatch(rb"-NOPERM .+; stopped before the end: deleted (\d+), looked_at \d+, of 60001\r\n", reply)
+    assert said, reply
+    assert int(said[1]) == MANY + 1 - left(redis)
+
+
+@pytest.mark.parametrize("words", [("DELETE", "MATCH", "user:*", "COUNT", "3"), ("WARM", "MATCH", "user:*")], ids=["delete", "warm"])
+def test_so_does_the_error_when_redis_dies(any_redis_binary: str, directory: Path, words: tuple[str, ...]) -> None:
+    with redis_server(any_redis_binary, directory) as redis, pannier(f"redis://127.0.0.1:{redis.port}", directory) as proxy:
+        populate(redis)
+        with begin(proxy, redis, *words) as sock, sock.makefile("rb") as replies, Wire(proxy.port) as other:
+            done = rb"(deleted|warmed)=[1-9]"
+            wait_until(lambda: re.search(done, other.line("INFO sidecar")))
+            redis.kill()
+            reply = replies.readline()
+    assert re.match(rb"-ERR pannier: upstream .+; stopped before the end: (deleted|warmed) [1-9]\d*, ", reply), reply
+
+
+def test_a_namespace_s_flush_that_is_refused_midway_says_so_too(redis: Process, directory: Path) -> None:
+    populate(redis)
+    with Wire(redis.port) as direct:
+        direct.line("SET user:priv x")
+        direct.line("ACL SETUSER some reset on >pw ~user:[0-9]* +@all")
+    options = ["--namespace", "user"]
+    try:
+        with pannier(f"redis://some:pw@127.0.0.1:{redis.port}", directory, *options) as proxy, Wire(proxy.port) as wire:
+            reply = wire.line("FLUSHDB")
+    finally:
+        with Wire(redis.port) as direct:
+            direct.line("ACL DELUSER some")
+    said = re.fullmatch(rb"-NOPERM .+; stopped before the end: deleted (\d+)\r\n", reply)
+    assert said, reply
+    assert int(said[1]) == MANY + 1 - left(redis)
 
 
 def test_what_was_sent_behind_it_is_answered(proxy: Process, redis: Process) -> None:

@@ -295,12 +295,18 @@ class TestRedisOwnRefusalsAreRelayed:
 
 
 class TestAnUpstreamThatIsNoRedis:
-    @pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"\x15\x03\x01\x00\x02\x02F\r\n"])
+    @pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"\x14\x03\x01\x00\x02\x02F\r\n"])
     def test_says_so(self, directory: Path, greeting: bytes) -> None:
         with FakeUpstream(lambda _: b"") as fake:
             fake.greeting = greeting
             with pannier(fake.url, directory, *FAST) as proxy, proxy.connect() as sock:
                 wait_until(lambda: b" does not speak RESP " in ask(sock, b"PING\r\n"))
+
+    def test_speaks_tls(self, directory: Path) -> None:
+        with FakeUpstream(lambda _: b"") as fake:
+            fake.greeting = b"\x15\x03\x01\x00\x02\x02F\r\n"
+            with pannier(fake.url, directory, *FAST) as proxy, proxy.connect() as sock:
+                wait_until(lambda: b" speaks TLS there; write rediss:// instead of redis://" in ask(sock, b"PING\r\n"))
 
     def test_closes_at_once(self, directory: Path) -> None:
         with FakeUpstream(lambda _: b"") as fake:

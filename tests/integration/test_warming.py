@@ -149,24 +149,44 @@ class TestPatterns:
         assert failing("--warm-file", str(path)) == (
             f"pannier: warm_file: {path}:4: 'SINTER a* b' has a pattern among the several keys of SINTER; give the keys\n"
         )
+        path.write_text("org:1\nGET a b c\n")
+        assert failing("--warm-file", str(path)) == f"pannier: warm_file: {path}:2: 'GET a b c' gives GET 3 arguments; it takes 1\n"
         assert "cannot be read (No such file or directory)" in failing("--warm-file", str(directory / "nosuch"))
         assert "cannot be read (Is a directory)" in failing("--warm-file", str(directory))
 
     def test_a_terminal_shows_how_far_it_is(self, redis: Process) -> None:
+        """And once it is done, the line is gone, though there was more than the limit allowed."""
         Redis(port=redis.port).mset({f"org:{n}": n for n in range(50_000)})
-        command = [sys.executable, "-m", "proxy", "run", "--upstream", url(redis), "--listen", "127.0.0.1:0", "--admin-listen", "off", "--warm", "org:*"]
+        options = ["--listen", "127.0.0.1:0", "--admin-listen", "off", "--warm", "org:*", "--warm-limit", "40000"]
+        command = [sys.executable, "-m", "proxy", "run", "--upstream", url(redis), *options]
         parent, child = pty.openpty()
         said = b""
         with subprocess.Popen(command, stdout=child, stderr=child, cwd=ROOT) as work:
             try:
-                while b"warmed 50,000 of" not in said:
+                while b"warmed 40,000 of" not in said:
                     assert select.select([parent], [], [], 30)[0], said
+                    said += os.read(parent, 1 << 16)
+                while select.select([parent], [], [], 0.5)[0]:  # five times as long as until it was drawn again
                     said += os.read(parent, 1 << 16)
             finally:
                 work.terminate()
         os.close(parent)
         os.close(child)
+        assert b"%" not in said.rpartition(b"warmed 40,000 of 40,000 keys")[2]
         assert re.search(rb"\r\x1b\[K\[#* *\] +\d+%  warming org:\*: [\d,]+ of [\d,]+ keys in \d+\.\d seconds", said)
+
+    def test_what_several_sources_name_counts_once_in_all(self, redis: Process, directory: Path) -> None:
+        raw = Redis(port=redis.port)
+        raw.mset({f"org:{n}": n for n in range(300)})
+        raw.xadd("org:x", {"a": 1})
+        state = directory / "hot"
+        state.write_text(HEADER + "".join(f"GET org:{n}\n" for n in range(100)))
+        options = ["--warm-state", str(state), "--warm", "org:*,org:[x1]*"]
+        with pannier(url(redis), directory, *options) as proxy:
+            found = warm(proxy)
+            assert (found["warm_keys"], found["warm_of"]) == (300, 301)
+            for said in (f"{state}: 100 of 100", "org:*: 300 of 301", "org:[x1]*: 111 of 112", "300 of 301"):
+                assert f"warmed {said} keys in " in proxy.output
 
     def test_off_nothing_is_said_of_it(self, redis: Process, directory: Path) -> None:
         with pannier(url(redis), directory) as proxy:

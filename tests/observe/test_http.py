@@ -289,14 +289,25 @@ class TestHasRoomForSoMany:
         assert len(house.server.connections) == MOST_CONNECTIONS
         assert status(await another.send(GET)) == 200
 
-    async def test_if_none_is_idle_one_more_is_refused(self, house: House) -> None:
+    async def test_then_who_is_slow_to_ask(self, house: House) -> None:
+        """Or the probes of an orchestrator could be kept out."""
         clients = [house.client() for _ in range(MOST_CONNECTIONS)]
         for client in clients:
             await client.send(GET[:10])
         another = house.client()
+        assert status(await another.send(GET)) == 200
+        assert clients[0].transport.aborted and not clients[1].transport.aborted
+
+    async def test_if_all_are_being_answered_one_more_is_refused(self, house: House) -> None:
+        house.gate = asyncio.Event()
+        clients = [house.client() for _ in range(MOST_CONNECTIONS)]
+        for client in clients:
+            await client.send(GET)
+        another = house.client()
         assert status(await another.read()) == 503
         assert another.transport.closed and house.server.refused == 1
-        clients[0].connection.connection_lost(None)
+        house.gate.set()
+        assert status(await clients[0].read()) == 200
         assert status(await house.client().send(GET)) == 200
 
     async def test_who_left_counts_until_the_answer_is_ready(self, house: House) -> None:

@@ -59,12 +59,36 @@ def test_no_more_classes_than_are_told_apart() -> None:
     counted.hits = len(names)
     counted.classes.hit(names, 1)
     counted.classes.settle()
-    assert counted.classes.hits.by_class[OTHER] == MOST
-    assert len(counted.classes.hits.by_class) == MOST + 1
+    assert counted.classes.hits.by_class[OTHER] == 2 * MOST - MOST // 2
+    assert len(counted.classes.hits.by_class) == MOST // 2 + 1
     counted.hits += 1
     counted.classes.hit([b"c0:9"], 1)
     counted.classes.settle()
     assert counted.classes.hits.by_class["c0"] == 2, "who was first stays"
+
+
+def test_who_comes_late_and_often_is_told_apart_as_well() -> None:
+    """Keys whose first part is what tells them apart do not take all the places."""
+    counted = Counted()
+
+    def hit(names: list[bytes]) -> None:
+        counted.hits += len(names)
+        counted.classes.hit(names, 1)
+        counted.classes.settle()
+
+    for start in range(0, 5000, 500):
+        hit([b"%d:profile" % n for n in range(start, start + 500)])
+    assert len(counted.classes.hits.by_class) == MOST // 2 + 1
+    hit([b"late:%d" % n for n in range(7)])
+    assert counted.classes.hits.by_class["late"] == 0, "hardly ever seen"
+    for _ in range(2):
+        hit([b"late:%d" % n for n in range(100)] + [b"rare:%d" % n for n in range(5)])
+    assert counted.classes.hits.by_class["late"] == 100 and counted.classes.hits.by_class["rare"] == 0
+    for n in range(MOST):
+        hit([b"more%d:1" % n] * 50)
+        hit([b"more%d:1" % n])
+    assert len(counted.classes.hits.by_class) == MOST + 1, "but no more than so many"
+    assert counted.classes.hits.by_class.total() == counted.hits
 
 
 def test_a_long_first_part_names_no_class() -> None:

@@ -342,7 +342,9 @@ class TestStates:
         refusal = b"-ERR pannier: upstream redis://localhost:6379/0 is unreachable: Connection refused\r\n"
         assert (caller.got, caller.pending, link.state) == (refusal, 0, LinkState.DOWN)
         caller.ask(GET, GET)
-        assert caller.got == refusal * 3
+        assert caller.got == refusal * 3 and link.connector.tally.unserved == 3
+        assert await Question().ask(link, GET) == refusal
+        assert link.connector.tally.unserved == 3, "that was nobody's command"
         redis.failure = None
         await turn()
         assert link.state is LinkState.READY
