@@ -104,5 +104,5 @@ $(VENV)/.runs: $(VENV)/.made pyproject.toml
 
 $(VENV)/.tests: $(VENV)/.runs
 	@echo "make: installing the tools for the tests into $(VENV)"
-	@$(PIP) install --editable '.[dev]'
+	@$(PIP) install --editable '.[dev,deploy]'
 	@touch $@

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 
+from proxy.cgroup import memory_limit
 from proxy.kinds import Wrong, noting
 from proxy.resp.errors import SettingsError, StartupError
 from proxy.settings import BUNDLED, BY_NAME, Settings, load
@@ -72,7 +73,7 @@ def check(flags: Mapping[str, str], env: Mapping[str, str], config: str | None) 
     """Read everything; see `proxy.settings.load` for the arguments."""
     report = Report()
     wrong = report.wrong
-    settings, origins = load(flags, env, config, wrong)
+    settings, origins = load(flags, env, config, memory_limit(), wrong)
     report.read += _sources(settings, origins)
     _check_addresses(settings, wrong)
     report.read += [("listen", str(listen)) for listen in settings.listen]

@@ -2,9 +2,9 @@
 
 `pannier` runs the sidecar; `pannier config` shows the effective settings and where each came from; `pannier
 check` (`proxy.checking`) and `preflight` (`proxy.preflight`) try them; `pannier invalidate`, `delete`,
-`sweep`, `warm`, `top` and `advise` are those of `proxy.control`. The flags are derived from
-`proxy.settings.OPTIONS`. Nothing heavier than argparse is imported before the sidecar is really to run,
-so that `config` and `--help` answer at once.
+`sweep`, `warm`, `top` and `advise` are those of `proxy.control`, `pannier health` that of `proxy.probe`. The
+flags are derived from `proxy.settings.OPTIONS`. Nothing heavier than argparse is imported before the sidecar
+is really to run, so that `config` and `--help` answer at once.
 
 Exit status: 0 after a clean stop, 1 if Pannier cannot start here or a preflight fails, 2 for a wrong setting,
 130 after Ctrl-C before the sidecar was up.
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from proxy import __version__, hangup
+from proxy.cgroup import memory_limit
 from proxy.kinds import did_you_mean, duration, toml_key
 from proxy.resp.errors import SettingsError, StartupError
 from proxy.rules_file import FIELDS, MATCH, show_rule
@@ -32,6 +33,8 @@ from proxy.upstream.address import shown
 COMMANDS = ("run", "config", "check", "preflight")
 CONTROL = ("invalidate", "delete", "sweep", "warm", "top", "advise")
 """Commands of `proxy.control`, which talk to a running Pannier."""
+HEALTH = "health"
+"""The command of `proxy.probe`, which asks a running Pannier whether it is well."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from proxy import control
 
             return control.main(given)
+        if given and given[0] == HEALTH:
+            hangup.forget()
+            from proxy import probe
+
+            return probe.main(given)
         arguments = _parse(given)
         if arguments.command != "run":
             hangup.forget()
@@ -53,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from proxy import checking
 
             return checking.main(_flags(arguments), os.environ, arguments.config, arguments.json)
-        settings, origins = load(_flags(arguments), os.environ, arguments.config)
+        settings, origins = _load(arguments)
         if arguments.command == "preflight":
             from proxy import preflight
 
@@ -62,13 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(as_json(settings, origins) if arguments.json else _as_toml(settings, origins))
             return 0
         path = arguments.config if arguments.config is not None else os.environ.get(CONFIG_VARIABLE)
-        return _run(settings, lambda: load(_flags(arguments), os.environ, arguments.config)[0], path)
+        return _run(settings, lambda: _load(arguments)[0], path)
     except SettingsError as error:
         return _fail(error, 2)
     except StartupError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return 130
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Settings, dict[str, str]]:
+    """The settings of this command line, in this environment, under this memory limit."""
+    return load(_flags(arguments), os.environ, arguments.config, memory_limit())
 
 
 def _run(settings: Settings, again: Callable[[], Settings], config: str | None) -> int:
@@ -104,7 +117,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         known = [*general, *(option.flag for option in OPTIONS)]
         raise SettingsError(f"{flag}: no such flag; {did_you_mean(flag, known, '--')}")
     if arguments.command not in COMMANDS:
-        commands = _either((*COMMANDS, *CONTROL))
+        commands = _either((*COMMANDS, HEALTH, *CONTROL))
         raise SettingsError(f"{shown(arguments.command)}: no such command; give {commands}")
     if arguments.command == "run" and arguments.json:
         raise SettingsError("--json belongs to config, check and preflight: pannier config --json")
@@ -133,10 +146,10 @@ def _parser() -> argparse.ArgumentParser:
         usage="pannier [run | config | check | preflight] [options]",
         description="A sidecar cache proxy in front of Redis. Without any option it serves 127.0.0.1:6380 "
         "from a bundled redis-server.",
-        epilog="Beside these: pannier invalidate, delete, sweep, warm, top and advise talk to a running "
-        "Pannier; see pannier delete --help. Every option can also be set by a variable (--max-clients: "
-        f"PANNIER_MAX_CLIENTS) or in the TOML file of --config or {CONFIG_VARIABLE} (max_clients). A flag "
-        "outranks a variable, a variable the file.",
+        epilog="Beside these: pannier health, invalidate, delete, sweep, warm, top and advise talk to a "
+        "running Pannier; see pannier delete --help. Every option can also be set by a variable "
+        f"(--max-clients: PANNIER_MAX_CLIENTS) or in the TOML file of --config or {CONFIG_VARIABLE} "
+        "(max_clients). A flag outranks a variable, a variable the file.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
         allow_abbrev=False,
         add_help=False,

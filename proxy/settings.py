@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from proxy.cgroup import fitting_memory, in_mb
 from proxy.kinds import (
     NAMESPACE,
     SECRET,
@@ -316,7 +317,8 @@ class Settings:
     )
     max_memory: int = option(
         size(1 * MB, 1 << 40), 64 * MB, TIER,
-        "What the entries in memory may take, the overhead of their containers included.",
+        "What the entries in memory may take, all overhead included. By default less under a memory limit "
+        "(of a container, a systemd service) below 176mb: docs/container.md.",
     )
     max_entries: int = option(
         count(1, 1_000_000_000, "entries"), 1_000_000, TIER,
@@ -500,6 +502,8 @@ class Settings:
     """The token that admin_token or one of its two other spellings gives; empty: none."""
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     """For each option where its value came from, as `load` tells it; empty if that did not make it."""
+    memory_limit: int | None = dataclasses.field(default=None, compare=False)
+    """Bytes that the process may take, as its control group says; None: as much as there is."""
 
     @property
     def auth_mode(self) -> str:
@@ -529,17 +533,22 @@ KUBERNETES = re.compile(
 
 
 def load(
-    flags: Mapping[str, str], env: Mapping[str, str], config: str | None = None, wrong: Wrong = None
+    flags: Mapping[str, str],
+    env: Mapping[str, str],
+    config: str | None = None,
+    memory_limit: int | None = None,
+    wrong: Wrong = None,
 ) -> tuple[Settings, dict[str, str]]:
     """Read all sources; the second result says for each option where its value came from, and for `tenants`
     and `rules` of the file if there are any.
 
     `flags` maps names of options to their texts (several joined by commas), only those given. `config` is
-    the value of `--config`; None: PANNIER_CONFIG in `env`, if set. Raises SettingsError, unless `wrong` is
+    the value of `--config`; None: PANNIER_CONFIG in `env`, if set. `memory_limit` is what the process may
+    take, in bytes: where max_memory is not given, it is made to fit. Raises SettingsError, unless `wrong` is
     given: that then takes all errors, and what is wrong has its default. What settings say together is judged
     only if each is right.
     """
-    flag, path = ("--config", config) if config is not None else (CONFIG_VARIABLE, env.get(CONFIG_VARIABLE))
+    flag, path = _file(config, env)
     table: dict[str, Any] = {}
     with noting(wrong):
         table = _read_toml(flag, path) if path else {}
@@ -551,19 +560,20 @@ def load(
     for option in OPTIONS:
         for written, text, origin in _sources(option, flags, env, table, path):
             with noting(wrong):
-                try:
-                    values[option.name] = option.kind.parse(text)
-                except ValueError as error:
-                    raise SettingsError(f"{written}: {error}") from None
+                values[option.name] = _parsed(option, written, text)
                 origins[option.name] = origin
             break
+    usual = BY_NAME["max_memory"].default
+    if "max_memory" not in values and (fitting := fitting_memory(usual, memory_limit)) < usual:
+        values["max_memory"] = fitting
+        origins["max_memory"] = f"default, under a memory limit of {in_mb(memory_limit or 0)}"
     named = named_variables(table.get("tenants")) | {values.get("admin_token_env", "")}
     for unknown in _unknown_variables(env, named):
         with noting(wrong):
             raise unknown
     tenants = read_tenants(table["tenants"], f"{path}:tenants", env, wrong) if "tenants" in table else ()
     rules = read_rules(table.get("rules", []), f"{path}:rules", wrong)
-    settings = Settings(**values, rules=rules, tenants=tenants)
+    settings = Settings(**values, rules=rules, tenants=tenants, memory_limit=memory_limit)
     origins = {option.name: origins.get(option.name, "default") for option in OPTIONS}
     if rules:
         origins["rules"] = f"file {path}:rules"
@@ -580,6 +590,32 @@ def load(
         with noting(wrong):
             _check_together(settings, origins)
     return dataclasses.replace(settings, token=token, origins=origins), origins
+
+
+def read_option(
+    name: str, flags: Mapping[str, str], env: Mapping[str, str], config: str | None = None
+) -> Any:
+    """The value of one option as `load` would find it. All others may be wrong, and so may the file be, if
+    that does not decide. Raises SettingsError.
+    """
+    option = BY_NAME[name]
+    found = list(_sources(option, flags, env, {}, None))
+    if not found:
+        flag, path = _file(config, env)
+        found = list(_sources(option, flags, env, _read_toml(flag, path) if path else {}, path))
+    return _parsed(option, *found[0][:2]) if found else option.default
+
+
+def _file(config: str | None, env: Mapping[str, str]) -> tuple[str, str | None]:
+    """What names the file of the settings, and its path; None: there is none."""
+    return ("--config", config) if config is not None else (CONFIG_VARIABLE, env.get(CONFIG_VARIABLE))
+
+
+def _parsed(option: Option, written: str, text: str) -> Any:
+    try:
+        return option.kind.parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{written}: {error}") from None
 
 
 def _sources(
@@ -662,7 +698,9 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
     _check_auth(settings, written)
     if settings.auth_mode == "tenants":
         _check_no_other_namespace(settings, written)
-        check_shares(settings.tenants, written["tenants"], settings.max_memory, LEAST_SHARED)
+        origin = origins["max_memory"]
+        why = f", {origin}" if origin.startswith("default,") else ""
+        check_shares(settings.tenants, written["tenants"], settings.max_memory, LEAST_SHARED, why)
     check_nesting(list(_namespaces(settings, written)))
     check_rules(settings)
 

@@ -585,6 +585,9 @@ class Sidecar:
         if self.tier is None:
             return "nothing is kept: tracking is off"
         size = show_size(self.settings.max_memory)
+        origin = self.settings.origins.get("max_memory", "")
+        if origin.startswith("default,"):
+            size += f" ({origin})"
         tracking = link.tracking if link is not None else None
         if tracking is None or link is None or link.state is not LinkState.READY:
             return f"reads will be kept in up to {size}"

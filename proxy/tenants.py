@@ -284,13 +284,19 @@ def _digest(written: str, password: str) -> bytes:
 # --- beside the other options
 
 
-def check_shares(tenants: Iterable[Tenant], written: str, max_memory: int, least: int) -> None:
-    """The tenants' own shares of the memory tier must leave `least` bytes to all others, or SettingsError."""
+def check_shares(
+    tenants: Iterable[Tenant], written: str, max_memory: int, least: int, why: str = ""
+) -> None:
+    """The tenants' own shares of the memory tier must leave `least` bytes to all others, or SettingsError.
+
+    `why` is added to max_memory, if that is not what was asked for.
+    """
     shares = sum(tenant.max_memory or 0 for tenant in tenants)
     if shares + least > max_memory:
         raise SettingsError(
             f"{written}: the tenants' max_memory comes to {show_size(shares)}; lower it or raise the setting "
-            f"max_memory ({show_size(max_memory)}), of which {show_size(least)} must be left for the others"
+            f"max_memory ({show_size(max_memory)}{why}), of which {show_size(least)} must be left for the "
+            "others"
         )
 
 

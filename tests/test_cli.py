@@ -221,8 +221,8 @@ class TestAWrongCommandLineIsOneLineAndStatus2:
             ("--max-clients", "--max-clients: expected one argument"),
             ("--namespace-channels", "--namespace-channels: expected one argument"),
             ("--tenants x", "--tenants: no such flag; see pannier --help for those there are"),
-            ("confg", "'confg': no such command; give run, config, check, preflight, invalidate, delete, sweep, warm, top or advise"),
-            ("redis://:pw@h", "'redis://:***@h': no such command; give run, config, check, preflight, invalidate, delete, sweep, warm, top or advise"),
+            ("confg", "'confg': no such command; give run, config, check, preflight, health, invalidate, delete, sweep, warm, top or advise"),
+            ("redis://:pw@h", "'redis://:***@h': no such command; give run, config, check, preflight, health, invalidate, delete, sweep, warm, top or advise"),
             ("run config", "'config': one command at most; give run, config, check or preflight"),
             ("--json", "--json belongs to config, check and preflight: pannier config --json"),
             (

@@ -110,6 +110,7 @@ class TestDefaults:
             "tenants": (),
             "token": "",
             "origins": {},
+            "memory_limit": None,
         }
         assert Settings().listen == (Listen("127.0.0.1", 6380),)
         assert Settings().admin_listen == Listen("127.0.0.1", 9464)
