@@ -43,6 +43,8 @@ _SCARCE = MOST // 4, RATE // 8
 """Samples in the window, and in a second lately, below which the gap between them has become too large."""
 _FORGOTTEN = 512
 """Samples forgotten at once at most: not a millisecond."""
+_OF_A_CHUNK = 8
+"""Samples of one chunk at most."""
 _STEP = 512
 """Samples gone through in a step of work."""
 _TICK = 0.01
@@ -116,7 +118,7 @@ class Reuse:
     """The samples of one shelf. Told by the shelf and its tables what happens."""
 
     def __init__(self, shelf: Shelf) -> None:
-        self._pace = Pace(shelf.tier.clock)
+        self._pace = Pace(shelf.tier.clock, shelf.tier.quota)
         self._hits, self._misses = Turn(self._pace), Turn(self._pace)
         self.samples: Window[Sample] = Window(self._pace)
         self.open: dict[bytes, Sample] = {}
@@ -138,9 +140,14 @@ class Reuse:
         self._logged += logged
         self._shelf.account.logged += logged
         if stands_for := self._hits.pass_over(logged):
-            part = parts[randrange(len(parts))]
-            if self._shelf.taken_by(part):
-                self._watch(part, stands_for, True)
+            # A chunk stands for many that were not logged: of a long one, several.
+            size = len(parts)
+            count = min(size, max(1, stands_for // self._pace.gap), _OF_A_CHUNK)
+            first = randrange(size)
+            for n in range(count):
+                part = parts[(first + n * size // count) % size]
+                if self._shelf.taken_by(part):
+                    self._watch(part, max(1, stands_for // count), True)
 
     def missed(self, parts: Sequence[bytes]) -> None:
         """Hear of reads that were looked up and not found; the last one may have been a moment ago."""

@@ -46,22 +46,33 @@ class Weighed(Protocol):
 S = TypeVar("S", bound=Weighed)
 
 
-class Pace:
-    """How many reads there are from one sample to the next."""
+class Quota:
+    """What all who take samples share, so that many windows cost no more than one."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self) -> None:
+        self.taken = 0
+        """Samples since the start."""
+
+
+class Pace:
+    """How many reads there are from one sample of a window to the next."""
+
+    def __init__(self, clock: Callable[[], float], quota: Quota) -> None:
         self.gap = GAP
         self._clock = clock
-        self._at = clock()
-        self._taken = 0
+        self._quota = quota
+        self._at, self._before = clock(), quota.taken
+        """When it was last seen how fast samples come, and how many there were."""
 
     def took(self) -> None:
         """Hear that a sample was taken."""
-        self._taken += 1
-        if self._taken % STEP == 0:
-            seconds, self._at = self._clock() - self._at, self._clock()
-            if seconds * RATE < STEP:
-                faster = STEP / (seconds * RATE) if seconds > 0 else _FASTER
+        self._quota.taken += 1
+        taken = self._quota.taken - self._before
+        if taken >= STEP:
+            now = self._clock()
+            seconds, self._at, self._before = now - self._at, now, self._quota.taken
+            faster = taken / (seconds * RATE) if seconds > 0 else _FASTER
+            if faster > 1.0:
                 self.gap = ceil(self.gap * min(faster, _FASTER))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from proxy.tier import sampling
-from proxy.tier.sampling import GAP, RATE, Pace, Turn, Window
+from proxy.tier.sampling import GAP, RATE, Pace, Quota, Turn, Window
 from tests.tier.shelves import Clock
 
 
@@ -31,9 +31,9 @@ def effective(weights: list[int]) -> float:
 class Stream:
     """Reads at some rate, and what is sampled of them."""
 
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.pace = Pace(self.clock)
+    def __init__(self, clock: Clock | None = None, quota: Quota | None = None) -> None:
+        self.clock = clock or Clock()
+        self.pace = Pace(self.clock, quota or Quota())
         self.turn = Turn(self.pace)
         self.window: Window[Sample] = Window(self.pace)
         self.reads = self.taken = 0
@@ -80,7 +80,7 @@ class TestTheWindow:
 
     def test_thins_each_kind_for_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sampling, "MOST", 100)
-        window: Window[Sample] = Window(Pace(Clock()))
+        window: Window[Sample] = Window(Pace(Clock(), Quota()))
         for n in range(100):
             window.append(Sample(n, 1, hit=n % 2 == 0))
         for n in range(50):
@@ -91,7 +91,7 @@ class TestTheWindow:
 
     def test_says_what_had_to_go(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sampling, "MOST", 3)
-        window: Window[Sample] = Window(Pace(Clock()))
+        window: Window[Sample] = Window(Pace(Clock(), Quota()))
         gone = [window.append(Sample(n, 1)) for n in range(6)]
         assert [each and each.number for each in gone] == [None, None, None, 0, 2, 1]
 
@@ -122,6 +122,17 @@ class TestThePace:
             assert stream.taken - before <= RATE * (1.5 if second == 0 else 1.1)
         assert stream.taken >= 0.7 * 4 * min(RATE, rate / 17)
 
+    def test_many_windows_cost_no_more_than_one(self) -> None:
+        clock, quota = Clock(), Quota()
+        streams = [Stream(clock, quota) for _ in range(50)]
+        for second in range(4):
+            before = quota.taken
+            for _ in range(1000):
+                for stream in streams:
+                    stream.read(10, 500_000)
+            assert quota.taken - before <= RATE * (3 if second == 0 else 1.2)
+        assert quota.taken >= RATE
+
     def test_is_slower_when_the_window_is_full(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sampling, "MOST", 1000)
         stream = Stream()
@@ -134,11 +145,11 @@ class TestThePace:
 class TestATurn:
     @pytest.mark.parametrize("at_once", [1, 7, 100])
     def test_what_each_stands_for_adds_up(self, at_once: int) -> None:
-        turn = Turn(Pace(Clock()))
+        turn = Turn(Pace(Clock(), Quota()))
         turn._pace.gap = 20
         stands_for = [turn.pass_over(at_once) for _ in range(140_000 // at_once)]
         assert sum(stands_for) == pytest.approx(140_000, rel=0.05)
 
     def test_of_very_many_at_once_one_stands_for_all(self) -> None:
-        turn = Turn(Pace(Clock()))
+        turn = Turn(Pace(Clock(), Quota()))
         assert turn.pass_over(1_000_000) == 1_000_000 and turn.due > 0
