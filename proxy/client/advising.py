@@ -82,7 +82,7 @@ class Report:
     max_memory: int
     used: int
     measured: float
-    """The hit rate there was while reads were watched, a quarter of an hour or less."""
+    """The hit rate there was in the window of the reads that were watched (see `tier.reuse`)."""
     samples: int
     """Reads that were watched."""
     effective: int

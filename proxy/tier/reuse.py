@@ -13,7 +13,8 @@ one, so those are watched where they are seen, and held when their reply has com
 
 A sample stands for the reads since the one before it, hits and misses apart: hits by the log's measure,
 which is corrected later (see `traffic.overstated`), misses exactly. How many there are, and which ones stay:
-`tier.sampling`. What is older than a quarter of an hour is forgotten.
+`tier.sampling`. What is older than a quarter of an hour is forgotten, or an hour
+where reads are few.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
     from proxy.tier.tier import Account
 
-_WINDOW = 900.0
-"""Seconds after which a sample is forgotten, if there are enough reads since."""
+_WINDOW = ((900.0, 1 << 18), (3600.0, MOST * GAP))
+"""Seconds after which a sample is forgotten, if there were so many reads since. Of what comes again only
+after more reads than the window has, nothing is known."""
 _MARKED = 15.0
 """Seconds between two marks at which the window may begin; fewer to begin with."""
 _COLD = 4
@@ -216,7 +218,8 @@ class Reuse:
         """Whether the window may begin at a mark: nothing before it tells more than what came since."""
         if mark.sampled * _COLD <= now.sampled:
             return True
-        return mark.seconds < now.seconds - _WINDOW and mark.sampled <= now.sampled - MOST * GAP
+        age, reads = now.seconds - mark.seconds, now.sampled - mark.sampled
+        return any(age > seconds and reads >= enough for seconds, enough in _WINDOW)
 
     # --- what becomes of it
 

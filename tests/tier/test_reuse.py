@@ -170,7 +170,7 @@ class TestTheWindow:
         consistent(reader.shelf)
 
     def test_forgets_what_is_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(reuse, "MOST", 400)
+        monkeypatch.setattr(reuse, "_WINDOW", ((900.0, 800), (3600.0, 400)))
         reader = Reader()
         for _ in range(2):
             for key in range(1000):
@@ -181,6 +181,15 @@ class TestTheWindow:
         assert 2000 - 900 / 0.82 - 20 <= oldest <= 2000 - 900 / 0.82 + 1
         assert sum(reader.shelf.reuse.rate()) == 2000 - reader.shelf.reuse._marks[0].reads
         consistent(reader.shelf)
+
+    def test_goes_back_for_longer_where_reads_are_few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(reuse, "_WINDOW", ((900.0, 10_000), (3600.0, 100)))
+        reader = Reader()
+        for key in range(6000):
+            reader.clock.now += 0.98
+            reader.read(key)
+            reader.shelf.digest()
+        assert 6000 - 3600 - 40 <= reader.samples()[0].began <= 6000 - 3600 + 1
 
     def test_keeps_what_is_old_while_little_came_since(self) -> None:
         reader = Reader()
