@@ -154,6 +154,35 @@ class TestMemory:
         assert "(measured: 50%; where it is too small, less is let in)" in advice.why
 
 
+class TestWhatWasMeasured:
+    """More hits were counted than the estimate for the present size allows."""
+
+    def read(self, house: House) -> None:
+        house.watched(400, Outcome.AGAIN, age=1000)
+        house.watched(600, Outcome.AGAIN, age=40_000)
+        house.hits(7000)
+
+    async def test_refutes_it_where_nothing_was_evicted(self, house: House) -> None:
+        self.read(house)
+        report = await house.report()
+        assert (report.points, report.advice) == ([], [])
+        assert report.says == "not enough is known to say anything: by the reads that were watched the hit rate would be 40%, measured: 70%"
+
+    async def test_is_what_the_size_gives_where_less_is_let_in(self, house: House) -> None:
+        self.read(house)
+        house.shelf.account.evicted = 1
+        report = await house.report()
+        assert report.beats and "4mb would give 40%, 8mb gives 70%, 16mb would give 70%" in report.says
+        [advice] = await house.advice("max_memory")
+        assert advice.what == "more memory would answer 30% more of the reads"
+
+    async def test_may_be_off_by_chance(self, house: House) -> None:
+        self.read(house)
+        house.hits(4300)
+        report = await house.report()
+        assert not report.beats and "8mb gives 40%" in report.says
+
+
 class TestLifetimes:
     def expire(self, house: House) -> None:
         house.watched(400, Outcome.AGAIN)
