@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import advising, explaining, health, homes, hotkeys, keyspace, leases, slowlog, warm, work
+from proxy.client import (
+    advising,
+    explaining,
+    health,
+    homes,
+    hotkeys,
+    journal,
+    keyspace,
+    leases,
+    slowlog,
+    warm,
+    work,
+)
 from proxy.client.invalidating import Progress, drop_keys, drop_many, drop_patterns, real_patterns, too_long
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS
@@ -82,7 +94,19 @@ def sidecar(session: Session, arguments: list[bytes]) -> Answer:
     given = arguments[2:]
     if not least <= len(given) <= most:
         return encode.error(f"ERR wrong number of arguments for 'sidecar|{word.lower()}' command")
-    return answer(session, given)
+    try:
+        return answer(session, given)
+    except Exception:
+        return failed(session)
+
+
+def failed(session: Session) -> bytes:
+    """The reply where the error that is being handled is one that nobody expected; it is logged.
+
+    These commands only tell, drop or fetch: the connection is as it was.
+    """
+    journal.failed(session)
+    return encode.error("ERR pannier: internal error; its log says more")
 
 
 def _bypass(session: Session, arguments: list[bytes]) -> bytes:

@@ -22,7 +22,7 @@ from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import admission, homes, journal, local, pinning, reading, retiring, sharing
+from proxy.client import admission, homes, journal, local, own, pinning, reading, retiring, sharing
 from proxy.client.dispatch import LOCAL, Route, link_protocol
 from proxy.client.flow import Flow, Reason, in_pieces
 from proxy.client.homes import NO_SHELF
@@ -781,9 +781,11 @@ class Session(asyncio.Protocol):
         except UpstreamError as error:
             reply = error.reply
         except Exception:
-            journal.failed(self)
-            self.abort("internal error")
-            return
+            if arguments[0].lower() != b"sidecar":
+                journal.failed(self)
+                self.abort("internal error")
+                return
+            reply = own.failed(self)
         self.task = None
         self.clients.slowlog.local(self, arguments, came)
         self.resume(reply)

@@ -7,12 +7,16 @@ says.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 from proxy.client import advising, hotkeys, scope
 from proxy.client.clients import Clients
 from proxy.client.scope import Name, Scope
 from proxy.client.spaces import Space
+from proxy.events import fields
+
+log = logging.getLogger("pannier.observe")
 
 
 def view(clients: Clients, only: Space | None) -> Scope:
@@ -46,12 +50,31 @@ async def lists(view: Scope, n: int) -> dict[str, Any]:
 
 
 async def advice(view: Scope) -> dict[str, Any]:
-    """`advice`: what to set, for each namespace; `curve`: the hit rate by size of all memory, if known."""
-    reports = await advising.advise(view)
+    """`advice`: what to set, for each namespace; `curve`: the hit rate by size of all memory, if known.
+
+    Should it fail, that is logged, and what else there is to tell is told.
+    """
+    try:
+        return _advice(await advising.advise(view))
+    except Exception:
+        log.exception("advice failed: internal error", extra=fields("internal_error", what="advice"))
+        return {"curve": [], "curve_says": "advice failed: internal error; see the log", "advice": []}
+
+
+def _advice(reports: list[advising.Report]) -> dict[str, Any]:
     whole = next((each for each in reports if each.namespace == "*"), reports[0] if reports else None)
     points = whole.points if whole is not None else []
     return {
-        "curve": [{"bytes": point.size, "hit_rate_percent": round(100 * point.rate, 2)} for point in points],
+        "curve": [
+            {
+                "bytes": point.size,
+                "hit_rate_percent": round(100 * point.rate, 2),
+                "plus_minus_percent": round(100 * point.plus_minus, 2),
+            }
+            for point in points
+        ],
+        "curve_samples": whole.effective if whole is not None else 0,
+        "curve_says": whole.says if whole is not None else "",
         "advice": [
             {"namespace": report.namespace, "says": report.says, **dataclasses.asdict(each)}
             for report in reports

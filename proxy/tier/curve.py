@@ -14,24 +14,42 @@ they were watched, and not for longer (Kaplan, Meier: Nonparametric Estimation f
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import attrgetter
-from typing import NamedTuple
+from math import sqrt
+from operator import itemgetter
+from statistics import NormalDist, fmean
+from typing import NamedTuple, TypeVar, cast
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+"""Work that is cut into steps of a millisecond at most, so that others need not wait for all of it."""
+
+_STEP = 1024
+"""Samples gone through in a step."""
+
+
+_TIMES = 1.96
+"""Standard errors on either side within which 95 % of the estimates are."""
+_OFF = [NormalDist().inv_cdf((n + 0.5) / 8) for n in range(8)]
+"""Standard errors by which an estimate may be off, each as likely as the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
     """Sizes in bytes and the hit rates that go with them, both growing."""
 
-    samples: int
+    effective: float
+    """How many samples of equal weight would tell as much."""
     reads: float
     """For how many of each read that came they stand: 1, if they are of all."""
     sizes: tuple[float, ...]
     rates: tuple[float, ...]
     ages: tuple[float, ...]
     """How many reads come until what is not read again leaves a memory of that size."""
+    errors: tuple[float, ...]
+    """The standard error of each size, as a part of it."""
 
     @property
     def most(self) -> float:
@@ -42,6 +60,23 @@ class Curve:
         """The hit rate of so many bytes."""
         place = self._place(size)
         return self.rates[place - 1] if place else 0.0
+
+    def estimate(self, size: float) -> Estimate:
+        """The same, as it is best guessed where neither sizes nor rates are known exactly.
+
+        Where the curve is steep, a little more or less memory makes a great difference: then it is the mean
+        of what may be, and wide.
+        """
+        if not self.rates:
+            return Estimate(0.0, 0.0)
+        error = self.errors[min(self._place(size), len(self.errors) - 1)]
+        rate = fmean([self.at(size * (1.0 + off * error)) for off in _OFF])
+        least, most = (self.at(size * (1.0 + times * error)) for times in (-_TIMES, _TIMES))
+        # As if four more had been seen, half of them hits: else none of few would tell for certain of none.
+        share = (rate * self.effective + 2) / (self.effective + 4)
+        sampling = _TIMES * sqrt(share * (1.0 - share) / (self.effective + 4))
+        # The two go together: where what is read often is over-represented, rates seem higher and sizes less.
+        return Estimate(rate, sampling + max(most - rate, rate - least))
 
     def age(self, size: float) -> float | None:
         """How many reads what is not read again stays in so many bytes; None: more than were watched."""
@@ -57,6 +92,13 @@ class Curve:
     def _place(self, size: float) -> int:
         """How many points of the curve lie within a size."""
         return bisect_left(self.sizes, size)
+
+
+class Estimate(NamedTuple):
+    """A hit rate, and how far it may be off: no further in 95 % of all cases."""
+
+    rate: float
+    plus_minus: float
 
 
 class Watched(NamedTuple):
@@ -76,33 +118,55 @@ class Watched(NamedTuple):
 
 def curve(found: Iterable[Watched]) -> Curve:
     """The curve of some samples."""
-    watched = sorted(found, key=attrgetter("age"))
+    return finish(steps(found))
+
+
+def finish(work: Steps[T]) -> T:
+    """Do work that is cut into steps in one go."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            return cast(T, done.value)
+
+
+def steps(found: Iterable[Watched]) -> Steps[Curve]:
+    """The curve of some samples, a millisecond's work at a time."""
+    watched = sorted([each for each in found if each.weight > 0], key=itemgetter(0))
+    yield
     reads = sum([each.weight for each in watched])
     kept = [each for each in watched if each.size]
     if not kept:
-        return Curve(len(watched), reads, (), (), ())
+        return Curve(0.0, reads, (), (), (), ())
+    effective = reads**2 / sum([each.weight**2 for each in watched])
+    yield
+    # For each sample: what is left of all with it and those that became older.
     weights = _left([each.weight for each in kept])
     volumes = _left([each.weight * each.size for each in kept])
+    squares = _left([each.weight * each.size**2 for each in kept])
     share, flow = weights[0] / reads, volumes[0]
-    points = [(flow * size, share * rate, age) for size, rate, age in _points(kept, weights, volumes)]
-    sizes, rates, ages = zip(*points, strict=True)
-    return Curve(len(watched), reads, sizes, rates, ages)
-
-
-def _points(
-    kept: list[Watched], weights: list[float], volumes: list[float]
-) -> Iterator[tuple[float, float, float]]:
-    """At each age: the mean age that bytes have reached by then, the share read again, and the age."""
+    points: list[tuple[float, float, float, float]] = []
     alive = alive_bytes = 1.0
-    size = rate = age = 0.0
-    for each, weight, volume in zip(kept, weights, volumes, strict=True):
-        size += alive_bytes * (each.age - age)
-        age = each.age
-        if each.ended:
-            rate += alive * each.weight / weight * each.again
-            alive *= 1.0 - each.weight / weight
-            alive_bytes *= 1.0 - each.weight * each.size / volume
-        yield size, rate, age
+    size = rate = before = taken = taken_squared = 0.0
+    for n, (age, ended, again, weight, its_size) in enumerate(kept):
+        if n % _STEP == 0:
+            yield
+        size += alive_bytes * (age - before)
+        before = age
+        if ended:
+            rate += alive * weight / weights[n] * again
+            alive *= 1.0 - weight / weights[n]
+            alive_bytes *= 1.0 - weight * its_size / volumes[n]
+        # By how much the samples differ in the room they have taken until then, their bytes times their age:
+        # those that ended before, and those that are as old as this one, or became older.
+        mean = taken + age * volumes[n]
+        spread = reads * (taken_squared + age**2 * squares[n]) / mean**2 - 1.0 if mean else 0.0
+        room = its_size * age
+        taken += weight * room
+        taken_squared += weight * room**2
+        points.append((flow * size, share * rate, age, sqrt(max(spread, 0.0) / effective)))
+    sizes, rates, ages, errors = zip(*points, strict=True)
+    return Curve(effective, reads, sizes, rates, ages, errors)
 
 
 def _left(amounts: list[float]) -> list[float]:

@@ -12,8 +12,9 @@ and is answered there by what is put back. That costs some microseconds once a s
 one, so those are watched where they are seen, and held when their reply has come.
 
 A sample stands for the reads since the one before it, hits and misses apart: hits by the log's measure,
-which is corrected later (see `traffic.overstated`), misses exactly. So it does not matter that samples are
-taken evenly in time, and fewer the more there is to do.
+which is corrected later (see `traffic.overstated`), misses exactly. How many there are, and which ones stay:
+`tier.sampling`. What is older than a quarter of an hour is forgotten, or an hour
+where reads are few.
 """
 
 from __future__ import annotations
@@ -23,27 +24,33 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import randrange
+from sys import intern
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.tier.curve import Watched
+from proxy.tier.curve import Steps, Watched, finish
+from proxy.tier.sampling import GAP, MOST, RATE, Pace, Turn, Window
 
 if TYPE_CHECKING:
     from proxy.tier.shelf import Shelf
     from proxy.tier.tier import Account
 
-MOST = 4096
-"""Samples in the window. They take half a megabyte."""
-_RATE = 2.0
-"""Samples a second, of hits and of misses each, so that the window is a quarter of an hour and more."""
-_AT_ONCE = 512
-"""Samples of each that are taken as fast as reads come, to begin with."""
-_GAP = 4
-"""Reads logged, or misses, between two samples even then, on average."""
-_STEP = 32
-"""Samples after which the pace is adapted."""
-_FIRST = 32
-"""The same before the first."""
+_WINDOW = ((900.0, 1 << 18), (3600.0, MOST * GAP))
+"""Seconds after which a sample is forgotten, if there were so many reads since. Of what comes again only
+after more reads than the window has, nothing is known."""
+_MARKED = 15.0
+"""Seconds between two marks at which the window may begin; fewer to begin with."""
+_COLD = 4
+"""One in so many of the reads since the start is forgotten: what memory of any size had not seen yet."""
+_SCARCE = MOST // 4, RATE // 8
+"""Samples in the window, and in a second lately, below which the gap between them has become too large."""
+_FORGOTTEN = 512
+"""Samples forgotten at once at most: not a millisecond."""
+_OF_A_CHUNK = 8
+"""Samples of one chunk at most."""
+_STEP = 512
+"""Samples gone through in a step of work."""
 _TICK = 0.01
+_SHARE = 200
 _LONGEST = 1024
 """Bytes of a part that is watched."""
 
@@ -75,6 +82,13 @@ class Counts(NamedTuple):
     """Of the shelf, as the logs have them."""
     missed: int
     """Of the shelf."""
+    seconds: float
+    """When that was (monotonic)."""
+
+    @property
+    def sampled(self) -> int:
+        """Reads among which samples were taken."""
+        return self.logged + self.missed
 
 
 @dataclass(slots=True)
@@ -84,7 +98,8 @@ class Sample:
     part: bytes
     label: str
     """The class of its first key."""
-    began: Counts
+    began: int
+    """Reads of the budget then."""
     weight: int
     """Reads it stands for, about."""
     hit: bool
@@ -105,8 +120,9 @@ class Reuse:
     """The samples of one shelf. Told by the shelf and its tables what happens."""
 
     def __init__(self, shelf: Shelf) -> None:
-        self.samples: deque[Sample] = deque()
-        """The window: in the order in which they began."""
+        self._pace = Pace(shelf.tier.clock, shelf.tier.quota)
+        self._hits, self._misses = Turn(self._pace), Turn(self._pace)
+        self.samples: Window[Sample] = Window(self._pace)
         self.open: dict[bytes, Sample] = {}
         """By part: those still watched, or expired and not read since."""
         self.unkept: dict[int, Sample] = {}
@@ -114,10 +130,9 @@ class Reuse:
         them."""
         self._shelf = shelf
         self._logged = self._missed = 0
-        self._since = self._counts()
-        """When the window begins."""
-        self._hits = _Pace(shelf.tier.clock)
-        self._misses = _Pace(shelf.tier.clock)
+        self._began = shelf.tier.clock()
+        self._marks = deque([self._counts()])
+        """When the window begins, or will: the earliest first."""
 
     # --- sampling
 
@@ -126,18 +141,22 @@ class Reuse:
         logged = len(parts) * weight
         self._logged += logged
         self._shelf.account.logged += logged
-        if self._hits.pass_over(len(parts)):
-            stands_for = self._hits.take() * weight
-            part = parts[randrange(len(parts))]
-            if self._shelf.taken_by(part):
-                self._watch(part, stands_for, True)
+        if stands_for := self._hits.pass_over(logged):
+            # A chunk stands for many that were not logged: of a long one, several.
+            size = len(parts)
+            count = min(size, max(1, stands_for // self._pace.gap), _OF_A_CHUNK)
+            first = randrange(size)
+            for n in range(count):
+                part = parts[(first + n * size // count) % size]
+                if self._shelf.taken_by(part):
+                    self._watch(part, max(1, stands_for // count), True)
 
     def missed(self, parts: Sequence[bytes]) -> None:
         """Hear of reads that were looked up and not found; the last one may have been a moment ago."""
         self._missed += len(parts)
-        last = self._misses.due - 1
-        if self._misses.pass_over(len(parts)):
-            self._watch(parts[last], self._misses.take(), False)
+        first = self._misses.due - 1
+        if stands_for := self._misses.pass_over(len(parts)):
+            self._watch(parts[first], stands_for, False)
 
     @property
     def due(self) -> int:
@@ -148,8 +167,10 @@ class Reuse:
         shelf = self._shelf
         if shelf.stale.since is not None or shelf.mode.late or part in self.open or len(part) > _LONGEST:
             return
-        sample = Sample(part, shelf.label(part), self._counts(), weight, hit)
-        self.samples.append(sample)
+        sample = Sample(part, intern(shelf.label(part)), shelf.budget.reads.now(), weight, hit)
+        self._pace.took()
+        if (gone := self.samples.append(sample)) is not None:
+            self._give_up(gone)
         self.open[part] = sample
         if size := shelf.taken_by(part):
             self._keep(sample, size)
@@ -157,8 +178,6 @@ class Reuse:
             sample.kept = True
             sample.until = shelf.tier.clock() + longest
             self._find_by_key(sample)
-        while len(self.samples) > MOST:
-            self._give_up(self.samples.popleft())
 
     def _keep(self, sample: Sample, size: int) -> None:
         sample.kept, sample.size = True, size
@@ -167,9 +186,40 @@ class Reuse:
 
     def _give_up(self, sample: Sample) -> None:
         """Watch a sample no longer that leaves the window."""
-        self._since = sample.began
         if self.open.get(sample.part) is sample:
             self._end(sample, Outcome.OPEN)
+
+    def tend(self) -> None:
+        """Forget what is too old; called once a second or more often."""
+        now = self._shelf.tier.clock()
+        marks = self._marks
+        if now - marks[-1].seconds >= min(max((now - self._began) / 16, 1.0), _MARKED):
+            marks.append(self._counts())
+            while len(marks) > 2 and self._may_begin(marks[1], marks[-1]):
+                marks.popleft()
+            if self._pace.gap > GAP and self._scarce():
+                self._pace.gap = GAP
+                self._hits.draw()
+                self._misses.draw()
+        for _ in range(_FORGOTTEN):
+            first = self.samples.first()
+            if first is None or first.began >= marks[0].reads:
+                return
+            self.samples.drop_first()
+            self._give_up(first)
+
+    def _scarce(self) -> bool:
+        """Whether samples are to come faster again: reads have become few."""
+        first, (before, last), gap = self._marks[0], list(self._marks)[-2:], self._pace.gap
+        lately = (last.sampled - before.sampled) / (last.seconds - before.seconds)
+        return last.sampled - first.sampled < _SCARCE[0] * gap and lately < _SCARCE[1] * gap
+
+    def _may_begin(self, mark: Counts, now: Counts) -> bool:
+        """Whether the window may begin at a mark: nothing before it tells more than what came since."""
+        if mark.sampled * _COLD <= now.sampled:
+            return True
+        age, reads = now.seconds - mark.seconds, now.sampled - mark.sampled
+        return any(age > seconds and reads >= enough for seconds, enough in _WINDOW)
 
     # --- what becomes of it
 
@@ -226,43 +276,55 @@ class Reuse:
 
     def watched(self) -> list[tuple[Sample, Watched]]:
         """The samples of the window, as a curve needs them. Weights are reads for each read of the budget."""
-        now = self._counts()
-        reads = max(now.reads - self._since.reads, 1)
-        hit, missed = self._corrections(now)
-        sizes = _mean_sizes(self.samples)
-        return [
-            (
-                sample,
-                Watched(
-                    age=(now.reads if sample.ended is None else sample.ended) - sample.began.reads,
-                    ended=sample.outcome is not Outcome.OPEN,
-                    again=sample.outcome is Outcome.AGAIN,
-                    weight=sample.weight * (hit if sample.hit else missed) / reads,
-                    size=(sample.size or sizes.get(sample.label) or sizes[ANY]) if sample.kept else 0.0,
-                ),
-            )
-            for sample in self.samples
-        ]
+        return finish(self.steps())
+
+    def steps(self) -> Steps[list[tuple[Sample, Watched]]]:
+        """The same, a millisecond's work at a time."""
+        now, since = self._counts(), self._marks[0]
+        reads = max(now.reads - since.reads, 1)
+        samples = [sample for sample in self.samples if sample.began >= since.reads]
+        yield
+        hit, missed = self._corrections(samples, now)
+        sizes = _mean_sizes(samples)
+        found: list[tuple[Sample, Watched]] = []
+        for sample in samples:
+            if len(found) % _STEP == 0:
+                yield
+            age = (now.reads if sample.ended is None else sample.ended) - sample.began
+            outcome = sample.outcome
+            ended, again = outcome is not Outcome.OPEN, outcome is Outcome.AGAIN
+            weight = sample.weight * (hit if sample.hit else missed) / reads
+            size = (sample.size or sizes.get(sample.label) or sizes[ANY]) if sample.kept else 0.0
+            found.append((sample, Watched(age, ended, again, weight, size)))
+        return found
 
     def rate(self) -> tuple[int, int]:
         """The account's hits and misses in the window."""
-        now, since = self._counts(), self._since
+        now, since = self._counts(), self._marks[0]
         return now.hits - since.hits, now.misses - since.misses
 
-    def _corrections(self, now: Counts) -> tuple[float, float]:
+    def _corrections(self, samples: list[Sample], now: Counts) -> tuple[float, float]:
         """What to multiply weights of hits and of misses with, so that their sums are what was counted.
 
         Of the account's hits, the shelf has the share that it has of those logged.
         """
-        since = self._since
+        since = self._marks[0]
         logged = max(now.account_logged - since.account_logged, 1)
         hits = (now.hits - since.hits) * (now.logged - since.logged) / logged
-        weights = [sum([each.weight for each in self.samples if each.hit is hit]) for hit in (True, False)]
+        weights = [sum([each.weight for each in samples if each.hit is hit]) for hit in (True, False)]
         return hits / max(weights[0], 1), (now.missed - since.missed) / max(weights[1], 1)
 
     def _counts(self) -> Counts:
         account, reads = self._shelf.account, self._shelf.budget.reads.now()
-        return Counts(reads, account.hits_counted, account.misses, account.logged, self._logged, self._missed)
+        return Counts(
+            reads,
+            account.hits_counted,
+            account.misses,
+            account.logged,
+            self._logged,
+            self._missed,
+            self._shelf.tier.clock(),
+        )
 
     def _end(self, sample: Sample, outcome: Outcome) -> None:
         del self.open[sample.part]
@@ -283,74 +345,38 @@ ANY = ""
 def _mean_sizes(samples: Iterable[Sample]) -> dict[str, float]:
     """By class, and for `ANY`: what a reply takes of which it is not known, as there was no room for it.
 
-    That is what those take that had not been in memory either.
+    That is what those take that had not been in memory either; if there are none, what others take.
     """
-    sums: dict[str, tuple[int, int]] = {ANY: (0, 1)}
+    sums: dict[bool, dict[str, tuple[int, int]]] = {True: {ANY: (0, 0)}, False: {}}
     for sample in samples:
-        if sample.size and not sample.hit:
+        if sample.size:
             for label in (sample.label, ANY):
-                size, weight = sums.get(label, (0, 0))
-                sums[label] = (size + sample.size * sample.weight, weight + sample.weight)
-    return {label: size / weight for label, (size, weight) in sums.items()}
-
-
-class _Pace:
-    """Which reads are watched, and what each stands for: one of a number that follows the traffic slowly.
-
-    So reads that come close together have the same chance as others.
-    """
-
-    __slots__ = ("_at", "_clock", "_gap", "_taken", "due")
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._at = clock()
-        self._gap = _GAP
-        self.due = _FIRST
-        """Which of the reads to come is watched: the first is 1."""
-        self._taken = 0
-
-    def pass_over(self, n: int) -> bool:
-        """Hear of `n` reads; whether one of them is to be watched."""
-        self.due -= n
-        return self.due <= 0
-
-    def take(self) -> int:
-        """Watch one; for how many reads it stands. Which one is next is left to chance: reads may come in a
-        rhythm."""
-        gap = self._gap
-        self.due = randrange(2 * gap) + 1
-        self._taken += 1
-        if self._taken % _STEP == 0:
-            self._adapt()
-        return gap
-
-    def _adapt(self) -> None:
-        """Bring the pace nearer to what it should be."""
-        seconds, self._at = self._clock() - self._at, self._clock()
-        if self._taken > _AT_ONCE:
-            factor = _STEP / max(_RATE * seconds, _STEP / 2)
-            self._gap = max(_GAP, round(self._gap * max(factor, 0.5)))
+                size, weight = sums[sample.hit].get(label, (0, 0))
+                sums[sample.hit][label] = size + sample.size * sample.weight, weight + sample.weight
+    found = sums[True] | sums[False]
+    return {label: size / max(weight, 1) for label, (size, weight) in found.items()}
 
 
 class ReadClock:
     """All reads that are looked up by the accounts of one budget: the time that `Reuse` goes by.
 
-    To count them takes a look at every client, so that is done a hundred times a second at most.
+    To count them takes a look at every client, so it is done for a two-hundredth of the time, and a hundred
+    times a second if that takes more.
     """
 
     def __init__(self, clock: Callable[[], float], accounts: Sequence[Account]) -> None:
         self._clock = clock
         self._accounts = accounts
-        self._at = float("-inf")
+        self._due = float("-inf")
         self._reads = 0
 
     def now(self) -> int:
         """Reads since the start."""
-        seconds = self._clock()
-        if seconds - self._at >= _TICK:
-            self._at = seconds
+        began = self._clock()
+        if began >= self._due:
             for account in self._accounts:
                 account.hits_counted = account.hits
             self._reads = sum([account.hits_counted + account.misses for account in self._accounts])
+            took = self._clock() - began
+            self._due = began + min(took * _SHARE, _TICK)
         return self._reads

@@ -544,6 +544,7 @@ class Shelf:
             self.account.classes.missed(noted)
             self.traffic.missed(noted)
             self.reuse.missed(noted)
+        self.reuse.tend()
         self._enough = min(self.reuse.due, _NOTED)
 
     def _observe(self, ghost: Ghost, part: bytes) -> bool | None:

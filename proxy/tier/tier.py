@@ -15,6 +15,7 @@ from proxy.tier.governor import Governor
 from proxy.tier.policy import Defaults, Policy, Ruling, Serve
 from proxy.tier.reuse import ReadClock
 from proxy.tier.rules import Rules, key_name
+from proxy.tier.sampling import Quota
 from proxy.tier.shelf import Shelf
 from proxy.tier.table import STRIDE
 from proxy.tier.waste import Waste
@@ -224,6 +225,8 @@ class Tier:
         self.shows_names = True
         """Whether names of keys, and what is a part of them, may be shown (`key_privacy`)."""
         self.shelves: dict[Hashable, Shelf] = {}
+        self.quota = Quota()
+        """Of reads that are watched."""
         self.waste = Waste()
         """What shelves have dropped all at once."""
         self.common = Budget(limits.max_memory, limits.max_entries, limits.admit_after, clock)

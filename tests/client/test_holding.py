@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from proxy.resp.encode import request as R
-from proxy.tier import reuse
+from proxy.tier import reuse, sampling
 from proxy.tier.rules import GET, key_frame
 from tests.client.linked import Client, turn
 from tests.tier.racing import Race
@@ -18,9 +18,11 @@ KEYS = ("k:1", "k:2", "k*3")
 @pytest.fixture
 async def race(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Race]:
     """Every read is watched."""
-    monkeypatch.setattr(reuse, "_FIRST", 1)
-    monkeypatch.setattr(reuse, "_GAP", 1)
-    monkeypatch.setattr(reuse, "randrange", lambda stop: 0)
+    monkeypatch.setattr(sampling, "FIRST", 1)
+    monkeypatch.setattr(sampling, "GAP", 1)
+    monkeypatch.setattr(sampling, "RATE", 1e9)
+    for module in (reuse, sampling):
+        monkeypatch.setattr(module, "randrange", lambda stop: 0)
     race = Race(monkeypatch)
     for key in KEYS:
         race.redis.direct("SET", key, "v")

@@ -12,14 +12,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from proxy.resp.globs import compile_globs
 from proxy.resp.tracking import Mode
-from proxy.tier import reuse as module
+from proxy.tier import reuse, sampling
 from proxy.tier.matching import drop_matching
 from proxy.tier.policy import CacheRule
-from proxy.tier.reuse import MOST, Outcome, Sample, _Pace
+from proxy.tier.reuse import Outcome, Sample
 from proxy.tier.rules import key_frame, marks
 from proxy.tier.shelf import Shelf
 from proxy.tier.tier import Tier
-from tests.tier.shelves import Clock, consistent, fill, make, obey, part
+from tests.tier.shelves import consistent, fill, make, obey, part
 
 VALUE = b"$1\r\nv\r\n"
 FOREVER = float("inf")
@@ -28,9 +28,11 @@ FOREVER = float("inf")
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every read is watched."""
-    monkeypatch.setattr(module, "_FIRST", 1)
-    monkeypatch.setattr(module, "_GAP", 1)
-    monkeypatch.setattr(module, "randrange", lambda stop: 0)
+    monkeypatch.setattr(sampling, "FIRST", 1)
+    monkeypatch.setattr(sampling, "GAP", 1)
+    monkeypatch.setattr(sampling, "RATE", 1e9)
+    for module in (reuse, sampling):
+        monkeypatch.setattr(module, "randrange", lambda stop: 0)
 
 
 class Reader:
@@ -71,7 +73,7 @@ class TestARead:
         assert [reader.read(key) for key in ("a", "b", "c", "a")] == [False, False, False, True]
         first, second = reader.samples()[0], reader.samples()[1]
         assert (first.outcome, first.kept, first.hit) == (Outcome.AGAIN, True, False)
-        assert first.ended is not None and first.ended - first.began.reads == 2, "two came between"
+        assert first.ended is not None and first.ended - first.began == 2, "two came between"
         assert (second.outcome, second.ended) == (Outcome.OPEN, None)
 
     def test_that_was_a_hit_is_watched_as_well(self, reader: Reader) -> None:
@@ -159,16 +161,66 @@ class TestARead:
 
 
 class TestTheWindow:
-    def test_is_bounded(self) -> None:
+    def test_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sampling, "MOST", 400)
         reader = Reader()
-        for key in range(MOST + 500):
+        for key in range(5000):
             reader.read(key)
-        assert len(reader.samples()) == MOST and len(reader.shelf.reuse.open) <= MOST
-        assert reader.shelf.reuse._since.reads == 500
+        assert len(reader.samples()) == 400 and len(reader.shelf.reuse.open) <= 400
         consistent(reader.shelf)
 
+    def test_forgets_what_is_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(reuse, "_WINDOW", ((900.0, 800), (3600.0, 400)))
+        reader = Reader()
+        for _ in range(2):
+            for key in range(1000):
+                reader.clock.now += 0.8
+                reader.read(key)
+                reader.shelf.digest()
+        oldest = reader.samples()[0].began
+        assert 2000 - 900 / 0.82 - 20 <= oldest <= 2000 - 900 / 0.82 + 1
+        assert sum(reader.shelf.reuse.rate()) == 2000 - reader.shelf.reuse._marks[0].reads
+        consistent(reader.shelf)
+
+    def test_goes_back_for_longer_where_reads_are_few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(reuse, "_WINDOW", ((900.0, 10_000), (3600.0, 100)))
+        reader = Reader()
+        for key in range(6000):
+            reader.clock.now += 0.98
+            reader.read(key)
+            reader.shelf.digest()
+        assert 6000 - 3600 - 40 <= reader.samples()[0].began <= 6000 - 3600 + 1
+
+    def test_keeps_what_is_old_while_little_came_since(self) -> None:
+        reader = Reader()
+        for key in range(1000):
+            reader.read(key)
+        reader.shelf.digest()
+        for key in range(100):
+            reader.clock.now += 60
+            reader.read(key)
+            reader.shelf.digest()
+        assert reader.samples()[0].began < 1000
+
+    def test_forgets_when_memory_was_cold(self) -> None:
+        reader = Reader()
+        for key in range(4000):
+            reader.read(key)
+            reader.shelf.digest()
+        assert 800 <= reader.samples()[0].began <= 1000, "a quarter"
+
+    def test_begins_anew_when_reads_are_few(self) -> None:
+        """After a busy day the gap between samples would be hours at night."""
+        reader = Reader()
+        reader.shelf.reuse._pace.gap = 1 << 16
+        for key in range(12_000):
+            reader.clock.now += 0.2
+            reader.read(key % 100)
+            reader.shelf.digest()
+        assert reader.shelf.reuse._pace.gap < 8 and len(reader.samples()) > 2000
+
     def test_weights_add_up_to_all_reads(self, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "randrange", random.Random(1).randrange)
+        monkeypatch.setattr(sampling, "randrange", random.Random(1).randrange)
         rng = random.Random(2)
         for _ in range(5000):
             reader.read(int(rng.paretovariate(0.5)) % 500)
@@ -184,31 +236,6 @@ class TestTheWindow:
         [sample] = reader.samples()
         assert (sample.outcome, sample.ended is None) == (Outcome.OPEN, False)
         assert not reader.shelf.reuse.open and not len(reader.shelf.table(2))
-
-
-class TestThePace:
-    def test_is_what_it_should_be_whatever_comes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "randrange", random.Random(1).randrange)
-        clock = Clock()
-        pace = _Pace(clock)
-        taken = 0
-        for second in range(2000):
-            for _ in range(20 if second < 1000 else 2000):
-                if pace.pass_over(1):
-                    pace.take()
-                    taken += 1
-            clock.now += 1
-            if second == 990:
-                before = taken
-            if second == 1200:
-                after = taken
-        assert before == pytest.approx(512 + 2 * 990, rel=0.15)
-        assert taken - after == pytest.approx(2 * 800, rel=0.15)
-
-    def test_what_each_stands_for_adds_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "randrange", random.Random(1).randrange)
-        pace = _Pace(Clock())
-        assert sum([pace.take() for _ in range(50_000) if pace.pass_over(1)]) == pytest.approx(50_000, rel=0.1)
 
 
 class TestWhatIsHeld:
@@ -262,8 +289,8 @@ class Holding(RuleBasedStateMachine):
 
     @initialize(protocols=st.sampled_from([(2,), (2, 3)]), entries=st.integers(2, 8), swr=st.booleans())
     def begin(self, protocols: tuple[int, ...], entries: int, swr: bool) -> None:
-        self.before = module._FIRST, module._GAP
-        module._FIRST = module._GAP = 1
+        self.before = sampling.FIRST, sampling.GAP
+        sampling.FIRST = sampling.GAP = 1
         self.reader = Reader(protocols=protocols, max_entries=entries)
         if swr:
             obey(self.reader.tier, CacheRule((b"*",), stale_while_revalidate=5.0))
@@ -271,7 +298,7 @@ class Holding(RuleBasedStateMachine):
         self.tier: Tier = self.reader.tier
 
     def teardown(self) -> None:
-        module._FIRST, module._GAP = self.before
+        sampling.FIRST, sampling.GAP = self.before
 
     @rule(key=keys, lifetime=st.sampled_from([1.0, FOREVER]))
     def read(self, key: str, lifetime: float) -> None:
