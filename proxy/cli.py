@@ -1,12 +1,13 @@
 """The `pannier` command: flags in, exit status out.
 
 `pannier` runs the sidecar; `pannier config` shows the effective settings and where each came from; `pannier
-invalidate`, `delete`, `sweep`, `warm`, `top` and `advise` are those of `proxy.control`, `pannier health`
-that of `proxy.probe`. The flags are derived from `proxy.settings.OPTIONS`. Nothing heavier than argparse is
-imported before the sidecar is really to run, so that `config` and `--help` answer at once.
+check` (`proxy.checking`) and `preflight` (`proxy.preflight`) try them; `pannier invalidate`, `delete`,
+`sweep`, `warm`, `top` and `advise` are those of `proxy.control`, `pannier health` that of `proxy.probe`. The
+flags are derived from `proxy.settings.OPTIONS`. Nothing heavier than argparse is imported before the sidecar
+is really to run, so that `config` and `--help` answer at once.
 
-Exit status: 0 after a clean stop, 1 if Pannier cannot start here, 2 for a wrong setting, 130 after Ctrl-C
-before the sidecar was up.
+Exit status: 0 after a clean stop, 1 if Pannier cannot start here or a preflight fails, 2 for a wrong setting,
+130 after Ctrl-C before the sidecar was up.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NoReturn
 
 from proxy import __version__, hangup
 from proxy.cgroup import memory_limit
-from proxy.kinds import did_you_mean, toml_key
+from proxy.kinds import did_you_mean, duration, toml_key
 from proxy.resp.errors import SettingsError, StartupError
 from proxy.rules_file import FIELDS, MATCH, show_rule
 from proxy.settings import CONFIG_VARIABLE, OPTIONS, Option, Settings, load
@@ -29,7 +30,7 @@ from proxy.showing import as_json, items, tenant_fields
 from proxy.tenants import KEYS, LIMITS, Tenant
 from proxy.upstream.address import shown
 
-COMMANDS = ("run", "config")
+COMMANDS = ("run", "config", "check", "preflight")
 CONTROL = ("invalidate", "delete", "sweep", "warm", "top", "advise")
 """Commands of `proxy.control`, which talk to a running Pannier."""
 HEALTH = "health"
@@ -56,7 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.markdown:
             print(markdown(), end="")
             return 0
+        if arguments.command == "check":
+            from proxy import checking
+
+            return checking.main(_flags(arguments), os.environ, arguments.config, arguments.json)
         settings, origins = _load(arguments)
+        if arguments.command == "preflight":
+            from proxy import preflight
+
+            return preflight.main(settings, _wait(arguments.wait), arguments.json)
         if arguments.command == "config":
             print(as_json(settings, origins) if arguments.json else _as_toml(settings, origins))
             return 0
@@ -72,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _load(arguments: argparse.Namespace) -> tuple[Settings, dict[str, str]]:
     """The settings of this command line, in this environment, under this memory limit."""
-    return load(_flags(arguments), os.environ, arguments.config, memory_limit())
+    return load(_flags(arguments), os.environ, arguments.config, memory_limit=memory_limit())
 
 
 def _run(settings: Settings, again: Callable[[], Settings], config: str | None) -> int:
@@ -103,23 +112,38 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if extras:
         flag = extras[0].partition("=")[0]
         if not flag.startswith("-"):
-            raise SettingsError(f"{shown(flag)}: one command at most; give {' or '.join(COMMANDS)}")
-        known = ["--config", "--json", "--markdown", "--version", *(option.flag for option in OPTIONS)]
+            raise SettingsError(f"{shown(flag)}: one command at most; give {_either(COMMANDS)}")
+        general = ["--config", "--json", "--markdown", "--wait", "--version"]
+        known = [*general, *(option.flag for option in OPTIONS)]
         raise SettingsError(f"{flag}: no such flag; {did_you_mean(flag, known, '--')}")
     if arguments.command not in COMMANDS:
-        known = [*COMMANDS, HEALTH, *CONTROL]
-        raise SettingsError(
-            f"{shown(arguments.command)}: no such command; give {', '.join(known[:-1])} or {known[-1]}"
-        )
-    if arguments.command != "config" and (arguments.json or arguments.markdown):
-        raise SettingsError("--json and --markdown belong to the command config: pannier config --json")
+        commands = _either((*COMMANDS, HEALTH, *CONTROL))
+        raise SettingsError(f"{shown(arguments.command)}: no such command; give {commands}")
+    if arguments.command == "run" and arguments.json:
+        raise SettingsError("--json belongs to config, check and preflight: pannier config --json")
+    if arguments.command != "config" and arguments.markdown:
+        raise SettingsError("--markdown belongs to the command config: pannier config --markdown")
+    if arguments.command != "preflight" and arguments.wait is not None:
+        raise SettingsError("--wait belongs to the command preflight: pannier preflight --wait 60s")
     return arguments
+
+
+def _either(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _wait(text: str | None) -> float:
+    """Seconds that a preflight may be tried again; 0 if it is not to be."""
+    try:
+        return duration(0, 86400).parse(text or "0")
+    except ValueError as error:
+        raise SettingsError(f"--wait: {error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pannier",
-        usage="pannier [run | config] [options]",
+        usage="pannier [run | config | check | preflight] [options]",
         description="A sidecar cache proxy in front of Redis. Without any option it serves 127.0.0.1:6380 "
         "from a bundled redis-server.",
         epilog="Beside these: pannier health, invalidate, delete, sweep, warm, top and advise talk to a "
@@ -132,12 +156,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     general = parser.add_argument_group("Commands and general options")
     general.add_argument(
-        "command", nargs="?", default="run", metavar="run | config",
+        "command", nargs="?", default="run", metavar="COMMAND",
         help="run: serve (what happens without a command). config: print the effective settings, each with "
-        "its origin.",
+        "its origin. check: find out whether run would take them, without Redis; exit status 2 if not. "
+        "preflight: try them on the live Redis, step by step; exit status 1 if something fails.",
     )  # fmt: skip
     general.add_argument("--config", metavar="FILE", help="TOML file with settings")
-    general.add_argument("--json", action="store_true", help="config: as JSON")
+    general.add_argument("--json", action="store_true", help="config, check, preflight: as JSON")
+    general.add_argument("--wait", metavar="TIME", help="preflight: try again for so long until it passes")
     general.add_argument("--markdown", action="store_true", help="config: the reference of all options")
     general.add_argument("--version", action="version", version=f"pannier {__version__}")
     general.add_argument("-h", "--help", action="help", help="show this text")

@@ -6,10 +6,11 @@ would be right.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -226,6 +227,21 @@ def misfit(written: str, value: object, wanted: str) -> SettingsError:
     name = type(value).__name__
     article = "an" if name[0] in "ai" else "a"
     return SettingsError(f"{written}: {article} {name} cannot stand here; give {wanted}")
+
+
+Wrong = list[SettingsError] | None
+"""What takes errors, so that all are found at once; None: the first is raised."""
+
+
+@contextlib.contextmanager
+def noting(wrong: Wrong) -> Iterator[None]:
+    """Have what is wrong here noted, or raised if nobody takes notes."""
+    try:
+        yield
+    except SettingsError as error:
+        if wrong is None:
+            raise
+        wrong.append(error)
 
 
 def did_you_mean(

@@ -14,11 +14,13 @@ from typing import Any
 
 from proxy.kinds import (
     Kind,
+    Wrong,
     choice,
     count,
     did_you_mean,
     duration,
     misfit,
+    noting,
     share,
     show_duration,
     size,
@@ -103,8 +105,15 @@ MATCH = (
 )
 
 
-def read_rules_file(path: str, written: str) -> tuple[CacheRule, ...]:
-    """Read a file of rules; `written` is how its author named it. Raises SettingsError."""
+def read_rules_file(path: str, written: str, wrong: Wrong = None) -> tuple[CacheRule, ...]:
+    """Read a file of rules; `written` is how its author named it. Raises SettingsError, or puts one for each
+    rule into `wrong`."""
+    with noting(wrong):
+        return read_rules(_read_toml(path, written).get("rules", []), f"{path}:rules", wrong)
+    return ()
+
+
+def _read_toml(path: str, written: str) -> dict[str, Any]:
     import tomllib  # most of a MB that a sidecar without a file does without
 
     try:
@@ -120,19 +129,24 @@ def read_rules_file(path: str, written: str) -> tuple[CacheRule, ...]:
             raise SettingsError(
                 f"{path}:{key}: no such key; a file of rules holds tables [[rules]] and nothing else"
             )
-    return read_rules(table.get("rules", []), f"{path}:rules")
+    return table
 
 
-def read_rules(tables: Any, written: str) -> tuple[CacheRule, ...]:
-    """Read the tables of a file, in their order; `written` is where they stand. Raises SettingsError."""
-    if not isinstance(tables, list):
-        raise misfit(written, tables, "tables, such as [[rules]]")
-    rules = tuple(_read_rule(table, f"{written} #{number}") for number, table in enumerate(tables, 1))
-    if sum(len(pattern) for rule in rules for pattern in rule.patterns) > _LONGEST:
-        raise SettingsError(
-            f"{written}: the patterns of all rules come to more than {_LONGEST} bytes; use fewer"
-        )
-    return rules
+def read_rules(tables: Any, written: str, wrong: Wrong = None) -> tuple[CacheRule, ...]:
+    """Read the tables of a file, in their order; `written` is where they stand. Raises SettingsError, or puts
+    one for each rule into `wrong`."""
+    rules: list[CacheRule] = []
+    with noting(wrong):
+        if not isinstance(tables, list):
+            raise misfit(written, tables, "tables, such as [[rules]]")
+        for number, table in enumerate(tables, 1):
+            with noting(wrong):
+                rules.append(_read_rule(table, f"{written} #{number}"))
+        if sum(len(pattern) for rule in rules for pattern in rule.patterns) > _LONGEST:
+            raise SettingsError(
+                f"{written}: the patterns of all rules come to more than {_LONGEST} bytes; use fewer"
+            )
+    return tuple(rules)
 
 
 def _read_rule(table: Any, written: str) -> CacheRule:

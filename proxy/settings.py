@@ -24,10 +24,12 @@ from proxy.kinds import (
     SECRET,
     Kind,
     Secret,
+    Wrong,
     choice,
     count,
     did_you_mean,
     duration,
+    noting,
     share,
     show_duration,
     size,
@@ -534,6 +536,7 @@ def load(
     flags: Mapping[str, str],
     env: Mapping[str, str],
     config: str | None = None,
+    wrong: Wrong = None,
     memory_limit: int | None = None,
 ) -> tuple[Settings, dict[str, str]]:
     """Read all sources; the second result says for each option where its value came from, and for `tenants`
@@ -541,36 +544,51 @@ def load(
 
     `flags` maps names of options to their texts (several joined by commas), only those given. `config` is
     the value of `--config`; None: PANNIER_CONFIG in `env`, if set. `memory_limit` is what the process may
-    take, in bytes: where max_memory is not given, it is made to fit. Raises SettingsError.
+    take, in bytes: where max_memory is not given, it is made to fit. Raises SettingsError, unless `wrong` is
+    given: that then takes all errors, and what is wrong has its default. What settings say together is judged
+    only if each is right.
     """
     flag, path = _file(config, env)
-    table = _read_toml(flag, path) if path else {}
+    table: dict[str, Any] = {}
+    with noting(wrong):
+        table = _read_toml(flag, path) if path else {}
+    for unknown in _unknown_keys(table, path):
+        with noting(wrong):
+            raise unknown
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for option in OPTIONS:
         for written, text, origin in _sources(option, flags, env, table, path):
-            values[option.name] = _parsed(option, written, text)
-            origins[option.name] = origin
+            with noting(wrong):
+                values[option.name] = _parsed(option, written, text)
+                origins[option.name] = origin
             break
     usual = BY_NAME["max_memory"].default
     if "max_memory" not in values and (fitting := fitting_memory(usual, memory_limit)) < usual:
         values["max_memory"] = fitting
         origins["max_memory"] = f"default, under a memory limit of {in_mb(memory_limit or 0)}"
     named = named_variables(table.get("tenants")) | {values.get("admin_token_env", "")}
-    _no_unknown_variables(env, named)
-    tenants = read_tenants(table["tenants"], f"{path}:tenants", env) if "tenants" in table else ()
-    rules = read_rules(table.get("rules", []), f"{path}:rules")
+    for unknown in _unknown_variables(env, named):
+        with noting(wrong):
+            raise unknown
+    tenants = read_tenants(table["tenants"], f"{path}:tenants", env, wrong) if "tenants" in table else ()
+    rules = read_rules(table.get("rules", []), f"{path}:rules", wrong)
     settings = Settings(**values, rules=rules, tenants=tenants, memory_limit=memory_limit)
     origins = {option.name: origins.get(option.name, "default") for option in OPTIONS}
     if rules:
         origins["rules"] = f"file {path}:rules"
     if settings.rules_file:
         written = origins["rules_file"].partition(" ")[2]
-        settings = dataclasses.replace(settings, rules=rules + read_rules_file(settings.rules_file, written))
+        more = read_rules_file(settings.rules_file, written, wrong)
+        settings = dataclasses.replace(settings, rules=rules + more)
     if tenants:
         origins["tenants"] = f"file {path}:tenants"
-    _check_together(settings, origins)
-    token = _find_token(settings, origins, env)
+    token = Secret()
+    with noting(wrong):
+        token = _find_token(settings, origins, env)
+    if not wrong:
+        with noting(wrong):
+            _check_together(settings, origins)
     return dataclasses.replace(settings, token=token, origins=origins), origins
 
 
@@ -635,15 +653,15 @@ def _find_token(settings: Settings, origins: Mapping[str, str], env: Mapping[str
         raise SettingsError(f"{written[0]}: the token is none: {error}") from None
 
 
-def _no_unknown_variables(env: Mapping[str, str], named: Iterable[str]) -> None:
-    """`named` are those that the file gives a meaning of its own."""
+def _unknown_variables(env: Mapping[str, str], named: Iterable[str]) -> Iterable[SettingsError]:
+    """An error for each; `named` are those that the file gives a meaning of its own."""
     known = [CONFIG_VARIABLE, *(option.variable for option in OPTIONS)]
     for variable in sorted(env):
         if not variable.startswith(PREFIX) or variable in known or variable in named:
             continue
         if KUBERNETES.fullmatch(f"{variable}={env[variable]}"):
             continue
-        raise SettingsError(f"{variable}: no such variable; {did_you_mean(variable, known, PREFIX)}")
+        yield SettingsError(f"{variable}: no such variable; {did_you_mean(variable, known, PREFIX)}")
 
 
 def _read_toml(flag: str, path: str) -> dict[str, Any]:
@@ -655,11 +673,15 @@ def _read_toml(flag: str, path: str) -> dict[str, Any]:
         raise SettingsError(f"{flag}: {path!r} cannot be read ({error.strerror}); give a TOML file") from None
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{flag}: {path!r} is not valid TOML ({error}); mend the file") from None
+    return table
+
+
+def _unknown_keys(table: Mapping[str, Any], path: str | None) -> Iterable[SettingsError]:
+    """An error for each."""
     for key in table:
         if key not in BY_NAME and key not in ("rules", "tenants"):
             advice = did_you_mean(key, [*BY_NAME, "rules", "tenants"])
-            raise SettingsError(f"{path}:{key}: no such option; {advice}")
-    return table
+            yield SettingsError(f"{path}:{key}: no such option; {advice}")
 
 
 def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:

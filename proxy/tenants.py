@@ -23,9 +23,11 @@ from proxy.kinds import (
     MASKED,
     NAMESPACE,
     Kind,
+    Wrong,
     count,
     did_you_mean,
     misfit,
+    noting,
     show_size,
     size,
     toml_key,
@@ -116,12 +118,21 @@ def named_variables(table: object) -> set[str]:
     return {name for name in found if isinstance(name, str)}
 
 
-def read_tenants(table: Any, written: str, env: Mapping[str, str]) -> tuple[Tenant, ...]:
+def read_tenants(table: Any, written: str, env: Mapping[str, str], wrong: Wrong = None) -> tuple[Tenant, ...]:
     """Read the tables below `[tenants]`, in their order in the file.
 
     `written` is where they stand, such as `pannier.toml:tenants`. Raises SettingsError for what is wrong,
-    with the place and, unless it may be a password, the value.
+    with the place and, unless it may be a password, the value; or puts one for each tenant into `wrong`.
     """
+    found: list[Tenant] = []
+    with noting(wrong):
+        for name, fields in _tables(table, written).items():
+            with noting(wrong):
+                found.append(_read_tenant(name, fields, written, env))
+    return tuple(found)
+
+
+def _tables(table: Any, written: str) -> Mapping[str, Any]:
     if not isinstance(table, Mapping):
         raise misfit(written, table, "a table per tenant, such as [tenants.acme]")
     if not table:
@@ -130,7 +141,7 @@ def read_tenants(table: Any, written: str, env: Mapping[str, str]) -> tuple[Tena
             f"{written}: no tenant stands in it; add tables such as [tenants.acme], or take it out of the "
             "file: then Pannier asks for no passwords itself"
         )
-    return tuple(_read_tenant(name, fields, written, env) for name, fields in table.items())
+    return table
 
 
 def _read_tenant(name: str, table: Any, written: str, env: Mapping[str, str]) -> Tenant:

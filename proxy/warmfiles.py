@@ -23,7 +23,18 @@ _LARGEST_FILE = 64 << 20
 """Bytes of warm_file at most."""
 
 
-def patterns(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
+def wishes(settings: Settings, rules: Rules) -> list[tuple[str, Wish]]:
+    """All that `warm` and `warm_file` want, and what to call each. Raises SettingsError."""
+    found = [*_patterns(settings, rules), *_listed(settings, rules)]
+    if found and settings.auth_mode == "tenants":
+        raise SettingsError(
+            "warm, warm_file: wrong beside tenants, as the keys would be nobody's; leave them out "
+            "(warm_state covers the tenants' hot reads, and a tenant may say SIDECAR WARM)"
+        )
+    return found
+
+
+def _patterns(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
     """What the setting `warm` wants, and what to call it: a pattern may name a key. Raises SettingsError."""
     plain = settings.key_privacy == "plain"
     for number, text in enumerate(settings.warm, 1):
@@ -34,7 +45,7 @@ def patterns(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
             raise SettingsError(f"warm: {shown(text) if plain else title} {error}") from None
 
 
-def listed(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
+def _listed(settings: Settings, rules: Rules) -> Iterator[tuple[str, Wish]]:
     """What the lines of `warm_file` want. Raises SettingsError."""
     path = settings.warm_file
     if not path:

@@ -28,7 +28,7 @@ from proxy.client.warm import Tally, Warmer, Whole
 from proxy.events import fields, without_arguments
 from proxy.kinds import show_duration
 from proxy.resp import encode
-from proxy.resp.errors import SettingsError, UpstreamError
+from proxy.resp.errors import UpstreamError
 from proxy.resp.hotlist import LONGEST, Section, dump
 from proxy.resp.requests import RequestParser
 from proxy.settings import Settings
@@ -36,7 +36,7 @@ from proxy.terminal import Line, bar
 from proxy.tier.shelf import Shelf
 from proxy.upstream.link import LinkKey
 from proxy.upstream.shared import SharedLink
-from proxy.warmfiles import listed, patterns, remembered, replace_file
+from proxy.warmfiles import remembered, replace_file, wishes
 
 if TYPE_CHECKING:
     from proxy.bus import Bus
@@ -71,7 +71,7 @@ class Warming:
         """One for each source of what is fetched at the start."""
         self._wholes: dict[LinkKey, Whole] = {}
         """What they come to, for each shelf."""
-        self._listed = [*patterns(settings, self.space.rules), *listed(settings, self.space.rules)]
+        self._listed = wishes(settings, self.space.rules)
         self._resumes = bool(settings.warm_state) and os.path.exists(settings.warm_state)
         self._wanted = bool(self._listed or self._resumes)
         if self._wanted and clients.tier is None:
@@ -79,11 +79,6 @@ class Warming:
                 "nothing is warmed: nothing is kept in memory, as tracking is off", extra=fields("warm_off")
             )
             self._wanted = False
-        if self._listed and self.space.locked:
-            raise SettingsError(
-                "warm, warm_file: wrong beside tenants, as the keys would be nobody's; leave them out "
-                "(warm_state covers the tenants' hot reads, and a tenant may say SIDECAR WARM)"
-            )
         self._bus: Bus | None = None
         self._began = 0.0
         self._seconds: float | None = None
@@ -245,9 +240,9 @@ class Warming:
         for title, what in self._listed:
             sources.setdefault(title, []).append(what)
         warmers = []
-        for title, wishes in sources.items():
+        for title, wanted in sources.items():
             warmers.append(warmer := await self._warmer(link, title))
-            await warmer.warm(wishes, self._settings.warm_limit)
+            await warmer.warm(wanted, self._settings.warm_limit)
             self._tell(warmer.tally)
         return warmers
 

@@ -72,11 +72,12 @@ class Canary:
                 self.trouble = "no tracking"
                 continue
             try:
-                await self._measure()
+                await self.measure()
             except UpstreamError as error:
                 self._stumble(str(error))
 
-    async def _measure(self) -> None:
+    async def measure(self) -> None:
+        """Measure once: `lags` has one more then, or `trouble` says why not. Raises UpstreamError."""
         tracking = self._link.tracking
         if tracking is None:
             return
