@@ -140,6 +140,8 @@ class Bus:
         self._all = whole_names
         """Whether all channels are listened to."""
         self._own_link = own_link
+        self._anew = False
+        """Whether to subscribe anew: there is another channel."""
         self._mute: WeakSet[SharedLink] = WeakSet()
         """Links whose users may not publish."""
         self._id = os.urandom(8).hex()
@@ -210,6 +212,15 @@ class Bus:
         }
 
     # --- telling
+
+    def add(self, namespace: Namespace | None) -> None:
+        """Speak and hear on a namespace's channel as well."""
+        name = namespace.name if namespace is not None else ""
+        if name.encode() not in self.channels:
+            channel = self.channels[name.encode()] = Channel(self._prefix + name, namespace)
+            self._by_name[channel.name] = channel
+            self._strangers.pop(channel.name, None)
+            self._anew = not self._all
 
     def tell(
         self,
@@ -326,10 +337,13 @@ class Bus:
         Silence alone loses nothing: what is published meanwhile comes when it ends, before its sign of life.
         """
         missing = self._subscriptions
+        self._anew = False
         asked = self._answered = time.monotonic()
         self._unanswered = 0
         # Both: a process that had no time asks late, and finds the answers behind that.
         while asked - self._answered < self._patience or self._unanswered < _SILENT:
+            if self._anew:
+                raise RedisError("there is another namespace: subscribing anew")
             if self._ledger.due:
                 await pubsub.ping(_COUNTED)
             wait = asked + self._heartbeat - time.monotonic()

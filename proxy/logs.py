@@ -36,7 +36,10 @@ FEW = 5
 WINDOW = 60.0
 """That minute, in seconds."""
 ANSWERS = frozenset(
-    ("rules_broken", "rules_unchanged", "rules_reloaded", "settings_late", "log_level_changed")
+    (
+        "rules_broken", "rules_unchanged", "rules_reloaded", "settings_late", "log_level_changed",
+        "tenants_reloaded",
+    )
 )
 """Events that are never held back: they tell a person who has changed a file what has come of it."""
 _LOOK = 1.0

@@ -1,7 +1,7 @@
 """Settings and certificates read again while Pannier runs: on SIGHUP, and when their files change.
 
-Cache rules and the settings mode and log_level take effect at once; nobody is disconnected. What is broken
-leaves the old ones in force and says why.
+Cache rules, tenants and the settings mode and log_level take effect at once; nobody is disconnected but who
+belongs to a tenant that is gone. What is broken leaves the old ones in force and says why.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger("pannier.rules")
 _EVERY = 1.0
 """Seconds between two looks at the files."""
 _LIVE = ("rules", "rules_file", "mode", "log_level")
-"""Settings that take effect without a restart."""
+"""Settings that take effect without a restart; so do tenants, where there are some before and after."""
 
 Load = Callable[[], Settings]
 
@@ -40,6 +40,8 @@ class Reloader:
         """Why the files are not followed at present; empty if they are."""
         self.reloads = 0
         """How often new settings have come into force."""
+        self.take_tenants: Callable[[Settings], object] = lambda settings: None
+        """Serves the tenants of settings; called if there are others now."""
         self.certificates: list[Certificates] = []
         """Those that are read again as well."""
         self._settings = settings
@@ -80,7 +82,8 @@ class Reloader:
     def _read(self) -> Settings | SettingsError:
         try:
             settings = self._load()
-            check_rules(_with_live(self._settings, settings))  # another l1_ttl waits for the next start
+            # As they would be in force: another l1_ttl waits for the next start.
+            check_rules(_with_live(self._settings, settings, _live(self._settings, settings)))
             return settings
         except SettingsError as error:
             return error
@@ -93,16 +96,18 @@ class Reloader:
             log.error("%s, but the old rules stay in force: %s", why, settings, extra=about)
             return
         self.trouble = ""
-        self._complain(name for name in _changed(settings, self._settings) if name not in _LIVE)
-        old = self._settings
-        changed = set(_changed(settings, old)).intersection(_LIVE)
-        self._settings = _with_live(old, settings)
+        old, live = self._settings, _live(self._settings, settings)
+        self._complain(name for name in _changed(settings, old) if name not in live)
+        changed = set(_changed(settings, old)).intersection(live)
+        self._settings = _with_live(old, settings, live)
         self._seen = self._look()  # there may be another file of rules now
         if "log_level" in changed:
             set_level(settings.log_level)
             about = fields("log_level_changed", log_level=settings.log_level)
             log.info("%s: log_level is %s now", why, settings.log_level, extra=about)
-        if not changed - {"rules_file", "log_level"}:
+        if "tenants" in changed:
+            self.take_tenants(self._settings)
+        if not changed - {"rules_file", "log_level", "tenants"}:
             log.info("%s: rules and mode are as they were", why, extra=fields("rules_unchanged", why=why))
             return
         self.reloads += 1
@@ -122,12 +127,18 @@ class Reloader:
         return [_stamp(path) for path in (self._config, self._settings.rules_file) if path]
 
 
-def _with_live(old: Settings, new: Settings) -> Settings:
+def _live(old: Settings, new: Settings) -> tuple[str, ...]:
+    """The settings that take effect at once. How clients authenticate never does: taking all tenants out of a
+    file must not open the door to everybody."""
+    return (*_LIVE, "tenants") if old.auth_mode == new.auth_mode == "tenants" else _LIVE
+
+
+def _with_live(old: Settings, new: Settings, live: tuple[str, ...]) -> Settings:
     """The old settings with what of the new ones takes effect at once."""
-    origins = {name: origin for name, origin in old.origins.items() if name not in _LIVE}
-    origins |= {name: origin for name, origin in new.origins.items() if name in _LIVE}
-    live = {name: getattr(new, name) for name in _LIVE}
-    return dataclasses.replace(old, **live, origins=origins)
+    origins = {name: origin for name, origin in old.origins.items() if name not in live}
+    origins |= {name: origin for name, origin in new.origins.items() if name in live}
+    values = {name: getattr(new, name) for name in live}
+    return dataclasses.replace(old, **values, origins=origins)
 
 
 def _changed(one: Settings, other: Settings) -> list[str]:

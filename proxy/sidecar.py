@@ -103,6 +103,7 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             load = again
             reloader = Reloader(settings, lambda: sidecar.prepared(load()), config, sidecar.obey)
             sidecar.reloader = sidecar.sources.reloader = reloader
+            reloader.take_tenants = sidecar.take_tenants
             reloader.certificates += sidecar.sources.certificates.values()
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
             if hangup.came():
@@ -270,6 +271,20 @@ class Sidecar:
             self.clients.obey(prepared[1])
         else:
             self.clients.obey(Policy(settings.rules, limits))
+
+    def take_tenants(self, settings: Settings) -> None:
+        """Serve the tenants of some settings from now on."""
+        self.sources.settings = settings
+        gone, new = self.clients.take_tenants(settings.tenants)
+        names = {
+            "gone": [space.name for space in gone if space.name not in {each.name for each in new}],
+            "new": [space.name for space in new],
+        }
+        log.info(
+            "%d tenants in force; new or another one now: %s; gone: %s", len(settings.tenants),
+            ", ".join(names["new"]) or "none", ", ".join(names["gone"]) or "none",
+            extra=fields("tenants_reloaded", tenants=len(settings.tenants), **names),
+        )  # fmt: skip
 
     def prepared(self, settings: Settings) -> Settings:
         """Do what takes long about putting rules in force, on a thread of its own."""
@@ -500,7 +515,10 @@ class Sidecar:
         def own_link() -> SharedLink | None:
             return self.links.shared.get(self._main)
 
-        whole_names = any(space.namespace is None and not space.locked for space in self.clients.spaces)
+        # Tenants may come and go: then others are heard as well, so that no channel has to be added.
+        whole_names = self.clients.spaces.mode == "tenants" or any(
+            space.namespace is None and not space.locked for space in self.clients.spaces
+        )
         self.bus = Bus(
             self.upstream, self.tier, namespaces, channel, Counting(own_link, unheard), heartbeat,
             settings.upstream_timeout, whole_names, own_link,

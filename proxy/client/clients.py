@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from proxy.client import journal, refilling, telling
@@ -26,6 +26,7 @@ from proxy.privacy import KeyPrivacy, Privacy
 from proxy.resp import encode
 from proxy.resp.namespace import Namespace
 from proxy.settings import Settings
+from proxy.tenants import Tenant
 from proxy.tier.policy import Defaults, Policy
 from proxy.tier.rules import marks
 from proxy.tier.tier import Tier
@@ -52,6 +53,9 @@ class Bus(Protocol):
     @property
     def up(self) -> bool:
         """Whether others are heard, and hear what is said."""
+
+    def add(self, namespace: Namespace | None) -> None:
+        """Speak and hear on a namespace's channel as well."""
 
     def tell(
         self,
@@ -207,6 +211,24 @@ class Clients:
             for session in self.sessions.values():
                 session.use_patterns()
         self.spaces.obey(policy if policy.expires else None)
+
+    def take_tenants(self, tenants: Sequence[Tenant]) -> tuple[list[Space], list[Space]]:
+        """Serve these tenants from now on; the spaces that are no more and the new ones.
+
+        Who is logged in stays, unless the tenant is gone or has other keys, memory or credentials at Redis.
+        """
+        gone = self.spaces.part(tenants)
+        for space in gone:
+            for session in list(space.sessions):
+                self.kill(session, f"tenant {space.name} is gone, or another one now", logging.INFO)
+            self.links.close_space(space.name)
+            if self.tier is not None and space.account is not None:
+                self.tier.close_account(space.account)
+        new = self.spaces.welcome(tenants)
+        if self.bus is not None:
+            for space in new:
+                self.bus.add(space.namespace)
+        return gone, new
 
     def admit(self, session: Session) -> bytes:
         """Register a session; the error to refuse it with if there are too many, else nothing."""

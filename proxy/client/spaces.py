@@ -10,11 +10,12 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from proxy.client import journal
 from proxy.client.expiry import expiring, expiring_large
+from proxy.client.meter import limit
 from proxy.client.scripts import Examiner
 from proxy.client.writes import Writes
 from proxy.resp import encode
@@ -123,6 +124,15 @@ class Space:
         self._prefixer = Prefixer(namespace, dispatcher.table) if namespace is not None else None
         if account is not None:
             account.count_hits = lambda: self.hits
+
+    def retune(self, tenant: Tenant) -> None:
+        """Have other passwords and limits from now on."""
+        before, self.tenant = self.tenant, tenant
+        rate = tenant.max_ops_per_second
+        if before is None or before.max_ops_per_second != rate:
+            self.bucket = Bucket(rate) if rate is not None else None
+            for session in self.sessions:
+                limit(session)
 
     @property
     def guarded(self) -> bool:
@@ -269,6 +279,14 @@ class Space:
             self.examiner.examine(command, link)
 
 
+def _same_place(one: Tenant, other: Tenant) -> bool:
+    """Whether what differs between two tenants of one name can change while their clients are here."""
+    return all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("namespace", "max_memory", "upstream_username", "upstream_password")
+    )
+
+
 def _rounded(seconds: float) -> str:
     """A time to wait, rounded up."""
     return f"{math.ceil(seconds)} s" if seconds > 1.0 else f"{max(1, math.ceil(seconds * 1000))} ms"
@@ -331,6 +349,29 @@ class Spaces:
         if space is None or space.tenant is None or not space.tenant.accepts(credentials[-1]):
             raise UpstreamRefused(WRONG_PASSWORD)
         return space
+
+    def part(self, tenants: Iterable[Tenant]) -> list[Space]:
+        """Part with the spaces of tenants that are none of these, or other ones: with other keys, memory or
+        credentials."""
+        wanted = {tenant.name: tenant for tenant in tenants}
+        gone = [
+            space for name, space in self._tenants.items()
+            if space.tenant is None or name not in wanted or not _same_place(space.tenant, wanted[name])
+        ]  # fmt: skip
+        for space in gone:
+            del self._tenants[space.name]
+        return gone
+
+    def welcome(self, tenants: Iterable[Tenant]) -> list[Space]:
+        """Have spaces for just these tenants, after `part`; those that are new."""
+        new = []
+        for tenant in tenants:
+            if (space := self._tenants.get(tenant.name)) is not None:
+                space.retune(tenant)
+            else:
+                space = self._tenants[tenant.name] = self._tenant(tenant)
+                new.append(space)
+        return new
 
     def _namespace(self, name: str) -> Namespace | None:
         settings = self._settings

@@ -307,6 +307,13 @@ class Tier:
         self.accounts.append(Account(rules, budget, self.limits.refill_limit, self.shown_label))
         return self.accounts[-1]
 
+    def close_account(self, account: Account) -> None:
+        """Give up an account that has no shelves any more; memory of its own is everybody's again."""
+        self.accounts.remove(account)
+        account.budget.accounts.remove(account)
+        if account.budget is not self.common:
+            self.common.max_memory += account.budget.max_memory
+
     def label(self, rules: Rules, part: bytes) -> str:
         """The class of a read: that of its first key; empty if it has none, or no key."""
         key = _first_key(rules, part)

@@ -244,6 +244,16 @@ class LinkPool:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*self._closing)
 
+    def close_space(self, name: str) -> None:
+        """Close the shared links of a key space that is no more, and the clean ones kept for it."""
+        for key, link in list(self.shared.items()):
+            if key.space == name:
+                self._close(link)
+        for key in [key for key in self._idle if key.space == name]:
+            for idle in self._idle.pop(key):
+                self.pinned.discard(idle)
+                idle.close()
+
     def _close(self, link: SharedLink) -> None:
         self.shared.pop(link.key, None)
         self._unused_since.pop(link.key, None)
