@@ -10,7 +10,7 @@ import os
 import platform
 
 from proxy import __version__
-from proxy.cgroup import AT_REST, FOR_CLIENTS, exceeds, fitting_memory, in_mb
+from proxy.cgroup import broken_limit
 from proxy.events import fields
 from proxy.kinds import show_size
 from proxy.logs import is_json
@@ -36,25 +36,13 @@ def starting(settings: Settings, config: str | None) -> None:
 
 def _mind_limit(settings: Settings) -> None:
     """Say what a memory limit changes, or that it will be broken once memory is full."""
-    limit, max_memory = settings.memory_limit, settings.max_memory
+    about = {"memory_limit": settings.memory_limit, "max_memory": settings.max_memory}
     origin = settings.origins.get("max_memory", "")
-    if limit is None:
-        return
-    about = {"memory_limit": limit, "max_memory": max_memory}
-    if exceeds(max_memory, limit):
-        fits = fitting_memory(max_memory, limit)
-        advice = f"raise the limit to {in_mb(max_memory + AT_REST + FOR_CLIENTS)}"
-        if not exceeds(fits, limit):
-            advice += f", or lower max_memory to {show_size(fits)}"
-        log.warning(
-            "max_memory %s does not fit under the memory limit of %s: Pannier takes %s beside, and would be "
-            "killed when memory is full; %s",
-            show_size(max_memory), in_mb(limit), in_mb(AT_REST), advice,
-            extra=fields("memory_limit_too_low", **about),
-        )  # fmt: skip
+    if trouble := broken_limit(settings.max_memory, settings.memory_limit):
+        log.warning("%s", trouble, extra=fields("memory_limit_too_low", **about))
     elif origin.startswith("default,"):
         said = fields("memory_limited", **about)
-        log.log(_level(settings), "max_memory is %s, %s", show_size(max_memory), origin, extra=said)
+        log.log(_level(settings), "max_memory is %s, %s", show_size(settings.max_memory), origin, extra=said)
 
 
 def listening(settings: Settings, addresses: list[str], choices: dict[str, object]) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from proxy.kinds import show_size
+
 MB = 1 << 20
 AT_REST = 48 * MB
 """What a process takes before anything is kept: measured 46 MB, rounded up. Entries come on top, by what they
@@ -53,6 +55,19 @@ def in_mb(limit: int) -> str:
 def exceeds(max_memory: int, limit: int | None) -> bool:
     """Whether a memory tier that is full would break the limit."""
     return limit is not None and AT_REST + max_memory > limit
+
+
+def broken_limit(max_memory: int, limit: int | None) -> str:
+    """What to do where a memory tier that is full would break the limit; empty where it would not."""
+    if limit is None or not exceeds(max_memory, limit):
+        return ""
+    fits = fitting_memory(max_memory, limit)
+    lower = "" if exceeds(fits, limit) else f", or lower max_memory to {show_size(fits)}"
+    return (
+        f"max_memory {show_size(max_memory)} does not fit under the memory limit of {in_mb(limit)}: Pannier "
+        f"takes {in_mb(AT_REST)} beside, and would be killed when memory is full; "
+        f"raise the limit to {in_mb(max_memory + AT_REST + FOR_CLIENTS)}{lower}"
+    )
 
 
 def _files(root: Path) -> Iterator[Path]:

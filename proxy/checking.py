@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 
-from proxy.cgroup import memory_limit
+from proxy.cgroup import broken_limit, memory_limit
 from proxy.kinds import Wrong, noting
 from proxy.resp.errors import SettingsError, StartupError
 from proxy.settings import BUNDLED, BY_NAME, Settings, load
@@ -73,7 +73,7 @@ def check(flags: Mapping[str, str], env: Mapping[str, str], config: str | None) 
     """Read everything; see `proxy.settings.load` for the arguments."""
     report = Report()
     wrong = report.wrong
-    settings, origins = load(flags, env, config, memory_limit(), wrong)
+    settings, origins = load(flags, env, config, wrong, memory_limit())
     report.read += _sources(settings, origins)
     _check_addresses(settings, wrong)
     report.read += [("listen", str(listen)) for listen in settings.listen]
@@ -253,6 +253,8 @@ def _find_telemetry() -> None:
 
 
 def _remarks(settings: Settings) -> Iterable[str]:
+    if trouble := broken_limit(settings.max_memory, settings.memory_limit):
+        yield trouble
     if settings.upstream is None:
         yield "upstream: none is given: run starts a redis-server of its own, which keeps nothing"
         from proxy.upstream.embedded import find_server

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _load(arguments: argparse.Namespace) -> tuple[Settings, dict[str, str]]:
     """The settings of this command line, in this environment, under this memory limit."""
-    return load(_flags(arguments), os.environ, arguments.config, memory_limit())
+    return load(_flags(arguments), os.environ, arguments.config, memory_limit=memory_limit())
 
 
 def _run(settings: Settings, again: Callable[[], Settings], config: str | None) -> int:

@@ -536,8 +536,8 @@ def load(
     flags: Mapping[str, str],
     env: Mapping[str, str],
     config: str | None = None,
-    memory_limit: int | None = None,
     wrong: Wrong = None,
+    memory_limit: int | None = None,
 ) -> tuple[Settings, dict[str, str]]:
     """Read all sources; the second result says for each option where its value came from, and for `tenants`
     and `rules` of the file if there are any.

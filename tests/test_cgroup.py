@@ -128,24 +128,24 @@ class TestWhatFits:
 
 class TestSettings:
     def test_the_default_fits_and_says_why(self) -> None:
-        settings, origins = load({}, {}, None, 128 * MB)
+        settings, origins = load({}, {}, None, memory_limit=128 * MB)
         assert settings.max_memory == 40 * MB
         assert origins["max_memory"] == "default, under a memory limit of 128mb"
 
     def test_where_the_limit_is_high_it_is_as_ever(self) -> None:
-        settings, origins = load({}, {}, None, 1024 * MB)
+        settings, origins = load({}, {}, None, memory_limit=1024 * MB)
         assert (settings.max_memory, origins["max_memory"]) == (64 * MB, "default")
 
     def test_what_is_given_holds(self) -> None:
-        settings, origins = load({}, {"PANNIER_MAX_MEMORY": "100mb"}, None, 64 * MB)
+        settings, origins = load({}, {"PANNIER_MAX_MEMORY": "100mb"}, None, memory_limit=64 * MB)
         assert (settings.max_memory, origins["max_memory"]) == (100 * MB, "environment PANNIER_MAX_MEMORY")
 
     def test_tenants_whose_shares_do_not_fit_are_told_of_the_limit(self, tmp_path: Path) -> None:
         path = tmp_path / "p.toml"
         path.write_text('[tenants.acme]\npassword = "pw"\nmax_memory = "60mb"\n')
-        load({}, {}, str(path), None)
+        load({}, {}, str(path), memory_limit=None)
         with pytest.raises(SettingsError) as caught:
-            load({}, {}, str(path), 128 * MB)
+            load({}, {}, str(path), memory_limit=128 * MB)
         assert str(caught.value) == (
             f"{path}:tenants: the tenants' max_memory comes to 60mb; lower it or raise the setting max_memory "
             "(40mb, default, under a memory limit of 128mb), of which 1mb must be left for the others"
@@ -186,6 +186,13 @@ class TestARealGroup:
         assert json.loads(done.stdout)["max_memory"] == {
             "value": 26 * MB, "unit": "bytes", "origin": "default, under a memory limit of 100mb"
         }  # fmt: skip
+
+    @pytest.mark.parametrize(("size", "remarked"), [("50mb", False), ("64mb", True)])
+    def test_check_remarks_what_does_not_fit(self, size: str, remarked: bool, group: Path) -> None:
+        command = within(group, sys.executable, "-m", "proxy", "check", "--json", "--max-memory", size)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        found = json.loads(done.stdout)
+        assert found["ok"] and any("does not fit under" in remark for remark in found["remarks"]) is remarked
 
     @pytest.mark.skipif(SYSTEM is None, reason="no redis-server on the PATH")
     @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ class TestCommandLine:
             (("check", "--wait", "1s"), "--wait belongs to the command preflight"),
             (("run", "--json"), "--json belongs to config, check and preflight"),
             (("preflight", "--wait", "soon"), "--wait: 'soon' is not a duration"),
-            (("chekc",), "'chekc': no such command; give run, config, check, preflight, health"),
+            (("chekc",), "'chekc': no such command; give run, config, check, preflight, health, invalidate"),
         ],
     )
     def test_wrong_ones(self, arguments: tuple[str, ...], says: str) -> None:
