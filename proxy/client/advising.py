@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -176,15 +176,6 @@ async def _with_pauses(work: Steps[T]) -> T:
         except StopIteration as done:
             return cast(T, done.value)
         await asyncio.sleep(0)
-
-
-def recommendation(reports: Sequence[Report]) -> str:
-    """One sentence for who wants no more."""
-    for report in reports:
-        for advice in report.advice:
-            where = f"{report.namespace}: " if report.namespace not in ("", "*") else ""
-            return f"{where}{advice.what}: {advice.why}"
-    return reports[0].says if reports else "nothing is read from memory"
 
 
 def _by_name(view: Scope) -> dict[str, list[Seen]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from proxy.client.advising import Advice, Point, Report, advise, fields, recommendation
+from proxy.client.advising import Advice, Point, Report, advise, fields
 from proxy.client.scope import Scope, Seen
 from proxy.privacy import KeyPrivacy, Privacy
 from proxy.resp.namespace import Namespace
@@ -272,14 +272,3 @@ class TestObserving:
         report = await house.report()
         assert report.observed and report.points == [Point(n * MB, 0.0) for n in (16, 32, 64, 128)]
         assert report.says.startswith("16mb would have given 0%")
-
-
-class TestInOneSentence:
-    async def test_the_first_advice(self, house: House) -> None:
-        house.watched(300, Outcome.CHANGED, label="counter")
-        house.hits(0)
-        assert recommendation(await advise(house.view())).startswith("memory of any size helps little: of all reads, 0%")
-
-    async def test_else_what_the_sizes_are(self, house: House) -> None:
-        assert recommendation(await advise(house.view())) == "not enough was read yet to say anything: 0 of 1000 samples"
-        assert recommendation([]) == "nothing is read from memory"
