@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -35,7 +34,7 @@ from proxy.events import fields, without_arguments
 from proxy.histogram import Histogram
 from proxy.ledger import Counting, Ledger
 from proxy.resp import encode
-from proxy.resp.eviction import BadMessage, Eviction, UnknownVersion
+from proxy.resp.eviction import BadMessage, Eviction, UnknownVersion, all_channels
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.resp.namespace import Namespace
 from proxy.resp.tracking import Mode
@@ -73,7 +72,6 @@ _LOOK = 0.01
 _RECOUNT, _RECOUNT_SOON = 10, 3
 """Heartbeats between two counts, and if the last one did not come out even."""
 _PING = encode.request("PING")
-_SPECIAL = re.compile(r"([*?\[\]^\\-])")
 _COUNTED = "counted"
 """What the sign of life behind a count says."""
 
@@ -312,7 +310,7 @@ class Bus:
         try:
             async with client.pubsub() as pubsub:
                 if self._all:
-                    await pubsub.psubscribe(_SPECIAL.sub(r"\\\1", self._prefix) + "*")
+                    await pubsub.psubscribe(all_channels(self._prefix))
                 else:
                     await pubsub.subscribe(*self._by_name)
                 await self._follow(pubsub)

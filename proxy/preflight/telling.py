@@ -8,7 +8,7 @@ from proxy.preflight.rights import Seat, remedy
 from proxy.preflight.steps import Steps, refusal
 from proxy.preflight.talk import Talk
 from proxy.resp.errors import UpstreamLost
-from proxy.resp.eviction import Eviction
+from proxy.resp.eviction import Eviction, all_channels
 from proxy.resp.tracking import Mode
 from proxy.settings import Settings
 from proxy.upstream.canary import Canary
@@ -92,9 +92,15 @@ class Listener:
         self.user = talk.user
         self.refusal = ""
         """Why nothing is heard; empty if it is."""
+        self.in_part = ""
+        """Why only some namespaces' channels are; empty if all are, or no more are wanted."""
 
-    async def subscribe(self, names: list[str]) -> None:
-        """Listen to the channels of some namespaces. Raises UpstreamLost."""
+    async def subscribe(self, names: list[str], everything: bool) -> None:
+        """Listen to the channels of some namespaces, or if possible to all. Raises UpstreamLost."""
+        if everything:
+            self.in_part = refusal(await self._talk.ask("PSUBSCRIBE", all_channels(self._channel)))
+            if not self.in_part:
+                return
         channels = [self._channel + name for name in names]
         reply = await self._talk.ask("SUBSCRIBE", *channels)
         self.refusal = refusal(reply)
@@ -106,7 +112,7 @@ class Listener:
         try:
             while True:
                 message = await self._talk.next("the subscription")
-                if message[2] == data:  # otherwise it is somebody else's
+                if message[-1] == data:  # otherwise it is somebody else's
                     return True
         except UpstreamLost:
             return False
@@ -125,15 +131,25 @@ async def try_bus(
             name, f"{listener.refusal}; so nobody here hears what other Panniers say is to be forgotten",
             f"{remedy(listener.refusal, listener.user, 'subscribe', channel=prefix)}; or say broadcast = off",
         )  # fmt: skip
+    elif listener.in_part:
+        steps.warns(
+            name, f"{listener.in_part}; so what is forgotten in namespaces is not heard by who has none, or "
+            "in those of tenants that come later",
+            remedy(listener.in_part, listener.user, "psubscribe", channel=prefix),
+        )  # fmt: skip
     message = Eviction(why=f"preflight {seat.key().hex()}").encode()
-    if why := refusal(await talk.ask("PUBLISH", channel, message)):
+    why = refusal(await talk.ask("PUBLISH", channel, message))
+    if why and talk.user != listener.user:
+        steps.passes(name, f"{why}; so Pannier's own user, {listener.user}, publishes in its stead")
+    elif why:
         say(
             name, f"{why}; so nobody hears what is to be forgotten by SIDECAR INVALIDATE and the like",
             f"{remedy(why, talk.user, 'publish', channel=prefix)}; or say broadcast = off",
         )  # fmt: skip
     elif not listener.refusal:
         if await listener.hears(message):
-            steps.passes(name, f"a message on {channel} is published and heard")
+            if not listener.in_part:
+                steps.passes(name, f"a message on {channel} is published and heard")
         else:
             found = f"a message on {channel} is published, but not heard"
             say(

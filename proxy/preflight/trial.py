@@ -163,7 +163,9 @@ class _Trial:
         if talk.refusal:
             return None
         listener = Listener(talk, settings.evict_channel)
-        await listener.subscribe(["", *dict.fromkeys(seat.name for seat, _ in self._seats() if seat.name)])
+        names = dict.fromkeys(seat.name for seat, _ in self._seats())
+        everything = "" in names or settings.auth_mode == "tenants"
+        await listener.subscribe(["", *filter(None, names)], everything)
         return listener
 
     async def _try_seat(

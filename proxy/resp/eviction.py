@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,11 @@ class Eviction:
         if not isinstance(everything, bool):
             raise BadMessage("has an 'all' that is neither true nor false")
         return cls(read_names(message, "keys"), read_names(message, "match"), everything, why, sender, number)
+
+
+def all_channels(prefix: str) -> str:
+    """The glob pattern of all channels that begin with this, for PSUBSCRIBE."""
+    return re.sub(r"([*?\[\]^\\-])", r"\\\1", prefix) + "*"
 
 
 def _written(names: Iterable[bytes]) -> list[object]:

@@ -228,7 +228,7 @@ class TestNoWayThere:
             taken = time.monotonic() - began
         assert trial.amiss == {"login": "fail"}
         assert trial.steps["login"]["found"] == "did not answer within 0.5 s"
-        assert taken < 8
+        assert taken < 25
 
     @pytest.mark.parametrize(
         "word, amiss",
@@ -252,7 +252,7 @@ class TestNoWayThere:
                 env=environment(), capture_output=True, text=True, timeout=30,
             )  # fmt: skip
             trial = judged(run.returncode, run.stdout, run.stderr)
-            assert time.monotonic() - began < 8
+            assert time.monotonic() - began < 25
         assert (trial.status, set(trial.amiss)) == (1, amiss)
 
     def test_something_else_than_redis(self) -> None:
@@ -292,7 +292,7 @@ class TestNoWayThere:
         trial = preflight(f"redis://127.0.0.1:{port}", "--wait", "1500ms")
         give_back(port)
         assert trial.status == 1
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 25
 
 
 @pytest.fixture(scope="module")
@@ -349,7 +349,9 @@ class TestRights:
             ("-client|tracking", {"tracking": "warn"}, "ACL SETUSER u +client|tracking"),
             ("-client|caching", {"tracking": "warn"}, "ACL SETUSER u +client|tracking +client|caching"),
             ("-publish", {"bus": "warn"}, "ACL SETUSER u +publish"),
-            ("-subscribe", {"bus": "warn"}, "ACL SETUSER u +subscribe"),
+            ("-subscribe", {}, ""),
+            ("-psubscribe", {"bus": "warn"}, "ACL SETUSER u +psubscribe"),
+            ("-@pubsub", {"bus": "warn"}, "ACL SETUSER u +publish"),
             ("resetchannels", {"bus": "warn"}, "ACL SETUSER u '&pannier:evict:*'"),
             ("-set", {"invalidation": "warn"}, "ACL SETUSER u +set"),
             ("-multi", {"invalidation": "warn"}, "ACL SETUSER u +set +del +exists +multi"),
