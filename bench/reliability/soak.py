@@ -36,11 +36,14 @@ EVERY = 2.0
 PAUSE = 1.0
 PATIENCE = 10.0
 """Seconds after which a reply counts as lost."""
-SETTLED = 10.0
+SETTLED = 30.0
+"""Seconds of load and faults after which memory has its size: each kind of fault has come several times."""
 WINDOW = 5.0
 DRIFT = 5.0
 ALLOWED = ("ERR pannier:", "EXECABORT", "LOADING")
 """How errors begin that a client may get while Redis is away."""
+NEVER = -1
+"""In place of a number of kills: what is seen now may be gone at the next look."""
 VALUE = re.compile(rb"(soak:[\d:]+)=(\d+);x*")
 FAULTS = ("kill", "pause", "cut", "vanish")
 
@@ -50,6 +53,8 @@ class Book:
     """What all clients know of each other, and what is counted."""
 
     kills: int = 0
+    down: bool = False
+    """Whether Redis is killed at the moment; memory may not know that yet."""
     names: list[list[str]] = field(default_factory=list)
     """The keys in use, by client and slot."""
     tried: dict[str, int] = field(default_factory=dict)
@@ -93,7 +98,7 @@ class Checker:
         while True:
             await asyncio.sleep(self._random.random() * 0.01)
             requests, judges = self._some()
-            self._kills = self._book.kills
+            self._kills = NEVER if self._book.down else self._book.kills
             began = time.perf_counter()
             try:
                 replies = await talker.all(requests, PATIENCE)
@@ -267,11 +272,12 @@ class Behind:
     async def suffer(self, fault: str, book: Book, proxy: Server) -> None:
         """Have one fault happen."""
         if fault == "kill":
-            book.kills += 1
+            book.kills, book.down = book.kills + 1, True
             self.server.process.kill()
             await asyncio.to_thread(self._stable.stop, [self.server])
             await asyncio.sleep(0.2)
             self.server = await asyncio.to_thread(self._start)
+            book.down = False
         elif fault == "pause":
             os.kill(self.server.pid, signal.SIGSTOP)
             await asyncio.sleep(PAUSE)
@@ -304,7 +310,7 @@ async def _vanish(port: int, number: int) -> None:
         talker.transport.close()
 
 
-async def run(stable: Stable, quick: bool, seed: int = 1, seconds: float = 60.0) -> Part:
+async def run(stable: Stable, quick: bool, seed: int = 1, seconds: float = SETTLED + 60.0) -> Part:
     """Soak."""
     seconds = 9.0 if quick else seconds
     part = Part(
@@ -356,10 +362,11 @@ async def run(stable: Stable, quick: bool, seed: int = 1, seconds: float = 60.0)
     part.note("errors while Redis was away", sum(book.errors.values()) - late)
     part.none("errors in the second after", late)
     part.note("longest wait for a pipeline", book.slowest, "s")
-    early, last = _rss(samples, SETTLED, SETTLED + WINDOW), _rss(samples, seconds - WINDOW, seconds)
+    first, early, last = [_rss(samples, at, at + WINDOW) for at in (10.0, SETTLED, seconds - WINDOW)]
     if quick:
         part.note("RSS at the end", samples[-1][1] / 1e6, "MB")
     else:
+        part.note("RSS from the 10th second on", first / 1e6, "MB")
         part.note(f"RSS from the {SETTLED:g}th second on", early / 1e6, "MB")
         part.note("RSS at the end", last / 1e6, "MB")
         drift = 100 * (last - early) / early
