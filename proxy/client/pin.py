@@ -535,6 +535,8 @@ class Pin:
         if session.farewell:
             session.dismiss()
             return
+        if session.state is State.CLOSING:
+            return  # what it was sent before is still on its way
         if session.state is State.WAITING:
             session.move(Event.RESUME)
         else:

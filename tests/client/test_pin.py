@@ -190,6 +190,22 @@ class TestALostTransaction:
         await turn()
         assert client.take() == b"+RESET\r\n:%d\r\n" % client.session.id
 
+    @pytest.mark.parametrize("state", [SUBSCRIBE, MULTI])
+    async def test_with_reset_answered_while_it_closes(self, linked: Linked, state: bytes) -> None:
+        """The client has closed its side, and what it has been sent is not read yet."""
+        client = await linked.ready()
+        client.feed(state)
+        await turn()
+        linked.wire.reply(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n" if state is SUBSCRIBE else b"+OK\r\n")
+        await turn()
+        client.feed(RESET)
+        client.session.finish()
+        assert client.session.state is State.CLOSING
+        linked.wire.reply(b"+RESET\r\n")
+        assert client.session.state is State.CLOSING and client.session.pin is None
+        client.leave()
+        await turn()
+
     async def test_with_quit_under_way_is_closed(self, linked: Linked) -> None:
         client = await linked.ready()
         await talk(linked, client, (MULTI, b"+OK\r\n", b"+OK\r\n"))
