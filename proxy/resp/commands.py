@@ -18,7 +18,7 @@ Redis docs: "COMMAND", "Command key specifications", "Command arity".
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -202,7 +202,9 @@ class CommandTable:
         if known is None:
             self._commands[name] = command
         elif facts["full"]:
-            self._commands[name] = _believed(command, known, has_specs=bool(facts["key_specs"]))
+            believed = _believed(command, known, has_specs=bool(facts["key_specs"]))
+            if not _alike(believed, known):  # or what is remembered by command would be kept for each anew
+                self._commands[name] = believed
         if not parent:
             for sub in facts["subcommands"]:
                 self._take(sub, name)
@@ -218,6 +220,11 @@ class CommandTable:
             index[spelling] = index[spelling.upper()] = command
         self._most_names = len(self._names) + MAX_SPELLINGS
         self._most_subs = len(self._subs) + MAX_SPELLINGS
+
+
+def _alike(one: Command, other: Command) -> bool:
+    """Whether two descriptions say the same."""
+    return all(getattr(one, field.name) == getattr(other, field.name) for field in fields(Command))
 
 
 def describe(entry: object, parent: str = "") -> tuple[str, dict[str, Any]]:

@@ -301,3 +301,14 @@ def test_describe_gives_the_shape_of_the_file() -> None:
         "subcommands": [],
         "full": True,
     }
+
+
+def test_what_is_told_again_changes_nothing() -> None:
+    """Each reconnection asks: what is remembered by command must not be so for each answer anew."""
+    table = CommandTable.load()
+    table.overlay([entry7(b"newer"), entry7(b"get", arity=2)])
+    before = {command.name: command for command in table}
+    table.overlay([entry7(b"newer"), entry7(b"get", arity=2)])
+    assert all(before[command.name] is command for command in table)
+    table.overlay([entry7(b"newer", arity=7)])
+    assert table.find(b"newer") is not before["newer"]
