@@ -118,8 +118,11 @@ class Pin:
     def leave(self) -> None:
         """Hear that the client sends no more.
 
-        Redis then ends the client's blocking command unless it can answer at once; so it hears of it too.
+        Redis then ends the client's blocking command unless it can answer at once; so it hears of it too. A
+        reply that Redis announced and does not give (it does so with CLIENT REPLY SKIP within a transaction)
+        must not keep the connection for ever.
         """
+        self.link.hurried = True
         if self.blocking and not self.link.idle and not self.leaving:
             self.clean = False
             self.leaving = self.link.finish()

@@ -99,6 +99,9 @@ class PinnedLink(Link):
         """Whether the owner takes a frame as a whole only, by its first byte; see `take_whole`."""
         self.patient = False
         """Whether what is owed may take as long as it likes: a blocking command."""
+        self.hurried = False
+        """Whether the client sends no more, so that a mark is not waited for as long as it likes. Set by the
+        owner."""
         self.ended = asyncio.Event()
         self._marks: tuple[bytes, ...] = ()
         """The forms that the reply to `mark`'s PING may have; none: it is not awaited."""
@@ -183,8 +186,10 @@ class PinnedLink(Link):
         self.limit(_WRITE_HIGH)
 
     def tick(self, now: float, timeout: float) -> None:
-        """Give up a counted link that owes a reply and has been silent for `timeout` seconds."""
-        owes = self.mode is Mode.COUNTED and bool(self.expected) and not self.patient
+        """Give up a counted link that owes a reply and has been silent for `timeout` seconds; one that is not
+        counted, if a mark does not come for which nobody is there to wait."""
+        counted = self.mode is Mode.COUNTED and bool(self.expected) and not self.patient
+        owes = counted or (bool(self._marks) and self.hurried)
         if not owes or self._silent_since[0] != self._chunks:
             self._silent_since = (self._chunks, now)
         elif now - self._silent_since[1] > timeout:

@@ -733,3 +733,19 @@ class TestHalfClosedClients:
             wire.raw(request("SET", "k", value) + request("GET", "k"))
             wire.sock.shutdown(socket.SHUT_WR)
             assert wire.rest() == b"+OK\r\n$%d\r\n%b\r\n" % (len(value), value)
+
+
+def test_a_reply_that_redis_announces_and_does_not_give_keeps_no_connection(redis: Process, directory: Path) -> None:
+    """CLIENT REPLY SKIP within a transaction: EXEC's array has one element fewer than it says."""
+    with (
+        pannier(f"redis://127.0.0.1:{redis.port}", directory, "--upstream-timeout", "500ms") as proxy,
+        Wire(proxy.port) as wire,
+    ):
+        wire.raw(request("MULTI") + request("SET", "k", "v") + request("CLIENT", "REPLY", "SKIP") + request("EXEC"))
+        wire.raw(request("SIDECAR", "HELP"))
+        wire.sock.shutdown(socket.SHUT_WR)
+        wire.sock.settimeout(10)
+        while wire.sock.recv(1 << 16):
+            pass
+        with Wire(proxy.port) as other:
+            until(lambda: b"connected_clients:1\r\n" in other.line("INFO sidecar"), "gone")

@@ -237,6 +237,17 @@ class TestASilentLink:
         link.tick(99.0, 30.0)
         assert owner.heard == []
 
+    def test_a_mark_is_waited_for_as_long_as_the_client_may_send_more(self) -> None:
+        link, owner = linked(Mode.STREAM)
+        link.mark(owner.heard.append)  # type: ignore[arg-type]
+        link.tick(0.0, 30.0)
+        link.tick(99.0, 30.0)
+        assert owner.heard == []
+        link.hurried = True
+        link.tick(100.0, 30.0)
+        link.tick(131.0, 30.0)
+        assert owner.heard == [("lost", "did not answer within 30 s")]
+
 
 class TestPressure:
     def test_redis_that_does_not_keep_up(self) -> None:
