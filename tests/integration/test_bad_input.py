@@ -146,8 +146,6 @@ CASES: dict[str, bytes] = {
     "host: as multibulk": b"*1\r\n$5\r\nHost:\r\n*1\r\n$4\r\nPING\r\n",
     "post as multibulk": b"*1\r\n$4\r\npost\r\n*1\r\n$4\r\nPING\r\n",
     "HTTP2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "TLS ClientHello": bytes.fromhex("1603010200010001fc0303") + bytes(range(32)) + bytes(200),
-    "TLS ClientHello with a newline": bytes.fromhex("160301020a0100") + b"\n\r\n" + bytes(64) + b"\r\n",
     "SSH": b"SSH-2.0-OpenSSH_9.2\r\n",
     "memcached": b"get foo\r\nversion\r\nquit\r\nPING\r\n",
     # After commands that are right.

@@ -733,9 +733,10 @@ class TestNamespaces:
             direct.mset({"a[b]*:x": "v", "a[b]*:y": "v"})
         with contextlib.ExitStack() as stack:
             left, right = [stack.enter_context(pannier(url(upstream), directory, *some)) for some in options]
+            before = hearers(upstream, BARE + "a[b]*x")
             with Ear(upstream, BARE + "a[b]*") as ear, Wire(left.port) as wire:
                 ear.until_fence(wire)
-                wait_until(lambda: len(bus_connections(upstream)) >= 2)
+                wait_until(lambda: hearers(upstream, BARE + "a[b]*") == before + 3)
                 hot(right.port, ["x", "y"])
                 wait_until(lambda: entries(right.port) == 2)
                 wire.ask("SIDECAR", "INVALIDATE", "MATCH", "x")

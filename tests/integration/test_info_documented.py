@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.harness import ROOT, pannier, redis_server
 from tests.integration.wire import Wire, text
@@ -26,10 +27,15 @@ def fields(any_redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> s
     config = directory / "tenants.toml"
     config.write_text(TENANTS)
     found: set[str] = set()
+    shown = trustme.CA().issue_cert("127.0.0.1")
+    pem = directory / "cert.pem"
+    shown.private_key_and_cert_chain_pem.write_to_path(str(pem))
     with redis_server(any_redis_binary, directory) as redis:
         upstream = f"redis://127.0.0.1:{redis.port}"
         for options, login in (
             ([], ""),
+            (["--listen", "127.0.0.1:0?tls=true", "--tls-cert", str(pem), "--tls-key", str(pem)], ""),
+            (["--admin-listen", "127.0.0.1:0", "--admin-tls-cert", str(pem)], ""),
             (["--mode", "observe", "--on-upstream-down", "stale"], ""),
             (["--verify", "0.1"], ""),
             (["--namespace", "a"], ""),
