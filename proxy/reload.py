@@ -28,14 +28,21 @@ _LIVE = ("rules", "rules_file", "mode", "log_level")
 """Settings that take effect without a restart."""
 
 Load = Callable[[], Settings]
+Stamp = tuple[int, int, int] | None
 
 
 class Reloader:
     """Reads the settings again when it is time, and hands them on if they are good."""
 
     def __init__(
-        self, settings: Settings, load: Load, config: str | None, apply: Callable[[Settings], None]
+        self,
+        settings: Settings,
+        load: Load,
+        config: str | None,
+        apply: Callable[[Settings], None],
+        watches: bool = True,
     ) -> None:
+        """`watches`: whether a change of the settings' files is noticed; else whoever does asks."""
         self.trouble = ""
         """Why the files are not followed at present; empty if they are."""
         self.reloads = 0
@@ -46,6 +53,7 @@ class Reloader:
         self._load = load
         self._config = config
         self._apply = apply
+        self._watches = watches
         self._seen = self._look()
         self._asked = asyncio.Event()
 
@@ -77,6 +85,12 @@ class Reloader:
         self._seen = self._look()
         self._take(why, self._read())
 
+    async def obey(self, why: str) -> str:
+        """Read everything again, now; what is wrong with it, so that the old settings hold, or nothing."""
+        self._look_at_certificates(why == "SIGHUP")
+        self._take(why, await asyncio.to_thread(self._read))
+        return self.trouble
+
     def _read(self) -> Settings | SettingsError:
         try:
             return self._load()
@@ -94,7 +108,7 @@ class Reloader:
         self._complain(name for name in _changed(settings, self._settings) if name not in _LIVE)
         old = self._settings
         changed = set(_changed(settings, old)).intersection(_LIVE)
-        self._settings = _with_live(old, settings)
+        self._settings = with_live(old, settings)
         self._seen = self._look()  # there may be another file of rules now
         if "log_level" in changed:
             set_level(settings.log_level)
@@ -115,12 +129,19 @@ class Reloader:
             about = fields("settings_late", settings=late.split(", "))
             log.warning("changed settings that take effect at the next start only: %s", late, extra=about)
 
-    def _look(self) -> list[tuple[int, int, int] | None]:
+    def _look(self) -> list[Stamp]:
         """What tells whether a file is another than before."""
-        return [_stamp(path) for path in (self._config, self._settings.rules_file) if path]
+        if not self._watches:
+            return []
+        return stamps(self._config, self._settings.rules_file)
 
 
-def _with_live(old: Settings, new: Settings) -> Settings:
+def stamps(*paths: str | None) -> list[Stamp]:
+    """What tells whether some files are others than before; None among the paths: no file."""
+    return [_stamp(path) for path in paths if path]
+
+
+def with_live(old: Settings, new: Settings) -> Settings:
     """The old settings with what of the new ones takes effect at once."""
     origins = {name: origin for name, origin in old.origins.items() if name not in _LIVE}
     origins |= {name: origin for name, origin in new.origins.items() if name in _LIVE}
@@ -133,7 +154,7 @@ def _changed(one: Settings, other: Settings) -> list[str]:
     return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 
-def _stamp(path: str) -> tuple[int, int, int] | None:
+def _stamp(path: str) -> Stamp:
     try:
         found = os.stat(path)
     except OSError:

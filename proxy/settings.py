@@ -29,6 +29,7 @@ from proxy.kinds import (
     duration,
     share,
     show_duration,
+    show_size,
     size,
     switch,
     toml_key,
@@ -185,6 +186,7 @@ WHERE, CLIENTS, REDIS, TIER = "Addresses", "Limits per client", "Redis behind", 
 TLS = "TLS for clients"
 WARMING, ADMINISTRATION = "Warming", "Administration"
 SPACES, LOG = "Namespaces and tenants", "Logging"
+MOST_WORKERS = 64
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -202,6 +204,12 @@ class Settings:
         LISTEN, (Listen(),), WHERE,
         "Address to serve clients on; may be repeated. :6380 means every interface: whoever reaches the "
         "machine then reaches Redis.",
+    )
+    workers: int = option(
+        count(1, MOST_WORKERS, "processes"), 1, WHERE,
+        "Processes that serve these addresses together, each on a core and with a memory of its own: "
+        "max_memory, max_entries, max_clients and the tenants' shares are divided among them, numbers of "
+        "clients and commands rounded up (docs/workers.md).",
     )
     tls_cert: str = option(
         FILE, "", TLS,
@@ -637,11 +645,19 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
             f"{written[name]}: {value!r} is wrong beside the other limit; "
             f"reconnect_min ({low}) must not exceed reconnect_max ({high})"
         )
+    if settings.workers > 1 and settings.max_memory < settings.workers * LEAST_SHARED:
+        name = "workers" if origins["workers"] != "default" else "max_memory"
+        raise SettingsError(
+            f"{written[name]}: max_memory ({show_size(settings.max_memory)}) is too little for "
+            f"{settings.workers} workers, each of which takes at least {show_size(LEAST_SHARED)} of it; give "
+            "more memory, or fewer workers"
+        )
     _check_tls(settings, written)
     _check_auth(settings, written)
     if settings.auth_mode == "tenants":
         _check_no_other_namespace(settings, written)
-        check_shares(settings.tenants, written["tenants"], settings.max_memory, LEAST_SHARED)
+        least = LEAST_SHARED * settings.workers
+        check_shares(settings.tenants, written["tenants"], settings.max_memory, least)
     check_nesting(list(_namespaces(settings, written)))
 
 

@@ -168,7 +168,7 @@ def _report(view: Scope, name: str, group: list[Seen], found: Found) -> Report:
         known = curve([watched for _, watched in found])
         report.points = _points(known, report.max_memory)
         report.advice = [
-            *(() if report.shares else _about_memory(known, report, accounts)),
+            *(() if report.shares else _about_memory(known, report, accounts, view.workers)),
             *_about_lifetimes(group, accounts, found),
             *_about_classes(view, group, found),
         ]
@@ -216,7 +216,11 @@ def _round_up(size: float) -> int:
     return chosen
 
 
-def _about_memory(known: Curve, report: Report, accounts: Iterable[Account]) -> Iterator[Advice]:
+def _about_memory(
+    known: Curve, report: Report, accounts: Iterable[Account], workers: int
+) -> Iterator[Advice]:
+    """Sizes are of one worker's memory; what is to be set is that of all."""
+    each = f" in each of {workers} workers" if workers > 1 else ""
     max_memory = report.max_memory
     now, most = known.at(max_memory), known.most
     evicted = sum([account.evicted for account in accounts])
@@ -228,15 +232,19 @@ def _about_memory(known: Curve, report: Report, accounts: Iterable[Account]) -> 
     gain = most - now
     if gain >= _WORTH_IT and evicted:
         wanted = next((size for size in sizes if known.at(size) >= most - max(gain / 10, 0.01)), sizes[-1])
-        why = f"{_size(max_memory)} gives {now:.0%}, {_size(wanted)} would give {known.at(wanted):.0%}"
+        why = f"{_size(max_memory)} gives {now:.0%}, {_size(wanted)} would give {known.at(wanted):.0%}{each}"
         if report.measured < now - _MUCH_LESS:
             why += f" (measured: {report.measured:.0%}; where it is too small, less is let in)"
-        yield Advice(f"more memory would answer {known.at(wanted) - now:.0%} more of the reads",
-                     f"{why}; {evicted} entries were evicted", "max_memory", show_size(wanted))  # fmt: skip
+        yield Advice(
+            f"more memory would answer {known.at(wanted) - now:.0%} more of the reads",
+            f"{why}; {evicted} entries were evicted",
+            "max_memory",
+            show_size(wanted * workers),
+        )
     enough = _round_up(known.enough(most - _NEXT_TO_NOTHING))
     if 2 * enough <= max_memory:
-        why = f"{_size(enough)} would give {known.at(enough):.0%}, {_size(max_memory)} gives {now:.0%}"
-        yield Advice("less memory would do", why, "max_memory", show_size(enough))
+        why = f"{_size(enough)} would give {known.at(enough):.0%}, {_size(max_memory)} gives {now:.0%}{each}"
+        yield Advice("less memory would do", why, "max_memory", show_size(enough * workers))
 
 
 # --- lifetimes
@@ -328,7 +336,9 @@ def _exclusion(label: str, plain: bool, labelled: set[str]) -> str:
 async def answer(session: Session, arguments: list[bytes]) -> bytes:
     """Answer SIDECAR ADVISE."""
     reports = await advise(scope.of_session(session))
-    return encode.array([encode.value(fields(report), session.protocol) for report in reports])
+    crew = session.clients.crew
+    whose: dict[str, Any] = {} if crew is None else {"worker": crew.number}
+    return encode.array([encode.value(whose | fields(report), session.protocol) for report in reports])
 
 
 def fields(report: Report) -> dict[str, Any]:

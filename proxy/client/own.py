@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import advising, explaining, health, homes, hotkeys, keyspace, leases, slowlog, warm, work
+from proxy.client import (
+    advising,
+    explaining,
+    health,
+    homes,
+    hotkeys,
+    keyspace,
+    leases,
+    siblings,
+    slowlog,
+    warm,
+    work,
+)
 from proxy.client.invalidating import Progress, drop_keys, drop_many, drop_patterns, real_patterns, too_long
 from proxy.resp import encode
 from proxy.resp.globs import LONGEST_PATTERNS
@@ -82,7 +94,9 @@ def sidecar(session: Session, arguments: list[bytes]) -> Answer:
     given = arguments[2:]
     if not least <= len(given) <= most:
         return encode.error(f"ERR wrong number of arguments for 'sidecar|{word.lower()}' command")
-    return answer(session, given)
+    if siblings.alone(session):
+        return answer(session, given)
+    return siblings.spread(session, arguments[1:], lambda session, words: answer(session, words[1:]))
 
 
 def _bypass(session: Session, arguments: list[bytes]) -> bytes:
@@ -121,12 +135,13 @@ def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
     clients, counted = session.clients, _counted(session)
     if len(arguments) > SLICE:
         return work.going_on(session, _invalidate_many(session, arguments))
-    return encode.integer(drop_keys(clients, session.space, session.link, arguments, counted))
+    return encode.integer(drop_keys(clients, session.space, siblings.own_link(session), arguments, counted))
 
 
 async def _invalidate_many(session: Session, keys: list[bytes]) -> bytes:
     """The same, a slice at a time, so that hits go on in between."""
-    dropped = drop_many(session.clients, session.space, session.link, keys, _counted(session))
+    link = siblings.own_link(session)
+    dropped = drop_many(session.clients, session.space, link, keys, _counted(session))
     return encode.integer(await dropped)
 
 
@@ -137,7 +152,8 @@ async def _invalidate_matching(session: Session, shown: work.Work, patterns: lis
         )
     clients, counted, progress = session.clients, _counted(session), Progress()
     shown.figures = progress.figures
-    done = drop_patterns(clients, session.space, session.link, patterns, counted, progress)
+    link = siblings.own_link(session)
+    done = drop_patterns(clients, session.space, link, patterns, counted, progress)
     return encode.integer(await done)
 
 

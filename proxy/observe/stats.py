@@ -191,6 +191,12 @@ def _classes(account: Account) -> dict[str, Any]:
     }
 
 
+def situation(sources: Sources) -> Situation:
+    """What a recommendation about everything goes by."""
+    accounts = [space.account for space in sources.clients.spaces if space.account is not None]
+    return _situation(sources, accounts, health.judge(sources.clients))
+
+
 def _situation(sources: Sources, accounts: list[Account], judged: health.Health) -> Situation:
     link, tier = sources.main_link, sources.clients.tier
     tracking = link.tracking if link is not None else None
