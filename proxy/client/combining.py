@@ -150,11 +150,13 @@ def by_key(lines: Iterable[Map], database: str, sums: Iterable[str], largest: It
     found: dict[object, Map] = {}
     sums, largest = list(sums), list(largest)
     for number, line in enumerate(lines):
-        about = tuple([line.get(name) for name in ("key", "class", "namespace", database)])
+        about: tuple[Any, ...] = tuple([line.get(name) for name in ("key", "class", "namespace", database)])
         # The largest replies are of reads, of which there may be several of one key.
         about = (*about, line.get("command")) if "reads_per_second" not in line else about
-        known = found.setdefault(about if line.get("key") else number, line)
-        if known is line:
+        about = about if line.get("key") else (number,)
+        known = found.get(about)
+        if known is None:
+            found[about] = dict(line)
             continue
         for name in sums:
             known[name] = _added(known[name], line[name])

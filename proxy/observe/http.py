@@ -67,7 +67,7 @@ class Limits:
 
 
 USUAL = Limits()
-ROOMY = Limits(1024, 1 << 30)
+ROOMY = Limits(1024, 16 * LONGEST_BODY)
 """For those who are trusted."""
 
 Handler = Callable[[Request], Awaitable[Answer]]
