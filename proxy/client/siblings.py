@@ -131,6 +131,8 @@ class Joint:
     """Whether each that runs has to have answered."""
     lasting: bool = False
     """Whether it may take any time; then all go about it at once."""
+    absent: Mapping[str, str] | None = None
+    """What stands for the reply of one that is not running or does not answer."""
     widen: Callable[[Sequence[bytes]], list[bytes]] = list
     """What is asked instead, given the arguments."""
 
@@ -191,6 +193,9 @@ def _combined(
                 return b"-ERR pannier: worker %d: %b" % (number, reply[1:])
         elif reply is not None:
             found[number] = read(reply)
+    if joint.absent is not None:
+        for number in range(1, crew.of + 1):
+            found.setdefault(number, joint.absent)
     return encode.value(joint.combine(arguments, found), session.protocol) if not _is_status(own) else own
 
 
@@ -221,7 +226,9 @@ JOINT: dict[str, Joint] = {
     "bigkeys": Joint(combining.big, widen=combining.more),
     "churn": Joint(combining.churning, widen=combining.more),
     "flush": Joint(combining.total, needed=True),
-    "health": Joint(combining.health),
+    "health": Joint(
+        combining.health, absent={"ready": "no", "why": "is being started, or does not answer"}
+    ),
     "hotkeys": Joint(combining.hot, widen=combining.more),
     "invalidate": Joint(combining.total, needed=True),
     "rules": Joint(combining.rules),

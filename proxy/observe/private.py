@@ -20,7 +20,7 @@ from proxy.observe.admin import Admin
 from proxy.observe.answers import Answer, Refused, report
 from proxy.observe.asking import Absent, Silent, ask
 from proxy.observe.http import Request
-from proxy.observe.routes import Routes
+from proxy.observe.routes import Routes, parameters, space_of
 from proxy.observe.sources import Sources
 from proxy.observe.stats import situation
 from proxy.places import Place
@@ -97,4 +97,6 @@ class Private:
 
     def _situation(self, request: Request) -> Answer:
         """What the recommendation of /stats goes by."""
-        return report(dataclasses.asdict(situation(self._sources)))
+        name = parameters(request, "namespace").get("namespace")
+        only = None if name is None else space_of(self._sources, name)
+        return report(dataclasses.asdict(situation(self._sources, only)))

@@ -181,7 +181,7 @@ class Together:
         if (found := await self._of_one(request)) is not None:
             return found
         parts, missing = await self._parts("GET", _target("/stats", urlencode(request.query)))
-        situations, _ = await self._parts("GET", "/situation")
+        situations, _ = await self._parts("GET", _target("/situation", urlencode(request.query)))
         fields = merging.stats(parts, situations)
         fields["workers"] = {
             str(number): {"running": number in parts, "restarts": worker.restarts}
