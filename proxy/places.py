@@ -68,7 +68,7 @@ class Place:
             for sock in sockets:
                 sock.set_inheritable(False)
                 sock.setblocking(False)
-            found[Listen.parse(address)] = sockets
+            found.setdefault(Listen.parse(address), []).extend(sockets)
         return found
 
     @property
@@ -91,7 +91,7 @@ def private(directory: str, number: int) -> str:
 def share(settings: Settings, place: Place) -> Settings:
     """One worker's settings: memory is divided, and so are numbers of clients and commands, rounded up."""
     of = place.of
-    listen = tuple([Listen.parse(address) for address, _ in place.listen])
+    listen = tuple(dict.fromkeys([Listen.parse(address) for address, _ in place.listen]))
     return dataclasses.replace(
         settings,
         listen=listen,

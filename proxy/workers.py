@@ -146,8 +146,8 @@ class Parent:
         add_page(self._admin)
         # What is kept for the workers.
         self._passed = NONE_PASSED
-        self._sockets: dict[Listen, list[list[socket.socket]]] = {}
-        """By address, those of each worker."""
+        self._sockets: list[tuple[Listen, list[list[socket.socket]]]] = []
+        """Addresses, and the sockets there of each worker."""
         self._directory = self._upstream = self._bundled = ""
         self._secret = secrets.token_hex(16)
         self._workers: list[Worker] = []
@@ -181,11 +181,11 @@ class Parent:
         self._passed = passed
         await self._admin.start(passed)
         for listen in self._settings.listen:
-            self._sockets[listen] = await open_for_all(listen, self._settings.workers, passed)
+            self._sockets.append((listen, await open_for_all(listen, self._settings.workers, passed)))
 
     def _close_sockets(self) -> None:
         """Accept no more clients once the workers do not either."""
-        for each in self._sockets.values():
+        for _, each in self._sockets:
             for sockets in each:
                 for sock in sockets:
                     sock.close()
@@ -194,7 +194,7 @@ class Parent:
         """Give back what is had for serving."""
         self._admin.close()
         self._close_sockets()
-        for listen in self._sockets:
+        for listen, _ in self._sockets:
             clear_away(listen, self._passed)
 
     def prepare(self, directory: str, upstream: str, bundled: str) -> None:
@@ -203,7 +203,7 @@ class Parent:
         for number in range(1, self._settings.workers + 1):
             listen = tuple(
                 (str(address), tuple([sock.fileno() for sock in sockets[number - 1]]))
-                for address, sockets in self._sockets.items()
+                for address, sockets in self._sockets
             )
             self._workers.append(Worker(number, directory, listen))
         self._crew.workers = {worker.number: worker for worker in self._workers}
@@ -279,15 +279,14 @@ class Parent:
             worker.number, len(self._workers), self._directory, theirs.fileno(), worker.listen,
             self._secret, self._upstream, self._bundled, self._crew.draining,
         )  # fmt: skip
-        environment = {name: text for name, text in os.environ.items() if name != "NOTIFY_SOCKET"}
-        kept = [number for _, numbers in worker.listen for number in numbers]
-        with theirs, _blocked():
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "proxy", *self._arguments,
-                stdin=asyncio.subprocess.DEVNULL,
-                env=environment | {VARIABLE: place.told()},
-                pass_fds=[theirs.fileno(), *kept],
-            )  # fmt: skip
+        with theirs:
+            try:
+                process = await self._spawn(place, theirs.fileno())
+            except OSError as error:
+                ours.close()
+                about = fields("worker_not_started", worker=worker.number, reason=error.strerror)
+                log.error("worker %d cannot be started: %s", worker.number, error.strerror, extra=about)
+                return _CANNOT_START[0]
         worker.process = process
         worker.leash = Leash(ours, worker.hear, lambda: None)
         hearing = asyncio.create_task(worker.leash.run())
@@ -300,6 +299,18 @@ class Parent:
             if worker.leash is not None:
                 worker.leash.close()
             worker.ended()
+
+    async def _spawn(self, place: Place, control: int) -> asyncio.subprocess.Process:
+        """Start the process of a worker. Raises OSError."""
+        environment = {name: text for name, text in os.environ.items() if name != "NOTIFY_SOCKET"}
+        kept = [number for _, numbers in place.listen for number in numbers]
+        with _blocked():
+            return await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "proxy", *self._arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                env=environment | {VARIABLE: place.told()},
+                pass_fds=[control, *kept],
+            )  # fmt: skip
 
     # --- reading the settings again
 

@@ -7,9 +7,12 @@ import json
 import os
 import socket
 
+import pytest
+
 from proxy.leash import Leash
 from proxy.listening import Passed, open_for_all
 from proxy.places import VARIABLE, Place, share
+from proxy.resp.errors import StartupError
 from proxy.settings import Settings
 from proxy.tenants import Tenant
 from proxy.upstream.address import Listen
@@ -108,6 +111,14 @@ class TestSocketsForAll:
         assert sum(accepted) == 60 and min(accepted) > 0
         for sock in [*clients, *(sock for sockets in found for sock in sockets)]:
             sock.close()
+
+    async def test_an_address_that_is_served_is_in_use(self) -> None:
+        """Though who serves it would share it, as these do."""
+        (((sock,), *others)) = await open_for_all(Listen("127.0.0.1", 0), 2)
+        with pytest.raises(StartupError, match="it is in use already"):
+            await open_for_all(Listen("127.0.0.1", sock.getsockname()[1]), 2)
+        for each in [sock, *(other for sockets in others for other in sockets)]:
+            each.close()
 
     async def test_passed_ones_are_the_same_for_all(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
