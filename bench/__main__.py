@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import cpu, idle, memory, stalls, warming
+from bench import cpu, idle, memory, stalls, warming, workers
 from bench.figures import Result
 from bench.load import Generator, find_generator
 from bench.progress import Progress
@@ -33,6 +33,7 @@ from bench.workloads import (
     MEMORY_GROUP,
     READY_STARTS,
     STALL_GROUP,
+    WORKERS_GROUP,
     WORKLOADS,
     Workload,
 )
@@ -41,6 +42,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 ALL = "all"
 IDLE_STEPS = 3
 MEMORY_STEPS = 5
+WORKERS_STEPS = len(workers.ROWS)
 STALL_STEPS = len(stalls.UPHEAVALS)
 BLENDS_NOTICE = " (built-in for blends and lists)"
 BUILTIN_NOTICE = (
@@ -158,7 +160,7 @@ def chosen_groups(chosen: dict[str, Any]) -> list[str]:
     if not named and chosen["proxy_command"]:
         groups = ["pass-through", IDLE_GROUP]
     if not named and (chosen["only"] or chosen["depth"]):
-        groups = [group for group in groups if group not in (MEMORY_GROUP, STALL_GROUP)]
+        groups = [group for group in groups if group not in (MEMORY_GROUP, STALL_GROUP, WORKERS_GROUP)]
     return [group for group in groups if not (no_idle and group == IDLE_GROUP)]
 
 
@@ -183,6 +185,7 @@ def collect(options: Options, result: Result, stable: Stable, generator: Generat
     workloads = options.workloads()
     with_memory, with_idle = MEMORY_GROUP in options.groups, IDLE_GROUP in options.groups
     steps = len(workloads) * 2 * (options.rounds + 1)
+    steps += WORKERS_STEPS * (WORKERS_GROUP in options.groups)
     steps += STALL_STEPS * (STALL_GROUP in options.groups)
     progress = Progress(steps + MEMORY_STEPS * with_memory + IDLE_STEPS * with_idle)
     deadline = time.monotonic() + options.time_limit
@@ -190,6 +193,11 @@ def collect(options: Options, result: Result, stable: Stable, generator: Generat
     try:
         if workloads:
             runner.run(workloads, result)
+        if WORKERS_GROUP in options.groups and time.monotonic() < deadline:
+            result.workers, failures = workers.measure(
+                stable, generator, options.rounds, options.seconds, deadline, progress
+            )
+            result.failures += failures
         if STALL_GROUP in options.groups and time.monotonic() < deadline:
             result.stalls, failures = stalls.measure(stable, options.rounds, deadline, progress)
             result.failures += failures

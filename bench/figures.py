@@ -170,6 +170,8 @@ class Result:
     idle: list[Figure] = field(default_factory=list)
     stalls: list[Any] = field(default_factory=list)
     """Of `bench.stalls`: what hits took while much was dropped."""
+    workers: list[Any] = field(default_factory=list)
+    """Of `bench.workers`: one worker beside two."""
     notes: dict[str, str] = field(default_factory=dict)
     """What a reader must know of a group, by its name."""
     failures: list[str] = field(default_factory=list)

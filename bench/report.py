@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench import workers
 from bench.figures import Cell, Figure, Result, Spread
 from bench.stalls import Stall
 from bench.workloads import (
@@ -23,6 +24,7 @@ from bench.workloads import (
     STALL_OPTIONS,
     STALL_RATE,
     STALL_TIMES,
+    WORKERS_GROUP,
     Group,
     Side,
 )
@@ -209,6 +211,8 @@ def markdown(result: Result) -> str:
     for group in GROUPS:
         if mine := [cell for cell in cells if cell.workload.group == group.name]:
             parts += group_part(group, mine, result.notes.get(group.name, ""))
+    if result.workers:
+        parts += ["## Workers", workers.ABOUT, table(*workers.table_rows(result.workers))]
     if result.stalls:
         parts += ["## Invalidation", STALLS, table(STALL_HEADS, map(stall_row, result.stalls))]
     for title, figures in (("Memory of the tier", result.memory), ("Idle proxy", result.idle)):
@@ -275,6 +279,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "machine": result.machine,
         "settings": result.settings,
         "groups": {name: data for name, data in groups.items() if data["rows"]},
+        WORKERS_GROUP: [row.to_json() for row in result.workers],
         STALL_GROUP: [stall.to_json() for stall in result.stalls],
         "memory": {figure.what.key: figure.to_json() for figure in result.memory},
         "idle": {figure.what.key: figure.to_json() for figure in result.idle},

@@ -180,7 +180,8 @@ GROUP_OF = {group.name: group for group in GROUPS}
 MEMORY_GROUP = "memory"
 IDLE_GROUP = "idle"
 STALL_GROUP = "invalidation"
-GROUP_NAMES = (*(group.name for group in GROUPS), STALL_GROUP, MEMORY_GROUP, IDLE_GROUP)
+WORKERS_GROUP = "workers"
+GROUP_NAMES = (*(group.name for group in GROUPS), WORKERS_GROUP, STALL_GROUP, MEMORY_GROUP, IDLE_GROUP)
 
 HITS_WANTED = 0.9
 PASS_THROUGH = {1: Target(1.1, 1.40), 16: Target(0.9, 1.9), 64: Target(0.9, 1.9)}

@@ -38,7 +38,7 @@ def _mind_limit(settings: Settings) -> None:
     """Say what a memory limit changes, or that it will be broken once memory is full."""
     about = {"memory_limit": settings.memory_limit, "max_memory": settings.max_memory}
     origin = settings.origins.get("max_memory", "")
-    if trouble := broken_limit(settings.max_memory, settings.memory_limit):
+    if trouble := broken_limit(settings.max_memory, settings.memory_limit, settings.workers):
         log.warning("%s", trouble, extra=fields("memory_limit_too_low", **about))
     elif origin.startswith("default,"):
         said = fields("memory_limited", **about)

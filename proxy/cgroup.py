@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from proxy.kinds import show_size
 
 MB = 1 << 20
+PARENT = 32 * MB
+"""What the parent of several workers takes."""
 AT_REST = 48 * MB
 """What a process takes before anything is kept: measured 46 MB, rounded up. Entries come on top, by what they
 are counted as (8, 32 and 64 MB, full of values of 100 or of 4,000 bytes: 55, 79 and 111 MB in all)."""
@@ -36,15 +38,20 @@ def memory_limit(root: Path = Path("/")) -> int | None:
     return min(limits, default=None)
 
 
-def fitting_memory(usual: int, limit: int | None) -> int:
+def at_rest(workers: int) -> int:
+    """Bytes that Pannier takes with nothing in memory, in so many processes and their parent's."""
+    return AT_REST * workers + (PARENT if workers > 1 else 0)
+
+
+def fitting_memory(usual: int, limit: int | None, workers: int = 1) -> int:
     """What entries may take by default: the usual amount, or what fits under a limit, in whole MB.
 
     That is half of what is left beside Pannier at rest; the other half is for clients.
     """
     if limit is None:
         return usual
-    fitting = (limit - AT_REST) // 2 // MB * MB
-    return max(_LEAST, min(usual, fitting))
+    fitting = (limit - at_rest(workers)) // 2 // MB * MB
+    return max(_LEAST * workers, min(usual, fitting))
 
 
 def in_mb(limit: int) -> str:
@@ -52,21 +59,21 @@ def in_mb(limit: int) -> str:
     return f"{limit // MB}mb"
 
 
-def exceeds(max_memory: int, limit: int | None) -> bool:
+def exceeds(max_memory: int, limit: int | None, workers: int = 1) -> bool:
     """Whether a memory tier that is full would break the limit."""
-    return limit is not None and AT_REST + max_memory > limit
+    return limit is not None and at_rest(workers) + max_memory > limit
 
 
-def broken_limit(max_memory: int, limit: int | None) -> str:
+def broken_limit(max_memory: int, limit: int | None, workers: int = 1) -> str:
     """What to do where a memory tier that is full would break the limit; empty where it would not."""
-    if limit is None or not exceeds(max_memory, limit):
+    if limit is None or not exceeds(max_memory, limit, workers):
         return ""
-    fits = fitting_memory(max_memory, limit)
-    lower = "" if exceeds(fits, limit) else f", or lower max_memory to {show_size(fits)}"
+    rest, fits = at_rest(workers), fitting_memory(max_memory, limit, workers)
+    lower = "" if exceeds(fits, limit, workers) else f", or lower max_memory to {show_size(fits)}"
     return (
         f"max_memory {show_size(max_memory)} does not fit under the memory limit of {in_mb(limit)}: Pannier "
-        f"takes {in_mb(AT_REST)} beside, and would be killed when memory is full; "
-        f"raise the limit to {in_mb(max_memory + AT_REST + FOR_CLIENTS)}{lower}"
+        f"takes {in_mb(rest)} beside, and would be killed when memory is full; "
+        f"raise the limit to {in_mb(max_memory + rest + FOR_CLIENTS)}{lower}"
     )
 
 

@@ -253,7 +253,7 @@ def _find_telemetry() -> None:
 
 
 def _remarks(settings: Settings) -> Iterable[str]:
-    if trouble := broken_limit(settings.max_memory, settings.memory_limit):
+    if trouble := broken_limit(settings.max_memory, settings.memory_limit, settings.workers):
         yield trouble
     if settings.upstream is None:
         yield "upstream: none is given: run starts a redis-server of its own, which keeps nothing"

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from proxy import __version__, hangup
 from proxy.cgroup import memory_limit
 from proxy.kinds import did_you_mean, duration, toml_key
+from proxy.places import Place
 from proxy.resp.errors import SettingsError, StartupError
 from proxy.rules_file import FIELDS, MATCH, show_rule
 from proxy.settings import CONFIG_VARIABLE, OPTIONS, Option, Settings, load
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(as_json(settings, origins) if arguments.json else _as_toml(settings, origins))
             return 0
         path = arguments.config if arguments.config is not None else os.environ.get(CONFIG_VARIABLE)
-        return _run(settings, lambda: _load(arguments)[0], path)
+        return _run(settings, lambda: _load(arguments)[0], path, given)
     except SettingsError as error:
         return _fail(error, 2)
     except StartupError as error:
@@ -84,12 +85,21 @@ def _load(arguments: argparse.Namespace) -> tuple[Settings, dict[str, str]]:
     return load(_flags(arguments), os.environ, arguments.config, memory_limit=memory_limit())
 
 
-def _run(settings: Settings, again: Callable[[], Settings], config: str | None) -> int:
+def _run(
+    settings: Settings, again: Callable[[], Settings], config: str | None, given: Sequence[str]
+) -> int:
+    place = Place.taken()
+    if place is None and settings.workers > 1:
+        import asyncio
+
+        from proxy import workers
+
+        return asyncio.run(workers.run(settings, again, config, given))
     import uvloop
 
     from proxy import sidecar
 
-    return uvloop.run(sidecar.run(settings, again, config))
+    return uvloop.run(sidecar.run(settings, again, config, place))
 
 
 def _fail(error: Exception, status: int) -> int:

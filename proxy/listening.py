@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import grp
 import os
 import socket
 import stat
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from proxy import systemd
 from proxy.certificates import Certificates
 from proxy.handshakes import Handshakes, TlsServer, show
 from proxy.resp.errors import StartupError
+from proxy.settings import Settings
 from proxy.upstream.address import Listen, cannot_listen
 
 _BACKLOG = 1024
@@ -45,16 +48,24 @@ class Tls:
 class Passed:
     """Listening sockets that this process was started with, each for who takes it first."""
 
-    def __init__(self, sockets: Sequence[socket.socket] = ()) -> None:
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket] = (),
+        by_address: Mapping[Listen, Sequence[socket.socket]] | None = None,
+    ) -> None:
         self._sockets = list(sockets)
+        self._by_address = dict(by_address or {})
+        """Those of which it is known for which address they are."""
         self.taken: set[Listen] = set()
         """The addresses of those that have been."""
 
-    def take(self, listen: Listen) -> socket.socket | None:
-        """The one that listens at an address."""
-        found = next((sock for sock in self._sockets if _listens_at(sock, listen)), None)
-        if found is not None:
-            self._sockets.remove(found)
+    def take(self, listen: Listen) -> Sequence[socket.socket]:
+        """Those that listen at an address, none or several."""
+        found = self._by_address.pop(listen, ())
+        if not found:
+            found = [sock for sock in self._sockets if _listens_at(sock, listen)][:1]
+            self._sockets = [sock for sock in self._sockets if sock not in found]
+        if found:
             self.taken.add(listen)
         return found
 
@@ -102,22 +113,82 @@ async def serve(
     """
     loop = asyncio.get_running_loop()
     try:
-        sock = passed.take(listen)
+        sockets = passed.take(listen)
         if listen.path is not None:
-            if sock is None:
-                _remove_stale_socket(listen.path)
-                sock = _bind_unix(listen, listen.path)
+            sock = sockets[0] if sockets else _open_unix(listen, listen.path)
             return await loop.create_unix_server(make, sock=sock, backlog=_BACKLOG)
         if tls is not None:
-            sockets = [sock] if sock is not None else await _bind(listen)
+            sockets = sockets or await _bind(listen)
+            for sock in sockets:
+                sock.listen(_BACKLOG)
             return TlsServer(make, sockets, tls.certificates, tls.handshakes)
-        if sock is not None:
-            return await loop.create_server(make, sock=sock, backlog=_BACKLOG)
+        if sockets:
+            return _Several([await loop.create_server(make, sock=sock, backlog=_BACKLOG) for sock in sockets])
         return await loop.create_server(
             make, listen.host, listen.port, backlog=_BACKLOG, reuse_address=True
         )
     except OSError as error:
         raise cannot_listen(listen, error, option) from None
+
+
+async def open_for_all(
+    listen: Listen, workers: int, passed: Passed = NONE_PASSED
+) -> list[list[socket.socket]]:
+    """The sockets that each of some processes is to serve an address with, listening already. Raises
+    StartupError.
+
+    At a TCP address each has some of its own, among which the system shares out who connects (SO_REUSEPORT):
+    who has come to a process that is being started again waits for it. Passed ones, and those in the file
+    system, are the same for all.
+    """
+    try:
+        sockets = list(passed.take(listen))
+        if sockets or listen.path is not None:
+            sockets = sockets or [_open_unix(listen, listen.path or "")]
+            for sock in sockets:
+                sock.listen(_BACKLOG)
+            return [sockets] * workers
+        # Not with SO_REUSEPORT from the beginning: another Pannier's address is in use.
+        sockets = await _bind(listen)
+        for sock in sockets:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found = [sockets, *[[_beside(sock) for sock in sockets] for _ in range(workers - 1)]]
+        for sock in [sock for each in found for sock in each]:
+            sock.listen(_BACKLOG)
+        return found
+    except OSError as error:
+        raise cannot_listen(listen, error) from None
+
+
+def _beside(other: socket.socket) -> socket.socket:
+    """A socket at the same address as another."""
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.socket(other.family, other.type, other.proto))
+        for name in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            sock.setsockopt(socket.SOL_SOCKET, name, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(other.getsockname())
+        sock.setblocking(False)
+        stack.pop_all()
+    return sock
+
+
+class _Several:
+    """Servers that are one."""
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self._servers = servers
+
+    @property
+    def sockets(self) -> Sequence[socket.socket]:
+        """The sockets of all."""
+        return [sock for server in self._servers for sock in server.sockets]
+
+    def close(self) -> None:
+        """Listen no more."""
+        for server in self._servers:
+            server.close()
 
 
 def addresses(server: Server, listen: Listen) -> list[str]:
@@ -149,7 +220,7 @@ def peer(sock: socket.socket | None) -> tuple[int, int, int] | None:
 
 
 async def _bind(listen: Listen) -> list[socket.socket]:
-    """Sockets that listen at an address, one for each the name stands for, as asyncio makes them."""
+    """Sockets bound to an address, one for each the name stands for, as asyncio makes them."""
     loop = asyncio.get_running_loop()
     infos = await loop.getaddrinfo(
         listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -162,11 +233,16 @@ async def _bind(listen: Listen) -> list[socket.socket]:
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(name)
-            sock.listen(_BACKLOG)
             sock.setblocking(False)
             found.append(sock)
         stack.pop_all()
     return found
+
+
+def _open_unix(listen: Listen, path: str) -> socket.socket:
+    """A socket bound to a path, in the place of what was left there. Raises StartupError."""
+    _remove_stale_socket(path)
+    return _bind_unix(listen, path)
 
 
 def _bind_unix(listen: Listen, path: str) -> socket.socket:
@@ -225,3 +301,20 @@ def _remove_stale_socket(path: str) -> None:
             return
         else:
             raise StartupError(f"unix://{path}: another process serves this socket already")
+
+
+def with_passed(settings: Settings) -> tuple[Settings, Passed]:
+    """Serve the sockets that systemd has passed, too; only these if nothing says where to listen.
+
+    Raises StartupError if they are none.
+    """
+    try:
+        sockets = systemd.inherited()
+    except OSError as error:
+        raise StartupError(f"LISTEN_FDS: {error}; pass sockets such as those of ListenStream=") from None
+    passed = Passed(sockets)
+    listen = settings.listen if settings.origins.get("listen", "default") != "default" else ()
+    admin = () if settings.admin_listen is None else (settings.admin_listen,)
+    if more := passed.addresses((*listen, *admin)):
+        settings = dataclasses.replace(settings, listen=(*listen, *more))
+    return settings, passed

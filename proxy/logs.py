@@ -55,14 +55,21 @@ log = logging.getLogger("pannier")
 
 
 class Text(logging.Formatter):
-    """Lines for people. Whatever a message holds, it takes one line; only tracebacks take more."""
+    """Lines for people. Whatever a message holds, it takes one line; only tracebacks take more.
+
+    `worker`: which one of several processes writes; 0: there is one only.
+    """
 
     default_time_format = "%Y-%m-%d %H:%M:%S"
     default_msec_format = ""
 
+    def __init__(self, worker: int = 0) -> None:
+        super().__init__()
+        self._mark = f"[{worker}] " if worker else ""
+
     def format(self, record: logging.LogRecord) -> str:
         """The line of a record, without its end."""
-        message = _CONTROL.sub(_escaped, record.getMessage()) + _repeated(record)
+        message = self._mark + _CONTROL.sub(_escaped, record.getMessage()) + _repeated(record)
         lines = [f"{self.formatTime(record)} {record.levelname:<7} {message}"]
         if found := _exception(record):
             lines.append("  " + (f"{found['type']}: {found['text']}" if "text" in found else found["type"]))
@@ -71,7 +78,11 @@ class Text(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """One JSON object a line, in ASCII, whatever the encoding of the stream is."""
+    """One JSON object a line, in ASCII, whatever the encoding of the stream is. `worker`: as for `Text`."""
+
+    def __init__(self, worker: int = 0) -> None:
+        super().__init__()
+        self._mark = {"worker": worker} if worker else {}
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of a record, without its end."""
@@ -79,6 +90,7 @@ class Json(logging.Formatter):
             "time": _rfc3339(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
+            **self._mark,
             "event": getattr(record, "event", "message"),
             "message": record.getMessage() + _repeated(record),
             **getattr(record, "fields", {}),
@@ -217,10 +229,15 @@ def is_json(log_format: str, stream: TextIO | None = None) -> bool:
     return log_format == "json" or (log_format == "auto" and not (stream or sys.stderr).isatty())
 
 
-def configure(log_format: str, log_level: str, stream: TextIO | None = None) -> Output:
-    """Have everything that is logged written to a stream, by default standard error; called at the start."""
+def configure(
+    log_format: str, log_level: str, stream: TextIO | None = None, worker: int = 0
+) -> Output:
+    """Have everything that is logged written to a stream, by default standard error; called at the start.
+
+    `worker`: which of several processes this is; 0: there is one only.
+    """
     stream = stream or sys.stderr
-    output = Output(stream, Json() if is_json(log_format, stream) else Text())
+    output = Output(stream, Json(worker) if is_json(log_format, stream) else Text(worker))
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, Output)]:
         root.removeHandler(handler)

@@ -28,14 +28,21 @@ _LIVE = ("rules", "rules_file", "mode", "log_level")
 """Settings that take effect without a restart; so do tenants, where there are some before and after."""
 
 Load = Callable[[], Settings]
+Stamp = tuple[int, int, int] | None
 
 
 class Reloader:
     """Reads the settings again when it is time, and hands them on if they are good."""
 
     def __init__(
-        self, settings: Settings, load: Load, config: str | None, apply: Callable[[Settings], None]
+        self,
+        settings: Settings,
+        load: Load,
+        config: str | None,
+        apply: Callable[[Settings], None],
+        watches: bool = True,
     ) -> None:
+        """`watches`: whether a change of the settings' files is noticed; else whoever does asks."""
         self.trouble = ""
         """Why the files are not followed at present; empty if they are."""
         self.reloads = 0
@@ -48,6 +55,7 @@ class Reloader:
         self._load = load
         self._config = config
         self._apply = apply
+        self._watches = watches
         self._seen = self._look()
         self._asked = asyncio.Event()
 
@@ -79,11 +87,17 @@ class Reloader:
         self._seen = self._look()
         self._take(why, self._read())
 
+    async def obey(self, why: str) -> str:
+        """Read everything again, now; what is wrong with it, so that the old settings hold, or nothing."""
+        self._look_at_certificates(why == "SIGHUP")
+        self._take(why, await asyncio.to_thread(self._read))
+        return self.trouble
+
     def _read(self) -> Settings | SettingsError:
         try:
             settings = self._load()
             # As they would be in force: another l1_ttl waits for the next start.
-            check_rules(_with_live(self._settings, settings, _live(self._settings, settings)))
+            check_rules(with_live(self._settings, settings))
             return settings
         except SettingsError as error:
             return error
@@ -99,7 +113,7 @@ class Reloader:
         old, live = self._settings, _live(self._settings, settings)
         self._complain(name for name in _changed(settings, old) if name not in live)
         changed = set(_changed(settings, old)).intersection(live)
-        self._settings = _with_live(old, settings, live)
+        self._settings = with_live(old, settings)
         self._seen = self._look()  # there may be another file of rules now
         if "log_level" in changed:
             set_level(settings.log_level)
@@ -122,9 +136,11 @@ class Reloader:
             about = fields("settings_late", settings=late.split(", "))
             log.warning("changed settings that take effect at the next start only: %s", late, extra=about)
 
-    def _look(self) -> list[tuple[int, int, int] | None]:
+    def _look(self) -> list[Stamp]:
         """What tells whether a file is another than before."""
-        return [_stamp(path) for path in (self._config, self._settings.rules_file) if path]
+        if not self._watches:
+            return []
+        return stamps(self._config, self._settings.rules_file)
 
 
 def _live(old: Settings, new: Settings) -> tuple[str, ...]:
@@ -133,8 +149,14 @@ def _live(old: Settings, new: Settings) -> tuple[str, ...]:
     return (*_LIVE, "tenants") if old.auth_mode == new.auth_mode == "tenants" else _LIVE
 
 
-def _with_live(old: Settings, new: Settings, live: tuple[str, ...]) -> Settings:
+def stamps(*paths: str | None) -> list[Stamp]:
+    """What tells whether some files are others than before; None among the paths: no file."""
+    return [_stamp(path) for path in paths if path]
+
+
+def with_live(old: Settings, new: Settings) -> Settings:
     """The old settings with what of the new ones takes effect at once."""
+    live = _live(old, new)
     origins = {name: origin for name, origin in old.origins.items() if name not in live}
     origins |= {name: origin for name, origin in new.origins.items() if name in live}
     values = {name: getattr(new, name) for name in live}
@@ -146,7 +168,7 @@ def _changed(one: Settings, other: Settings) -> list[str]:
     return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 
-def _stamp(path: str) -> tuple[int, int, int] | None:
+def _stamp(path: str) -> Stamp:
     try:
         found = os.stat(path)
     except OSError:

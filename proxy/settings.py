@@ -32,6 +32,7 @@ from proxy.kinds import (
     noting,
     share,
     show_duration,
+    show_size,
     size,
     switch,
     toml_key,
@@ -188,6 +189,7 @@ WHERE, CLIENTS, REDIS, TIER = "Addresses", "Limits per client", "Redis behind", 
 TLS = "TLS for clients"
 WARMING, ADMINISTRATION = "Warming", "Administration"
 SPACES, LOG = "Namespaces and tenants", "Logging"
+MOST_WORKERS = 64
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -205,6 +207,12 @@ class Settings:
         LISTEN, (Listen(),), WHERE,
         "Address to serve clients on; may be repeated. :6380 means every interface: whoever reaches the "
         "machine then reaches Redis.",
+    )
+    workers: int = option(
+        count(1, MOST_WORKERS, "processes"), 1, WHERE,
+        "Processes that serve these addresses together, each on a core and with a memory of its own: "
+        "max_memory, max_entries, max_clients and the tenants' shares are divided among them, numbers of "
+        "clients and commands rounded up (docs/workers.md).",
     )
     tls_cert: str = option(
         FILE, "", TLS,
@@ -564,7 +572,9 @@ def load(
                 origins[option.name] = origin
             break
     usual = BY_NAME["max_memory"].default
-    if "max_memory" not in values and (fitting := fitting_memory(usual, memory_limit)) < usual:
+    if "max_memory" not in values and (
+        fitting := fitting_memory(usual, memory_limit, values.get("workers", 1))
+    ) < usual:
         values["max_memory"] = fitting
         origins["max_memory"] = f"default, under a memory limit of {in_mb(memory_limit or 0)}"
     named = named_variables(table.get("tenants")) | {values.get("admin_token_env", "")}
@@ -694,13 +704,21 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
             f"{written[name]}: {value!r} is wrong beside the other limit; "
             f"reconnect_min ({low}) must not exceed reconnect_max ({high})"
         )
+    if settings.workers > 1 and settings.max_memory < settings.workers * LEAST_SHARED:
+        name = "workers" if origins["workers"] != "default" else "max_memory"
+        raise SettingsError(
+            f"{written[name]}: max_memory ({show_size(settings.max_memory)}) is too little for "
+            f"{settings.workers} workers, each of which takes at least {show_size(LEAST_SHARED)} of it; give "
+            "more memory, or fewer workers"
+        )
     _check_tls(settings, written)
     _check_auth(settings, written)
     if settings.auth_mode == "tenants":
         _check_no_other_namespace(settings, written)
+        least = LEAST_SHARED * settings.workers
         origin = origins["max_memory"]
         why = f", {origin}" if origin.startswith("default,") else ""
-        check_shares(settings.tenants, written["tenants"], settings.max_memory, LEAST_SHARED, why)
+        check_shares(settings.tenants, written["tenants"], settings.max_memory, least, why)
     check_nesting(list(_namespaces(settings, written)))
     check_rules(settings)
 

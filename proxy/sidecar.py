@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import gc
 import logging
@@ -28,11 +27,15 @@ from proxy.client.spaces import Space
 from proxy.client.work import under_way
 from proxy.events import fields, without_arguments
 from proxy.kinds import show_duration, show_size
-from proxy.listening import NONE_PASSED, Passed, Server, Tls, addresses, clear_away, serve
+from proxy.leash import Stop, Worker
+from proxy.listening import NONE_PASSED, Passed, Server, Tls, addresses, clear_away, serve, with_passed
 from proxy.observe.admin import Admin
+from proxy.observe.http import ROOMY
 from proxy.observe.page import add_page
+from proxy.observe.private import Private, Siblings, private_settings
 from proxy.observe.routes import Routes
 from proxy.observe.sources import Sources
+from proxy.places import Place, share
 from proxy.reload import Load, Reloader
 from proxy.resp import encode
 from proxy.resp.commands import CommandTable
@@ -66,18 +69,25 @@ _FILES_BESIDE_CLIENTS = 128
 """File descriptors needed beside two for each client."""
 
 
-async def run(settings: Settings, again: Load | None = None, config: str | None = None) -> int:
+async def run(
+    settings: Settings, again: Load | None = None, config: str | None = None, place: Place | None = None
+) -> int:
     """Serve until SIGINT or SIGTERM; the exit status. Raises StartupError.
 
-    `again` reads the settings once more, at SIGHUP or when their file, `config`, changes.
+    `again` reads the settings once more, at SIGHUP or when their file, `config`, changes. `place`: the one of
+    this worker, if there are several; then its parent says when to stop and to read them.
     """
-    output = logs.configure(settings.log_format, settings.log_level)
+    number = place.number if place is not None else 0
+    output = logs.configure(settings.log_format, settings.log_level, worker=number)
     logs.mind_loop(asyncio.get_running_loop())
-    announcing.starting(settings, config)
-    _raise_file_limit(settings.max_clients)
     stop = Stop()
-    _on_signals(stop)
-    settings, passed = _with_passed(settings)
+    if place is None:
+        _on_signals(stop)
+        announcing.starting(settings, config)
+        settings, passed = with_passed(settings)
+    else:
+        settings, passed = _in_place(settings, place)
+    _raise_file_limit(settings.max_clients)
     if settings.upstream is not None and settings.upstream.tls:
         tls_context(settings.upstream)  # a wrong file ends the start, not every attempt to connect
     async with contextlib.AsyncExitStack() as stack:
@@ -86,13 +96,16 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
         upstream = settings.upstream
         bundled = ""
         endings: list[asyncio.Future[bool | StartupError]] = [asyncio.ensure_future(stop.wait())]
+        if place is not None and place.upstream:
+            upstream, bundled = Upstream.parse(place.upstream), place.bundled
         if upstream is None:
             embedded = await stack.enter_async_context(EmbeddedRedis())
             upstream, bundled = embedded.upstream, embedded.version
             endings.append(asyncio.ensure_future(embedded.ended()))
             stack.callback(endings[-1].cancel)  # should the start fail, before the server is stopped
-        sidecar = Sidecar(settings, upstream, bundled)
+        sidecar = Sidecar(settings, upstream, bundled, place)
         sidecar.passed = passed
+        worker = Worker(place, stop) if place is not None else None
         if settings.trace_sample:
             from proxy.client import tracing  # with OpenTelemetry
 
@@ -100,23 +113,33 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             stack.push_async_callback(tracing.shut_down, spans)
             sidecar.clients.make = tracing.Tracing(spans, settings.trace_sample, upstream).session
         if again is not None:
-            load = again
-            reloader = Reloader(settings, lambda: sidecar.prepared(load()), config, sidecar.obey)
+            load = again if place is None else functools.partial(_load_share, again, place)
+            reloader = Reloader(
+                settings, lambda: sidecar.prepared(load()), config, sidecar.obey, watches=worker is None
+            )
             sidecar.reloader = sidecar.sources.reloader = reloader
             reloader.take_tenants = sidecar.take_tenants
             reloader.certificates += sidecar.sources.certificates.values()
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
-            if hangup.came():
-                reloader.ask()
+            if worker is None:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
+                if hangup.came():
+                    reloader.ask()
+            else:
+                worker.reloader = reloader
             watch = asyncio.create_task(reloader.run())
             stack.callback(watch.cancel)
+        if worker is not None:
+            stack.callback(worker.begin().cancel)
         await stack.enter_async_context(sidecar.serving())
         await _first(sidecar.first_contact(), endings)
-        if not logs.is_json(settings.log_format):
+        if worker is not None:
+            worker.ready(sidecar.addresses, sidecar.banner())
+        elif not logs.is_json(settings.log_format):
             print(sidecar.banner(), flush=True)
         announcing.listening(settings, sidecar.addresses, sidecar.choices())
         _settle_garbage_collector()
-        systemd.notify("READY=1", f"STATUS=serving {', '.join(sidecar.addresses)}")
+        if worker is None:
+            systemd.notify("READY=1", f"STATUS=serving {', '.join(sidecar.addresses)}")
         ended, others = await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
         for other in others:
             other.cancel()
@@ -124,17 +147,25 @@ async def run(settings: Settings, again: Load | None = None, config: str | None 
             if isinstance(error := ending.result(), StartupError):
                 raise error
         log.info("stopping", extra=fields("stopping", signal=stop.signal))
-        systemd.notify("STOPPING=1")
+        if worker is None:
+            systemd.notify("STOPPING=1")
         if stop.is_set():
-            await sidecar.wind_down()
+            await sidecar.wind_down(orphaned=worker is not None and worker.orphaned)
+    if place is not None:
+        with contextlib.suppress(OSError):
+            os.rmdir(place.directory)  # nobody else does if the parent was killed; the last one can
     return 0
 
 
 class Sidecar:
     """One running Pannier: listeners, clients, links."""
 
-    def __init__(self, settings: Settings, upstream: Upstream, bundled: str = "") -> None:
+    def __init__(
+        self, settings: Settings, upstream: Upstream, bundled: str = "", place: Place | None = None
+    ) -> None:
         self.settings = settings
+        self.place = place
+        """Which one of several workers it is; None: there is one process only."""
         self.upstream = upstream
         self.bundled = bundled
         """Version of the bundled redis-server, if that is the upstream."""
@@ -162,15 +193,14 @@ class Sidecar:
         protocol = link_protocol(Shape.PLAIN, 2, self.tier is not None)
         self._main = LinkKey(identity, upstream.db, protocol, self.clients.spaces.start.name)
         self.sources = Sources(settings, self.clients, self.links, self._main, self._started, self.stats)
-        self.admin = Admin(settings)
+        self.admin = self._administration()
         self._tls = self._prepare_tls()
-        Routes(self.sources).add_to(self.admin)
-        add_page(self.admin)
         self._prepared: tuple[tuple[Sequence[CacheRule], Defaults], Policy] | None = None
         """Rules that have been read and made ready to be put in force."""
         self.obey(settings)
         self.warming = Warming(settings, self.clients)
         self.sources.warming = self.warming
+        self.warming.writes = place is None or place.number == 1
         self.clients.warm = lambda: self.warming.ready
         self.clients.listening = False
         self.reloader: Reloader | None = None
@@ -187,6 +217,20 @@ class Sidecar:
         self._learning: asyncio.Task[None] | None = None
         self._learnt: tuple[LinkKey, int] | None = None
         """Over which link, and which connection of it, the command table was last overlaid."""
+
+    def _administration(self) -> Admin:
+        """What is served over HTTP: to operators, or of several workers to the parent and the others."""
+        routes = Routes(self.sources)
+        if self.place is None:
+            admin = Admin(self.settings)
+            add_page(admin)
+        else:
+            self.clients.join(Siblings(self.place), bytes.fromhex(self.place.secret))
+            self.clients.draining = self.place.draining
+            admin = Admin(private_settings(self.settings, self.place), ROOMY)
+            Private(self.sources, routes).add_to(admin)
+        routes.add_to(admin)
+        return admin
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -236,11 +280,14 @@ class Sidecar:
             await self.links.close()
             self.admin.close()
 
-    async def wind_down(self) -> None:
-        """Say that clients are to go elsewhere, accept none after `drain_delay`, and see off who is here."""
+    async def wind_down(self, orphaned: bool = False) -> None:
+        """Say that clients are to go elsewhere, accept none after `drain_delay`, and see off who is here.
+
+        `orphaned`: nobody hears that, as the parent has ended.
+        """
         clients, settings = self.clients, self.settings
         clients.draining = True
-        if settings.drain_delay:
+        if settings.drain_delay and not orphaned:
             log.info(
                 "not ready any more; listening for %s still", show_duration(settings.drain_delay),
                 extra=fields("draining", seconds=settings.drain_delay),
@@ -315,7 +362,7 @@ class Sidecar:
             lines.append(
                 "  note       the bundled redis-server keeps nothing: give --upstream for a real one"
             )
-        if self.admin.addresses or self.admin.trouble:
+        if self.place is None and (self.admin.addresses or self.admin.trouble):
             lines.append(f"  admin      {self.admin.url or 'not served: its address is taken'}")
         lines.append("  stop       Ctrl-C")
         return "\n".join(lines)
@@ -344,6 +391,8 @@ class Sidecar:
         fields = {
             "pannier_version": __version__,
             "pannier_pid": os.getpid(),
+            "pannier_worker": self.place.number if self.place is not None else 1,
+            "pannier_workers": self.place.of if self.place is not None else 1,
             "pannier_uptime_in_seconds": int(time.monotonic() - self._started),
             "pannier_listening": ",".join(self.addresses),
             "pannier_upstream": self.upstream.redacted,
@@ -588,6 +637,8 @@ class Sidecar:
         origin = self.settings.origins.get("max_memory", "")
         if origin.startswith("default,"):
             size += f" ({origin})"
+        if self.place is not None:
+            size += f" in each of {self.place.of} workers"
         tracking = link.tracking if link is not None else None
         if tracking is None or link is None or link.state is not LinkState.READY:
             return f"reads will be kept in up to {size}"
@@ -717,24 +768,18 @@ def _raise_file_limit(clients: int) -> None:
         )  # fmt: skip
 
 
-def _with_passed(settings: Settings) -> tuple[Settings, Passed]:
-    """Serve the sockets that systemd has passed, too; only these if nothing says where to listen."""
-    try:
-        sockets = systemd.inherited()
-    except OSError as error:
-        raise StartupError(f"LISTEN_FDS: {error}; pass sockets such as those of ListenStream=") from None
-    passed = Passed(sockets)
-    listen = settings.listen if settings.origins.get("listen", "default") != "default" else ()
-    admin = () if settings.admin_listen is None else (settings.admin_listen,)
-    if more := passed.addresses((*listen, *admin)):
-        settings = dataclasses.replace(settings, listen=(*listen, *more))
-    return settings, passed
+def _in_place(settings: Settings, place: Place) -> tuple[Settings, Passed]:
+    """A worker's share of the settings, and the sockets it was started with. Raises StartupError."""
+    settings = share(settings, place)
+    if any(listen.tls for listen in settings.listen) and not settings.tls_cert:
+        raise StartupError(
+            "tls_cert is not set any more, though clients are served with TLS; set it, or start pannier anew"
+        )
+    return settings, Passed(by_address=place.sockets())
 
 
-class Stop(asyncio.Event):
-    """That Pannier is to stop; `signal` names why."""
-
-    signal = ""
+def _load_share(again: Load, place: Place) -> Settings:
+    return share(again(), place)
 
 
 def _on_signals(stop: Stop) -> None:

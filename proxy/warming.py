@@ -65,6 +65,8 @@ class Warming:
         self._clients = clients
         self.space = clients.spaces.of(settings.listen[0])
         """Where the keys of `warm` and `warm_file` are."""
+        self.writes = True
+        """Whether it writes `warm_state`: of several workers one does."""
         self.status = "off"
         """off, waiting (for Redis), running, done or failed."""
         self.tallies: list[Tally] = []
@@ -354,7 +356,7 @@ class Warming:
     async def _save(self) -> None:
         """Write down what is hot; what is kept in the file stays if nothing is."""
         path = self._settings.warm_state
-        if not path:
+        if not path or not self.writes:
             return
         sections = [section async for section in self._sections()]
         if not sections:

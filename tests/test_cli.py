@@ -68,6 +68,7 @@ class TestConfig:
             "reconnect_max": "3s",
             "namespace_channels": False,
             "warm": [],
+            "workers": 1,
             "warm_limit": 100_000,
             "refresh_hottest": 0,
         }
@@ -251,8 +252,10 @@ class TestRun:
         def install(outcome: BaseException | int) -> list[Settings]:
             seen: list[Settings] = []
 
-            async def run(settings: Settings, again: Callable[[], Settings], config: str | None) -> int:
-                assert again() == settings and config is None
+            async def run(
+                settings: Settings, again: Callable[[], Settings], config: str | None, place: object
+            ) -> int:
+                assert again() == settings and config is None and place is None
                 seen.append(settings)
                 assert type(asyncio.get_running_loop()).__module__ == "uvloop"
                 if isinstance(outcome, BaseException):

@@ -43,6 +43,7 @@ class TestDefaults:
         assert dataclasses.asdict(Settings()) | {"listen": None, "admin_listen": None} == {
             "upstream": None,
             "listen": None,
+            "workers": 1,
             "max_clients": 10_000,
             "client_timeout": 0.0,
             "tcp_keepalive": 300.0,

@@ -204,13 +204,13 @@ async def _report(view: Scope, name: str, group: list[Seen], found: Found) -> Re
     if report.observed:
         report.points = _observed(group)
     elif known.effective >= ENOUGH:
-        _tell_sizes(report, known, accounts)
+        _tell_sizes(report, known, accounts, view.workers)
         classes = await _with_pauses(_by_class(found))
         report.advice += [*_about_lifetimes(group, accounts, found), *_about_classes(view, group, classes)]
     return report
 
 
-def _tell_sizes(report: Report, known: Curve, accounts: Iterable[Account]) -> None:
+def _tell_sizes(report: Report, known: Curve, accounts: Iterable[Account], workers: int) -> None:
     """What other sizes would answer, unless that is too vague, or what was measured refutes it."""
     points = _points(known, report.max_memory)
     vague = sum([point.plus_minus for point in points]) / len(points)
@@ -233,7 +233,7 @@ def _tell_sizes(report: Report, known: Curve, accounts: Iterable[Account]) -> No
         ]
     report.points = points
     if not report.shares:
-        report.advice += _about_memory(known, report, accounts)
+        report.advice += _about_memory(known, report, accounts, workers)
 
 
 def _users(budget: Budget) -> int:
@@ -285,7 +285,11 @@ def _round_up(size: float) -> int:
     return chosen
 
 
-def _about_memory(known: Curve, report: Report, accounts: Iterable[Account]) -> Iterator[Advice]:
+def _about_memory(
+    known: Curve, report: Report, accounts: Iterable[Account], workers: int
+) -> Iterator[Advice]:
+    """Sizes are of one worker's memory; what is to be set is that of all."""
+    each = f" in each of {workers} workers" if workers > 1 else ""
     max_memory = report.max_memory
     now, most = known.estimate(max_memory).rate, known.most
     if report.beats:
@@ -300,16 +304,18 @@ def _about_memory(known: Curve, report: Report, accounts: Iterable[Account]) -> 
     if gain >= _WORTH_IT and evicted:
         rates = {size: known.estimate(size).rate for size in sizes}
         wanted = next((size for size in sizes if rates[size] >= most - max(gain / 10, 0.01)), sizes[-1])
-        why = f"{_size(max_memory)} gives {now:.0%}, {_size(wanted)} would give {rates[wanted]:.0%}"
+        why = f"{_size(max_memory)} gives {now:.0%}, {_size(wanted)} would give {rates[wanted]:.0%}{each}"
         if report.measured < now - _MUCH_LESS:
             why += f" (measured: {report.measured:.0%}; where it is too small, less is let in)"
-        yield Advice(f"more memory would answer {rates[wanted] - now:.0%} more of the reads",
-                     f"{why}; {evicted} entries were evicted", "max_memory", show_size(wanted))  # fmt: skip
+        yield Advice(
+            f"more memory would answer {rates[wanted] - now:.0%} more of the reads",
+            f"{why}; {evicted} entries were evicted", "max_memory", show_size(wanted * workers),
+        )  # fmt: skip
     enough = _enough(known)
     if 2 * enough <= max_memory:
         rate = known.estimate(enough).rate
-        why = f"{_size(enough)} would give {rate:.0%}, {_size(max_memory)} gives {now:.0%}"
-        yield Advice("less memory would do", why, "max_memory", show_size(enough))
+        why = f"{_size(enough)} would give {rate:.0%}, {_size(max_memory)} gives {now:.0%}{each}"
+        yield Advice("less memory would do", why, "max_memory", show_size(enough * workers))
 
 
 # --- lifetimes
@@ -404,7 +410,9 @@ def _exclusion(label: str, plain: bool, labelled: set[str]) -> str:
 async def answer(session: Session, arguments: list[bytes]) -> bytes:
     """Answer SIDECAR ADVISE."""
     reports = await advise(scope.of_session(session))
-    return encode.array([encode.value(fields(report), session.protocol) for report in reports])
+    crew = session.clients.crew
+    whose: dict[str, Any] = {} if crew is None else {"worker": crew.number}
+    return encode.array([encode.value(whose | fields(report), session.protocol) for report in reports])
 
 
 def fields(report: Report) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import socket
 import time
@@ -15,6 +16,7 @@ from proxy.client.latency import Latency
 from proxy.client.leases import Leases
 from proxy.client.local import FIRST_ID
 from proxy.client.session import Session
+from proxy.client.siblings import Crew
 from proxy.client.slowlog import SlowLog
 from proxy.client.spaces import Space, Spaces
 from proxy.client.states import State
@@ -43,6 +45,8 @@ _IDLE_TICKS = 4
 _FADE_TICKS = 240
 """What was read a minute ago counts for half."""
 _TELL_EVERY = 60.0
+_IDS = 1 << 44
+"""Ids of sessions that each worker has; with 256 workers they still are whole numbers in JavaScript."""
 _GIVE_BACK = 0.001
 """Seconds between two slices of memory that are freed: 100,000 entries take a third of a second."""
 
@@ -118,6 +122,8 @@ class Clients:
         """Whether they are told of every write; with `broadcast = auto`, see `weigh`."""
         self.policy = Policy((), Defaults(settings.l1_ttl, settings.max_value_size))
         """The cache rules in force."""
+        self.crew: Crew | None = None
+        """The other workers; None: there are none."""
         self.privacy = Privacy(KeyPrivacy(settings.key_privacy))
         """What may be shown of keys' names."""
         if self.verifier is not None:
@@ -149,16 +155,26 @@ class Clients:
         self.latency = Latency(dispatcher.table)
         self.make: Callable[[Clients, int, Space], Session] = Session
         """Makes a session; another kind of it where commands are traced."""
-        self._next_id = FIRST_ID
+        self._ids = itertools.count(FIRST_ID + 1)
         if tier is not None:
             tier.on_loose = self._refresh_all
             tier.waste.on_more = self._give_back
         self._ticks = 0
 
+    def join(self, crew: Crew, secret: bytes) -> None:
+        """Be one of several workers, before there are any clients.
+
+        `secret`: what hashes of keys' names are made with, the same in all.
+        """
+        self.crew = crew
+        self._ids = itertools.count(FIRST_ID + 1 + (crew.number - 1) * _IDS)
+        self.privacy = Privacy(self.privacy.how, secret)
+        if self.verifier is not None:
+            self.verifier.privacy = self.privacy
+
     def session(self, space: Space | None = None) -> Session:
         """A session for a connection that is being accepted, beginning in `space`."""
-        self._next_id += 1
-        return self.make(self, self._next_id, space or self.spaces.start)
+        return self.make(self, next(self._ids), space or self.spaces.start)
 
     @property
     def commands(self) -> int:

@@ -86,7 +86,9 @@ async def explain(session: Session, arguments: list[bytes]) -> bytes:
     policy, namespace = session.clients.policy, session.space.namespace
     real = key if namespace is None else namespace.prefix + key
     ruling = policy.ruling(key)
-    fields: dict[str, Any] = {
+    crew = session.clients.crew
+    fields: dict[str, Any] = {} if crew is None else {"worker": crew.number}
+    fields |= {
         "rule": ruling.number or "default",
         "match": ruling.rule.shown if ruling.number else "*",
         "class": policy.label(key),

@@ -27,25 +27,25 @@ def too_long(patterns: Iterable[bytes]) -> bool:
 
 
 def drop_keys(
-    clients: Clients, space: Space, link: SharedLink, keys: Sequence[bytes], counted: Iterable[Shelf]
+    clients: Clients, space: Space, link: SharedLink | None, keys: Sequence[bytes], counted: Iterable[Shelf]
 ) -> int:
     """Drop what is kept of some keys, and have other sidecars do so; how many reads kept in `counted` that
     were.
 
-    `link`: behind what has been sent over which the others hear of it.
+    `link`: behind what has been sent over which the others hear of it; None: somebody else tells them.
     """
     tier, shelves = clients.tier, list(counted)
     real = keys if space.namespace is None else [space.prefix + key for key in keys]
     before = _dropped(shelves)
     if tier is not None:
         tier.drop(marks(map(key_frame, real)), space.prefix, Source.COMMAND)
-    if clients.bus is not None:
+    if clients.bus is not None and link is not None:
         clients.bus.tell(space.namespace, link, "command", real)
     return _dropped(shelves) - before
 
 
 async def drop_many(
-    clients: Clients, space: Space, link: SharedLink, keys: Sequence[bytes], counted: Iterable[Shelf]
+    clients: Clients, space: Space, link: SharedLink | None, keys: Sequence[bytes], counted: Iterable[Shelf]
 ) -> int:
     """The same for any number of keys, a slice at a time, so that hits go on in between."""
     shelves, dropped = list(counted), 0
@@ -76,14 +76,14 @@ class Progress:
 async def drop_patterns(
     clients: Clients,
     space: Space,
-    link: SharedLink,
+    link: SharedLink | None,
     patterns: list[bytes],
     counted: Iterable[Shelf],
     progress: Progress | None = None,
 ) -> int:
     """The same for all keys that match one of some patterns (none of them `too_long`), a slice at a time."""
     tier, shelves, progress = clients.tier, list(counted), progress or Progress()
-    if clients.bus is not None:
+    if clients.bus is not None and link is not None:
         clients.bus.tell(space.namespace, link, "command", patterns=patterns)
     if tier is None:
         return 0

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from proxy.client import homes, journal, keyspace, listing, outage, own
+from proxy.client import homes, journal, keyspace, listing, outage, own, siblings
 from proxy.client.dispatch import link_protocol
 from proxy.resp import encode
 from proxy.resp.downgrade import Shape, downgrade
-from proxy.resp.errors import UpstreamRefused
+from proxy.resp.errors import UpstreamError, UpstreamRefused
 from proxy.resp.keys import word
 from proxy.upstream.caller import Question
 from proxy.upstream.link import LINK_NAME, Identity, LinkKey
 from proxy.upstream.shared import SharedLink
 
 if TYPE_CHECKING:
+    from proxy.client.clients import Clients
     from proxy.client.session import Session
     from proxy.client.spaces import Space
 
@@ -63,6 +64,17 @@ def answer(session: Session, name: str, arguments: list[bytes]) -> Answer:
 async def whole_answer(session: Session, name: str, arguments: list[bytes]) -> bytes:
     """The same, waited for. Raises UpstreamError."""
     return await _awaited(answer(session, name, arguments))
+
+
+async def answer_sibling(clients: Clients, about: Mapping[str, Any], data: bytes) -> bytes:
+    """The reply to a request of somebody who is a client of another worker. Raises KeyError if there is no
+    such space here."""
+    arguments = clients.dispatcher.parse(data) or []
+    async with siblings.stand_in(clients, about) as session:
+        try:
+            return await _reply(session, clients.dispatcher.name(arguments), arguments)
+        except UpstreamError as error:
+            return error.reply
 
 
 async def follow(session: Session, at: LinkKey) -> None:
@@ -274,24 +286,50 @@ def _client_list(session: Session, arguments: list[bytes]) -> Answer:
         chosen = listing.chosen(session, arguments[2:])
     except ValueError as error:
         return encode.error(str(error))
-    return encode.text("".join(listing.line(other) + "\n" for other in chosen), session.protocol)
+    listed = "".join(listing.line(other) + "\n" for other in chosen)
+    if siblings.alone(session):
+        return encode.text(listed, session.protocol)
+    return _client_list_of_all(session, arguments, listed)
+
+
+async def _client_list_of_all(session: Session, arguments: list[bytes], listed: str) -> bytes:
+    """Those of the other workers, too."""
+    for _, reply in sorted((await siblings.ask(session, arguments)).items()):
+        found = siblings.read(reply) if reply is not None else b""
+        listed += found.decode("utf-8", "surrogateescape") if isinstance(found, bytes) else str(found)
+    return encode.text(listed, session.protocol)
 
 
 def _client_kill(session: Session, arguments: list[bytes]) -> Answer:
+    by_id = len(arguments) > 3 and arguments[2].upper() == b"ID"
+    if by_id and _theirs(arguments[3]) and session.space.namespace is None:
+        return _ask(session, encode.request(*arguments))
+    if siblings.alone(session):
+        return _kill(session, arguments)
+    return _client_kill_of_all(session, arguments)
+
+
+async def _client_kill_of_all(session: Session, arguments: list[bytes]) -> bytes:
+    """The other workers' first: one's own may be the one who asks."""
+    theirs = [siblings.read(reply) for reply in (await siblings.ask(session, arguments)).values() if reply]
+    killed = sum([found for found in theirs if isinstance(found, int)]) + theirs.count(b"OK")
+    return await _awaited(_kill(session, arguments, killed))
+
+
+def _kill(session: Session, arguments: list[bytes], elsewhere: int = 0) -> bytes | None:
+    """Close clients of this process. `elsewhere`: how many others have closed."""
     if len(arguments) == 3:
         address = arguments[2].decode("utf-8", "replace")
         victims = [other for other in listing.seen(session) if other.address == address]
-        if not victims:
+        if not victims and not elsewhere:
             return encode.error("ERR No such client")
         reply = encode.OK
     else:
-        if arguments[2].upper() == b"ID" and _theirs(arguments[3]) and session.space.namespace is None:
-            return _ask(session, encode.request(*arguments))
         try:
             victims = listing.victims(session, arguments[2:])
         except ValueError as error:
             return encode.error(str(error))
-        reply = encode.integer(len(victims))
+        reply = encode.integer(len(victims) + elsewhere)
     for victim in victims:
         if victim is not session:
             victim.abort("killed by CLIENT KILL")
@@ -306,6 +344,8 @@ def _client_unblock(session: Session, arguments: list[bytes]) -> Answer:
     if len(arguments) > 4 or (not _ours(arguments[2]) and session.space.namespace is None):
         return _ask(session, encode.request(*arguments))
     target = session.clients.sessions.get(int(arguments[2])) if _ours(arguments[2]) else None
+    if target is None and not siblings.alone(session):
+        return _client_unblock_elsewhere(session, arguments)
     if (
         target is None
         or not listing.sees(session, target)
@@ -316,6 +356,11 @@ def _client_unblock(session: Session, arguments: list[bytes]) -> Answer:
         return encode.integer(0)
     request = encode.request("CLIENT", "UNBLOCK", target.upstream_id, *arguments[3:])
     return _ask(session, request)
+
+
+async def _client_unblock_elsewhere(session: Session, arguments: list[bytes]) -> bytes:
+    theirs = [reply for reply in (await siblings.ask(session, arguments)).values() if reply]
+    return next((reply for reply in theirs if reply != b":0\r\n"), encode.integer(0))
 
 
 def _theirs(number: bytes) -> bool:

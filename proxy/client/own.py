@@ -14,6 +14,7 @@ from proxy.client import (
     journal,
     keyspace,
     leases,
+    siblings,
     slowlog,
     warm,
     work,
@@ -95,7 +96,9 @@ def sidecar(session: Session, arguments: list[bytes]) -> Answer:
     if not least <= len(given) <= most:
         return encode.error(f"ERR wrong number of arguments for 'sidecar|{word.lower()}' command")
     try:
-        return answer(session, given)
+        if siblings.alone(session):
+            return answer(session, given)
+        return siblings.spread(session, arguments[1:], lambda session, words: answer(session, words[1:]))
     except Exception:
         return failed(session)
 
@@ -147,12 +150,13 @@ def _invalidate(session: Session, arguments: list[bytes]) -> Answer:
     clients, counted = session.clients, _counted(session)
     if len(arguments) > SLICE:
         return work.going_on(session, _invalidate_many(session, arguments))
-    return encode.integer(drop_keys(clients, session.space, session.link, arguments, counted))
+    return encode.integer(drop_keys(clients, session.space, siblings.own_link(session), arguments, counted))
 
 
 async def _invalidate_many(session: Session, keys: list[bytes]) -> bytes:
     """The same, a slice at a time, so that hits go on in between."""
-    dropped = drop_many(session.clients, session.space, session.link, keys, _counted(session))
+    link = siblings.own_link(session)
+    dropped = drop_many(session.clients, session.space, link, keys, _counted(session))
     return encode.integer(await dropped)
 
 
@@ -163,7 +167,8 @@ async def _invalidate_matching(session: Session, shown: work.Work, patterns: lis
         )
     clients, counted, progress = session.clients, _counted(session), Progress()
     shown.figures = progress.figures
-    done = drop_patterns(clients, session.space, session.link, patterns, counted, progress)
+    link = siblings.own_link(session)
+    done = drop_patterns(clients, session.space, link, patterns, counted, progress)
     return encode.integer(await done)
 
 

@@ -50,6 +50,8 @@ class Scope:
     bare: bool
     """Whether names have no prefix: it is known, or not to be."""
     privacy: Privacy
+    workers: int = 1
+    """How many processes share the memory of the settings; each has as much of it."""
 
     def keys(self, seen: Seen, part: bytes) -> list[bytes]:
         """The keys of a read, as Redis knows them."""
@@ -82,12 +84,18 @@ def of_session(session: Session) -> Scope:
         for key, each in _all(session.clients)
         if key.identity == session.identity and (not bare or each.shelf.account is space.account)
     ]
-    return Scope(() if space.locked else tuple(seen), bare, session.clients.privacy)
+    clients = session.clients
+    return Scope(() if space.locked else tuple(seen), bare, clients.privacy, _workers(clients))
 
 
 def of_operator(clients: Clients) -> Scope:
     """Everything."""
-    return Scope(tuple([each for _, each in _all(clients)]), False, clients.privacy)
+    seen = tuple([each for _, each in _all(clients)])
+    return Scope(seen, False, clients.privacy, _workers(clients))
+
+
+def _workers(clients: Clients) -> int:
+    return clients.crew.of if clients.crew is not None else 1
 
 
 def _all(clients: Clients) -> list[tuple[LinkKey, Seen]]:

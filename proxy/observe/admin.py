@@ -20,7 +20,7 @@ from proxy.events import fields
 from proxy.handshakes import Handshakes
 from proxy.listening import NONE_PASSED, Passed, Tls
 from proxy.observe.answers import Answer, Refused
-from proxy.observe.http import MOST_CONNECTIONS, Request, Server
+from proxy.observe.http import USUAL, Limits, Request, Server
 from proxy.resp.errors import StartupError
 from proxy.settings import Settings
 from proxy.upstream.address import Listen
@@ -37,7 +37,8 @@ _OPTION = "--admin-listen"
 class Admin:
     """Serves the routes that are added to it. Making one reads the certificate; raises SettingsError."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, limits: Limits = USUAL) -> None:
+        self._limits = limits
         self.addresses: list[str] = []
         """Where it is served, with the port the system chose."""
         self.trouble = ""
@@ -71,8 +72,8 @@ class Admin:
             return
         tls = None
         if self.certificates is not None:
-            tls = Tls(self.certificates, Handshakes(lambda: MOST_CONNECTIONS))
-        server = Server(self.answer, listen, tls, _OPTION, passed)
+            tls = Tls(self.certificates, Handshakes(lambda: self._limits.connections))
+        server = Server(self.answer, listen, tls, _OPTION, passed, self._limits)
         try:
             self.addresses = await server.start()
         except StartupError as error:

@@ -47,6 +47,9 @@ class Family:
     read: Read
     group: str = ""
     """Under which heading it stands in docs/metrics.md."""
+    merge: str = "sum"
+    """What becomes of it where there are several workers: of samples with the same labels `sum`, `max` or
+    `min`; `each`: those of all are there."""
 
     @property
     def shown(self) -> str:
@@ -191,11 +194,13 @@ _CLIENTS = (
         "pannier_certificate_expiry_timestamp_seconds", "gauge",
         "Until when the certificate in force is valid (Unix time), by the setting that names its file.",
         ("setting",), certificates(attrgetter("expires")),
+        merge="min",
     ),
     Family(
         "pannier_certificate_broken", "gauge",
         "1: its files have changed and are wrong, so that the old certificate stays in force.",
         ("setting",), certificates(lambda each: bool(each.trouble)),
+        merge="max",
     ),
     Family(
         "pannier_killed_connections", "counter",
@@ -250,6 +255,7 @@ _REDIS = (
         "pannier_upstream_state", "gauge",
         f"1 for what the connection to Redis is now: {', '.join(STATES)}; 0 for the others.",
         ("state",), states,
+        merge="max",
     ),
     Family(
         "pannier_upstream_reconnects", "counter", "Shared connections to Redis that were lost.", (),
@@ -278,8 +284,9 @@ _REDIS = (
     Family(
         "pannier_breaker_open", "gauge", "1 while the circuit breaker is not closed.", (),
         one(lambda sources: sources.links.breaker.open),
+        merge="max",
     ),
-    Family("pannier_tracking", "info", "How Redis tells of changes.", ("mode",), tracking),
+    Family("pannier_tracking", "info", "How Redis tells of changes.", ("mode",), tracking, merge="each"),
     Family(
         "pannier_invalidation_lag_seconds", "histogram",
         "From sending a write to hearing of it, measured every canary_interval: how old what is served may "
@@ -295,6 +302,7 @@ _BUS = (
     Family(
         "pannier_bus_up", "gauge", "1 if the eviction bus is heard and may be spoken on.", (),
         maybe(lambda sources: None if sources.bus is None else sources.bus.up),
+        merge="min",
     ),
     Family(
         "pannier_bus_messages", "counter",
@@ -318,14 +326,17 @@ _RULES = (
     Family(
         "pannier_rules", "gauge", "Cache rules in force.", (),
         one(lambda sources: len(sources.clients.policy.rulings)),
+        merge="max",
     ),
     Family(
         "pannier_rules_reloads", "counter", "How often other rules have come into force.", (),
         maybe(lambda sources: None if sources.reloader is None else sources.reloader.reloads),
+        merge="max",
     ),
     Family(
         "pannier_rules_broken", "gauge", "1 while files of settings are broken, so that old rules hold.", (),
         maybe(lambda sources: None if sources.reloader is None else bool(sources.reloader.trouble)),
+        merge="max",
     ),
     Family(
         "pannier_observed_reads", "gauge",
@@ -348,18 +359,24 @@ _WARMING = (
     ),
 )  # fmt: skip
 _HEALTH = (
-    Family("pannier_build", "info", "Versions of Pannier and of Redis.", ("version", "redis"), build),
+    Family(
+        "pannier_build", "info", "Versions of Pannier and of Redis.", ("version", "redis"), build,
+        merge="each",
+    ),
     Family(
         "pannier_ready", "gauge", "1 if /readyz and SIDECAR HEALTH say so.", (),
         one(lambda sources: health.judge(sources.clients).ready),
+        merge="min",
     ),
     Family(
         "pannier_draining", "gauge", "1 while clients are to go elsewhere.", (),
         one(lambda sources: sources.clients.draining),
+        merge="max",
     ),
     Family(
         "pannier_serving_stale", "gauge", "1 while memory serves stale entries, as Redis is away.", (),
         one(lambda sources: health.judge(sources.clients).serving == "stale"),
+        merge="max",
     ),
     Family(
         "pannier_loop_lag_seconds", "histogram",

@@ -57,6 +57,19 @@ class Request:
     body: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much may be asked at once."""
+
+    connections: int = MOST_CONNECTIONS
+    body: int = LONGEST_BODY
+    """Bytes of it."""
+
+
+USUAL = Limits()
+ROOMY = Limits(1024, 16 * LONGEST_BODY)
+"""For those who are trusted."""
+
 Handler = Callable[[Request], Awaitable[Answer]]
 
 
@@ -73,7 +86,9 @@ class Server:
         tls: Tls | None,
         option: str,
         passed: Passed = NONE_PASSED,
+        limits: Limits = USUAL,
     ) -> None:
+        self.limits = limits
         self.handler = handler
         self.listen = listen
         self.connections: dict[Connection, None] = {}
@@ -102,7 +117,7 @@ class Server:
 
     def enter(self, connection: Connection) -> bool:
         """Count a connection in; False if there are too many already."""
-        if len(self.connections) >= MOST_CONNECTIONS:
+        if len(self.connections) >= self.limits.connections:
             idle = next((other for other in self.connections if other.idle), None)
             # Who is slow to ask must not keep others out, least of all the probes of an orchestrator.
             given_up = idle or next((other for other in self.connections if other.asking), None)
@@ -162,7 +177,8 @@ class Connection(asyncio.Protocol):
         if self._server.enter(self):
             self._wait(REQUEST_PATIENCE, self._too_slow)
             return
-        self._send(problem(503, f"{MOST_CONNECTIONS} connections are served already"), closing=True)
+        most = self._server.limits.connections
+        self._send(problem(503, f"{most} connections are served already"), closing=True)
         self._lingering = True
         self._transport.close()
 
@@ -224,8 +240,8 @@ class Connection(asyncio.Protocol):
                 self._refuse(431, f"the request's line and fields have more than {LONGEST_HEAD} bytes")
         elif isinstance(event, h11.Data):
             self._body += event.data
-            if len(self._body) > LONGEST_BODY:
-                self._refuse(413, f"the body has more than {LONGEST_BODY} bytes")
+            if len(self._body) > (most := self._server.limits.body):
+                self._refuse(413, f"the body has more than {most} bytes")
         elif isinstance(event, h11.EndOfMessage) and self._request is not None:
             self._begin(self._request)
         elif isinstance(event, h11.ConnectionClosed):

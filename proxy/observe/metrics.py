@@ -6,8 +6,9 @@ is read at one moment, and put into text a few families at a time, so that hits 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
@@ -17,18 +18,13 @@ from prometheus_client.core import (
     InfoMetricFamily,
     Metric,
 )
-from prometheus_client.exposition import choose_encoder
 
 from proxy.histogram import Histogram
 from proxy.observe.answers import Answer
+from proxy.observe.exposing import exposed
 from proxy.observe.families import FAMILIES, Family
 from proxy.observe.http import Request
 from proxy.observe.sources import Sources
-
-_SLICE = 8
-"""Families put into text without a pause: a quarter of a millisecond, more where there are many tenants."""
-_END = b"# EOF\n"
-"""How a text of OpenMetrics ends."""
 
 
 class Collector:
@@ -36,9 +32,7 @@ class Collector:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._process = CollectorRegistry()
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=self._process)
+        self._process = _process()
 
     def collect(self) -> Iterator[Metric]:
         """Every family with its figures now."""
@@ -50,27 +44,48 @@ class Collector:
         """Answer GET /metrics, in OpenMetrics' format if that is wanted."""
         clients = self._sources.clients
         await clients.volume.look_at(clients.sessions.values())
-        encode, kind = choose_encoder(request.fields.get("accept", ""))
-        metrics = list(self.collect())
-        texts = []
-        for start in range(0, len(metrics), _SLICE):
-            texts.append(encode(_Some(metrics[start : start + _SLICE])).removesuffix(_END))
-            await asyncio.sleep(0)
-        if "openmetrics" in kind:
-            texts.append(_END)
-        return Answer(b"".join(texts), kind=kind)
+        return await exposed(list(self.collect()), request)
 
 
-class _Some(CollectorRegistry):
-    """Some metrics, as an encoder takes them."""
+@functools.cache
+def _process() -> CollectorRegistry:
+    """prometheus-client's own figures of this process."""
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    return registry
 
-    def __init__(self, metrics: Sequence[Metric]) -> None:
-        super().__init__()
-        self._metrics = metrics
 
-    def collect(self) -> Iterable[Metric]:
-        """Those."""
-        return self._metrics
+PROCESS = {
+    "process_virtual_memory_bytes": "sum",
+    "process_resident_memory_bytes": "sum",
+    "process_start_time_seconds": "min",
+    "process_cpu_seconds": "sum",
+    "process_open_fds": "sum",
+    "process_max_fds": "min",
+    "python_info": "each",
+    "python_gc_objects_collected": "sum",
+    "python_gc_objects_uncollectable": "sum",
+    "python_gc_collections": "sum",
+}
+"""How prometheus-client's own families of several workers become one (see `families.Family.merge`)."""
+
+
+def as_data(sources: Sources) -> list[dict[str, Any]]:
+    """Every family with its figures now, and how those of several workers become one; for another process."""
+    found = []
+    for family in FAMILIES:
+        found.append(_data(metric(family, sources), family.merge))
+    for made in _process().collect():
+        found.append(_data(made, PROCESS[made.name]))
+    return found
+
+
+def _data(made: Metric, merge: str) -> dict[str, Any]:
+    samples = [(sample.name, sample.labels, sample.value) for sample in made.samples]
+    return {
+        "name": made.name, "kind": made.type, "help": made.documentation, "merge": merge, "samples": samples,
+    }  # fmt: skip
 
 
 def metric(family: Family, sources: Sources) -> Metric:

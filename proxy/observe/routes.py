@@ -42,7 +42,7 @@ class Routes:
         admin.add("GET", "/hotkeys", self._hotkeys)
         admin.add("GET", "/config", self._config)
         admin.add("POST", "/invalidate", self._invalidate)
-        admin.add("POST", "/drain", self._drain)
+        admin.add("POST", "/drain", self.drain)
 
     def _healthz(self, request: Request) -> Answer:
         """Alive: the loop turns, or nobody would answer."""
@@ -84,7 +84,7 @@ class Routes:
         settings = self._sources.settings
         return report(as_fields(settings, settings.origins))
 
-    def _drain(self, request: Request) -> Answer:
+    def drain(self, request: Request) -> Answer:
         """Have whoever balances send clients elsewhere, or here again. Clients are served all the same."""
         parameters(request)
         wanted = body(request, "draining") if request.body else {}
@@ -96,7 +96,10 @@ class Routes:
         return report({"draining": draining, "connected_clients": len(clients.sessions)})
 
     async def _invalidate(self, request: Request) -> Answer:
-        """The work of SIDECAR INVALIDATE."""
+        return await self.invalidate(request)
+
+    async def invalidate(self, request: Request, quiet: bool = False) -> Answer:
+        """The work of SIDECAR INVALIDATE. `quiet`: somebody else tells other Panniers."""
         parameters(request)
         wanted = body(request, "keys", "patterns", "namespace")
         try:
@@ -111,14 +114,15 @@ class Routes:
         link = self._sources.link(space)
         if link is None:
             raise Refused(503, "pannier is stopping")
+        told = link if not quiet else None
         clients = self._sources.clients
         shelves = list(clients.tier.shelves.values()) if clients.tier is not None else []
-        dropped = await drop_many(clients, space, link, list(keys), shelves)
+        dropped = await drop_many(clients, space, told, list(keys), shelves)
         if patterns:
-            dropped += await drop_patterns(clients, space, link, list(patterns), shelves)
+            dropped += await drop_patterns(clients, space, told, list(patterns), shelves)
         asked = {"keys": len(keys), "patterns": len(patterns)}
-        told = clients.bus is not None and clients.bus.up
-        return report({"invalidated": dropped, **asked, "told_others": told})
+        up = clients.bus is not None and clients.bus.up
+        return report({"invalidated": dropped, **asked, "told_others": up})
 
 
 def parameters(request: Request, *known: str) -> dict[str, str]:

@@ -191,6 +191,13 @@ def _classes(account: Account) -> dict[str, Any]:
     }
 
 
+def situation(sources: Sources, only: Space | None = None) -> Situation:
+    """What a recommendation goes by, about everything or one namespace."""
+    spaces = list(sources.clients.spaces) if only is None else [only]
+    accounts = [space.account for space in spaces if space.account is not None]
+    return _situation(sources, accounts, health.judge(sources.clients, only))
+
+
 def _situation(sources: Sources, accounts: list[Account], judged: health.Health) -> Situation:
     link, tier = sources.main_link, sources.clients.tier
     tracking = link.tracking if link is not None else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 
 from proxy.observe.families import FAMILIES, Family
+from proxy.observe.metrics import PROCESS
+from proxy.observe.together import PARENT
 
 _PREFACE = """
     # Metrics
@@ -65,6 +67,42 @@ _OTHERS = """
 """
 
 
+_WORKERS = """
+    ## Several workers
+
+    With [workers](workers.md) above 1, samples with the same labels are added up, buckets of histograms
+    too. But of these
+
+    BY_RULE
+
+    `GET /metrics?worker=2` has one worker's, as they are. Their parent, which is not counted among the
+    processes, has metrics of its own:
+
+    OWN
+"""
+
+_RULES = {
+    "max": "the greatest is shown, so that 1 means that some worker says so",
+    "min": "the least is shown, so that 1 means that all say so",
+    "each": "those of all are there",
+}
+
+
+def _workers() -> str:
+    """What becomes of metrics where there are several workers."""
+    found = [(family.shown, family.merge) for family in FAMILIES] + [*PROCESS.items()]
+    lines = []
+    for how, meaning in _RULES.items():
+        names = ", ".join([f"`{name}`" for name, merge in found if merge == how])
+        lines.append(f"- {meaning}: {names}")
+    own = []
+    for name, (kind, help, labels) in PARENT.items():
+        label = "{" + ",".join(labels) + "}" if labels else ""
+        own.append(f"- `{name}{'_total' if kind == 'counter' else ''}{label}`: {help}")
+    text = textwrap.dedent(_WORKERS).strip()
+    return text.replace("BY_RULE", "\n".join(lines)).replace("OWN", "\n".join(own))
+
+
 def markdown() -> str:
     """The text of docs/metrics.md."""
     head = "| Metric | Type | Labels | Meaning |\n|---|---|---|---|\n"
@@ -72,7 +110,7 @@ def markdown() -> str:
     for group in dict.fromkeys(family.group for family in FAMILIES):
         rows = [_row(family) for family in FAMILIES if family.group == group]
         parts.append(f"## {group}\n\n{head}" + "\n".join(rows))
-    parts += [textwrap.dedent(_OTHERS).strip(), textwrap.dedent(_EXAMPLES).strip()]
+    parts += [textwrap.dedent(_OTHERS).strip(), _workers(), textwrap.dedent(_EXAMPLES).strip()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -163,7 +163,7 @@ def test_options() -> None:
     [
         ("", list(GROUP_NAMES)),
         ("--group all --only get", list(GROUP_NAMES)),
-        ("--no-idle", ["floor", "pass-through", "hits", "misses", "metrics", *SPACES, "invalidation", "memory"]),
+        ("--no-idle", ["floor", "pass-through", "hits", "misses", "metrics", *SPACES, "workers", "invalidation", "memory"]),
         ("--idle-only", ["idle"]),
         ("--group misses,hits", ["misses", "hits"]),
         ("--only get", ["floor", "pass-through", "hits", "misses", "metrics", *SPACES, "idle"]),
