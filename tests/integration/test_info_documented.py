@@ -14,7 +14,7 @@ from tests.integration.wire import Wire, text
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DEPLOY = [path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_file()]
-METRICS = re.findall(r"^\| `([a-z_]+)` \|", (ROOT / "docs/metrics.md").read_text("utf-8"), re.M)
+METRICS = re.findall(r"^(?:\| |- )`([a-z_]+)[`{]", (ROOT / "docs/metrics.md").read_text("utf-8"), re.M)
 OF_SOMEBODY = r"space_\w*|long_command_\d*"
 """Fields whose names hold that of a namespace or tenant, or a client's id."""
 TENANTS = '[tenants.acme]\npassword = "one"\nmax_ops_per_second = 1000\n[tenants.all]\npassword = "two"\nnamespace = ""\n'
