@@ -238,9 +238,9 @@ async def _go_over(
         if protocol == 3 and link.wire is not None and link.wire.protocol != 3:
             raise UpstreamRefused(link.wire.no_resp3)
         goes_over = identity != session.identity or space is not session.space
-        if goes_over and not stale and session.served > 1:
-            # What the client has seen must not be older in the shelf it comes to. One that begins with this
-            # has seen nothing; and where the bus alone keeps memory true, each such client would empty it.
+        if goes_over and not stale and (session.served > 1 or not links.by_bus(space.prefix)):
+            # What the client has seen must not be older in the shelf it comes to. Where the bus alone keeps
+            # memory true, that would empty it, for each client; one that begins with this has seen nothing.
             await links.passed(space.prefix)
         homes.adopt(session, space, identity, database, protocol, link)
     except BaseException:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from proxy.resp.errors import UpstreamError, UpstreamRefused
+from proxy.resp.tracking import Mode as TrackingMode
 from proxy.upstream.breaker import Breaker
 from proxy.upstream.givingup import Classifier
 from proxy.upstream.link import Connector, Identity, LinkKey, open_link
@@ -202,6 +203,12 @@ class LinkPool:
             for link in self.shared.values()
             if link.tracking is not None and (not prefix or link.tracking.prefix in (b"", prefix))
         ]
+
+    def by_bus(self, prefix: bytes = b"") -> bool:
+        """Whether for some of these links only the bus tells of changes, so that a fence drops everything."""
+        return any(
+            link.tracking.mode is TrackingMode.BUS for link in self.tracked(prefix) if link.tracking is not None
+        )
 
     def fence(self, then: Callable[[], None], prefix: bytes = b"") -> None:
         """Call a function once every tracked link has told all invalidations of what Redis did up to now.
