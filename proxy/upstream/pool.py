@@ -206,9 +206,8 @@ class LinkPool:
 
     def by_bus(self, prefix: bytes = b"") -> bool:
         """Whether for some of these links only the bus tells of changes, so that a fence drops everything."""
-        return any(
-            link.tracking.mode is TrackingMode.BUS for link in self.tracked(prefix) if link.tracking is not None
-        )
+        tracked = self.tracked(prefix)
+        return any(link.tracking is not None and link.tracking.mode is TrackingMode.BUS for link in tracked)
 
     def fence(self, then: Callable[[], None], prefix: bytes = b"") -> None:
         """Call a function once every tracked link has told all invalidations of what Redis did up to now.
