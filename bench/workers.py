@@ -12,9 +12,9 @@ from typing import Any
 from bench import cpu
 from bench.data import Store, connect, read_through
 from bench.figures import Spread
-from bench.load import Generator
+from bench.load import Generator, LoadResult, parse_csv, run_accounted
 from bench.progress import Progress
-from bench.servers import BenchError, Server, Stable, receive
+from bench.servers import HOST, BenchError, Server, Stable, receive
 from bench.traffic import HOT_KEYS, bulk, frame, parts
 from bench.workloads import CLIENTS, Workload
 
@@ -35,13 +35,16 @@ class Traffic:
     depth: int
     options: tuple[str, ...]
     hits: bool
+    words: tuple[str, ...] = ()
+    """The command that is sent; none: GET of hot keys."""
 
 
 ROWS = tuple(
-    Traffic(title, depth, options, hits)
-    for title, options, hits in (
-        ("GET, all hits", (), True),
-        ("GET, passed on to Redis", ("--tracking", "off"), False),
+    Traffic(title, depth, options, hits, words)
+    for title, options, hits, words in (
+        ("GET, all hits", (), True, ()),
+        ("GET, passed on to Redis", ("--tracking", "off"), False, ()),
+        ("CLIENT ID, answered by Pannier", (), False, ("CLIENT", "ID")),
     )
     for depth in (1, 16)
 )
@@ -101,6 +104,8 @@ def measure(
         redis = stable.start_redis("Redis behind the workers")
         Store(redis.port, b"").provide(parts("get", HOT_KEYS))
         for traffic in ROWS:
+            if traffic.words and generator.builtin:
+                continue  # it sends only what it knows
             progress.begin(f"workers: {traffic.title} P={traffic.depth}")
             try:
                 found.append(_row(stable, redis, traffic, generator, rounds, seconds, deadline))
@@ -128,11 +133,11 @@ def _row(
             if traffic.hits:
                 _until_all_keep(proxy, count)
             workload = _workload(traffic)
-            rate, _ = _load(proxy, generator, workload, workload.warmup_requests, deadline)
+            rate, _ = _load(proxy, generator, traffic, workload.warmup_requests, deadline)
             requests[count] = workload.requests_for(rate / GENERATORS, seconds)
         for number in range(rounds):
             for count in COUNTS[:: -1 if number % 2 else 1]:
-                run = _run(proxies[count], redis, generator, _workload(traffic), requests[count], deadline)
+                run = _run(proxies[count], redis, generator, traffic, requests[count], deadline)
                 row.runs.setdefault(count, []).append(run)
         row.memory = {count: _rss(proxy) for count, proxy in proxies.items()}
     finally:
@@ -144,24 +149,38 @@ def _workload(traffic: Traffic) -> Workload:
     return Workload("get", traffic.depth, clients=CLIENTS // GENERATORS)
 
 
+def _send(generator: Generator, port: int, traffic: Traffic, requests: int, timeout: float) -> LoadResult:
+    """One run of one generator."""
+    workload = _workload(traffic)
+    if not traffic.words:
+        return generator.run(port, workload, requests, timeout)
+    options = {"-h": HOST, "-p": port, "-n": requests, "-c": workload.clients, "-P": workload.depth}
+    words = [str(word) for pair in options.items() for word in pair]
+    output, status, busy = run_accounted([*generator.program, "--csv", *words, *traffic.words], timeout)
+    if status:
+        raise BenchError(f"{generator.name}: status {status}: {output.strip()[-300:]}")
+    per_second = parse_csv(output)["rps"]
+    return LoadResult(requests, per_second, busy * per_second / requests)
+
+
 def _load(
-    proxy: Server, generator: Generator, workload: Workload, requests: int, deadline: float
+    proxy: Server, generator: Generator, traffic: Traffic, requests: int, deadline: float
 ) -> tuple[float, float]:
     """Have all generators send so many requests each; requests a second of all, and CPU of the busiest."""
     timeout = max(deadline - time.monotonic(), 1.0)
     with ThreadPoolExecutor(GENERATORS) as pool:
         runs = [
-            pool.submit(generator.run, proxy.port, workload, requests, timeout) for _ in range(GENERATORS)
+            pool.submit(_send, generator, proxy.port, traffic, requests, timeout) for _ in range(GENERATORS)
         ]
         results = [run.result() for run in runs]
     return sum(each.per_second for each in results), max(each.cpu_share for each in results)
 
 
 def _run(
-    proxy: Server, redis: Server, generator: Generator, workload: Workload, requests: int, deadline: float
+    proxy: Server, redis: Server, generator: Generator, traffic: Traffic, requests: int, deadline: float
 ) -> Run:
     before = [cpu.sample(server.pid) for server in (proxy, redis)]
-    per_second, load_cpu = _load(proxy, generator, workload, requests, deadline)
+    per_second, load_cpu = _load(proxy, generator, traffic, requests, deadline)
     time.sleep(SETTLE)
     after = [cpu.sample(server.pid) for server in (proxy, redis)]
     proxy.require_alive()
@@ -220,7 +239,9 @@ def _asked(link: Any, *words: bytes) -> bytes:
 ABOUT = (
     f"{GENERATORS} load generators with {CLIENTS // GENERATORS} clients each, against Panniers with "
     f"{COUNTS[0]} and {COUNTS[-1]} workers in the same rounds, in front of one Redis. k/s: thousands of "
-    "operations a second of all generators. CPU is that of the whole process tree, the parent included. "
+    "operations a second of all generators. CLIENT ID costs the generators and Redis next to nothing, so "
+    "that the workers have the cores nearly to themselves. CPU is that of the whole process tree, the parent "
+    "included. "
     "Memory: resident, all processes added up (pages that they share count once for each), after the last "
     "round. Generators, workers and Redis share the machine's cores: where these are fewer than busy "
     "processes, more workers cannot get more of them."

@@ -24,8 +24,8 @@ from proxy.showing import as_fields
 
 PATIENCE = 5.0
 """Seconds that a worker may take to answer."""
-_GLANCE = 0.5
-"""Seconds that it may take where an orchestrator asks, who waits for a second or so."""
+_GLANCE = 0.8
+"""Seconds that it may take where an orchestrator asks, who waits for a second by default."""
 _LONG = 600.0
 """Seconds that it may take to drop entries: it looks at each."""
 _FEW, _MOST = 10, 1000

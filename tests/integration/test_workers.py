@@ -475,10 +475,17 @@ class TestAdministration:
             assert found.web.post("/drain", {"draining": False}).json["draining"] is False
             wait_until(lambda: found.web.get("/readyz").status == 200)
 
-    def test_who_may_change_something(self, upstream: Process, directory: Path) -> None:
-        with crew(upstream, directory, "--admin-token", "s3cr3t") as found:
+    def test_who_may_change_something_and_names_that_are_hidden(self, upstream: Process, directory: Path) -> None:
+        with crew(upstream, directory, *KEEP, "--admin-token", "s3cr3t", "--key-privacy", "hashed") as found:
             assert found.web.post("/drain").status == 401
             assert found.web.post("/drain", Authorization="Bearer s3cr3t").status == 200
+            fill(found, "hidden")
+            for number in (1, 2):
+                with found.wire(number) as wire:
+                    for _ in range(20):
+                        wire.line("GET hidden")
+            lines = found.web.get("/hotkeys").json["by_reads"]
+            assert len(lines) == 1 and re.fullmatch("[0-9a-f]{12}", lines[0]["key"]), "the same in both"
 
 
 class TestSidecar:
