@@ -22,6 +22,17 @@ os.environ.setdefault("PANNIER_LOG_FORMAT", "text")
 """Servers under test write to files, which by itself would mean JSON and no banner."""
 
 
+MEASURED = frozenset(
+    {
+        "test_admin", "test_checking", "test_draining", "test_preflight", "test_probe", "test_tenants_reload",
+        "test_tls_listeners", "test_warming", "test_workers",
+    }
+)  # fmt: skip
+"""Files whose servers are measured for coverage as well. It makes them slower by half: so not those of all."""
+_MEASURES = "COVERAGE_PROCESS_CONFIG"
+"""By which coverage tells processes that are started that they are to be measured."""
+
+
 class ByFileAndVersion(LoadScopeScheduling):
     """Gives a process all tests of a file for one version of Redis at once: they have servers in common."""
 
@@ -33,6 +44,23 @@ class ByFileAndVersion(LoadScopeScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling | None:
     return ByFileAndVersion(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="session")
+def measuring() -> str | None:
+    """What processes need in their environment to be measured; None: nothing is."""
+    return os.environ.pop(_MEASURES, None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _measured(request: pytest.FixtureRequest, measuring: str | None) -> Iterator[None]:
+    """Have the servers of some files measured."""
+    if measuring is None or request.module.__name__.rpartition(".")[2] not in MEASURED:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(_MEASURES, measuring)
+        yield
 
 
 @pytest.fixture(scope="session", params=["bundled", "system"])
