@@ -53,6 +53,10 @@ RELOAD_PATIENCE = 60.0
 """Seconds that a worker may take to read the settings again."""
 _LOOK = 1.0
 """Seconds between two looks at the settings' files."""
+_KILL_LIMIT = 5.0
+"""Seconds that it may take until all are gone who are to end now."""
+_LOOK_AGAIN = 0.05
+"""Seconds between two looks at who is left of them."""
 _TAKEN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CANNOT_START = (1, 2)
 """Exit statuses of a worker that will not do better the next time."""
@@ -394,13 +398,16 @@ class Parent:
         return self._status.result() if self._status.done() else 0
 
     async def kill(self) -> None:
-        """End the workers that are still there, now."""
+        """End the workers that are still there, now; also one that is just being started."""
         self._stop.set()
-        for worker in self._workers:
-            if worker.process is not None and worker.process.returncode is None:
-                worker.process.kill()
-        if self._keepers:
-            await asyncio.wait(self._keepers, timeout=5.0)
+        deadline = time.monotonic() + _KILL_LIMIT
+        while (left := [keeper for keeper in self._keepers if not keeper.done()]) and (
+            time.monotonic() < deadline
+        ):
+            for worker in self._workers:
+                if worker.process is not None and worker.process.returncode is None:
+                    worker.process.kill()
+            await asyncio.wait(left, timeout=_LOOK_AGAIN)
         for keeper in self._keepers:
             keeper.cancel()
 
