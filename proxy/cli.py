@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from proxy import checking
 
             return checking.main(_flags(arguments), os.environ, arguments.config, arguments.json)
-        settings, origins = _load(arguments)
+        place = Place.taken() if arguments.command == "run" else None
+        settings, origins = _load(arguments) if place is None else (place.given(), {})
         if arguments.command == "preflight":
             from proxy import preflight
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(as_json(settings, origins) if arguments.json else _as_toml(settings, origins))
             return 0
         path = arguments.config if arguments.config is not None else os.environ.get(CONFIG_VARIABLE)
-        return _run(settings, lambda: _load(arguments)[0], path, given)
+        return _run(settings, lambda: _load(arguments)[0], path, given, place)
     except SettingsError as error:
         return _fail(error, 2)
     except StartupError as error:
@@ -86,9 +87,12 @@ def _load(arguments: argparse.Namespace) -> tuple[Settings, dict[str, str]]:
 
 
 def _run(
-    settings: Settings, again: Callable[[], Settings], config: str | None, given: Sequence[str]
+    settings: Settings,
+    again: Callable[[], Settings],
+    config: str | None,
+    given: Sequence[str],
+    place: Place | None,
 ) -> int:
-    place = Place.taken()
     if place is None and settings.workers > 1:
         import asyncio
 

@@ -160,6 +160,18 @@ async def open_for_all(
         raise cannot_listen(listen, error) from None
 
 
+def anew(sockets: Sequence[socket.socket]) -> list[socket.socket]:
+    """Sockets at the same addresses that do not listen yet, instead of these, which are closed.
+
+    Whoever has come to them is refused; whoever comes from now on comes to those of the other processes.
+    Raises OSError.
+    """
+    found = [_beside(sock) for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return found
+
+
 def _beside(other: socket.socket) -> socket.socket:
     """A socket at the same address as another."""
     with contextlib.ExitStack() as stack:

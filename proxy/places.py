@@ -1,9 +1,9 @@
 """A worker's place: which of how many it is, and what its parent gave it.
 
-With `workers` above 1, `proxy.workers` starts that many processes of Pannier. Each reads the settings itself,
-takes its share of what is to be had only once (`share`), and finds its place in an environment variable:
-where it serves, with sockets that the parent has opened; where the workers' private directory is; which Redis
-is behind, if that is one the parent has started.
+With `workers` above 1, `proxy.workers` starts that many processes of Pannier. Each is given the settings that
+are in force, takes its share of what is to be had only once (`share`), and finds its place in an environment
+variable: where it serves, with sockets that the parent has opened; where the workers' private directory is;
+which Redis is behind, if that is one the parent has started.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import socket
 from collections.abc import MutableMapping
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ class Place:
     """Where all of them have their private sockets; nobody else may enter it."""
     control: int
     """File descriptor of the connection to the parent."""
+    settings: int
+    """File descriptor of the settings. They are not read again: one that is started anew must not serve
+    another Redis than the others do, nor fail because of a file that is wrong by now."""
     listen: tuple[tuple[str, tuple[int, ...]], ...]
     """Addresses to serve, and the file descriptors of the sockets that listen there."""
     secret: str
@@ -55,6 +59,13 @@ class Place:
         found = json.loads(text)
         found["listen"] = tuple([(address, tuple(numbers)) for address, numbers in found["listen"]])
         return cls(**found)
+
+    def given(self) -> Settings:
+        """The settings; called once."""
+        with open(self.settings, "rb") as file:
+            found = pickle.load(file)
+        assert isinstance(found, Settings)
+        return found
 
     def told(self) -> str:
         """It all, as the environment variable has it."""

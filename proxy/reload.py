@@ -107,7 +107,7 @@ class Reloader:
         if isinstance(settings, SettingsError):
             self.trouble = str(settings)
             about = fields("rules_broken", why=why, reason=str(settings))
-            log.error("%s, but the old rules stay in force: %s", why, settings, extra=about)
+            log.error("%s, but the old settings stay in force: %s", why, settings, extra=about)
             return
         self.trouble = ""
         old, live = self._settings, _live(self._settings, settings)

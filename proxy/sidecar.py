@@ -151,7 +151,7 @@ async def run(
             systemd.notify("STOPPING=1")
         if stop.is_set():
             await sidecar.wind_down(orphaned=worker is not None and worker.orphaned)
-    if place is not None:
+    if place is not None and worker is not None and worker.orphaned:
         with contextlib.suppress(OSError):
             os.rmdir(place.directory)  # nobody else does if the parent was killed; the last one can
     return 0

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import pickle
 import secrets
 import shutil
 import signal
@@ -31,7 +32,7 @@ from proxy import announcing, hangup, logs, systemd
 from proxy.events import fields
 from proxy.kinds import show_duration
 from proxy.leash import Leash, Stop
-from proxy.listening import NONE_PASSED, Passed, clear_away, open_for_all, with_passed
+from proxy.listening import NONE_PASSED, Passed, anew, clear_away, open_for_all, with_passed
 from proxy.observe.admin import Admin
 from proxy.observe.page import add_page
 from proxy.observe.together import Crew, Together
@@ -49,6 +50,8 @@ FIRST_PAUSE = 0.1
 LAST_PAUSE = 10.0
 LIVED = 30.0
 """Seconds after which a worker that ends has lived: the pauses begin anew."""
+OVERTIME = 5.0
+"""Seconds that a worker may take to end beyond `drain_delay` and `drain_timeout`."""
 RELOAD_PATIENCE = 60.0
 """Seconds that a worker may take to read the settings again."""
 _LOOK = 1.0
@@ -101,6 +104,8 @@ class Worker:
         self.restarts = 0
         self.running = False
         """Whether it serves."""
+        self.began = False
+        """Whether it ever has in its present life, or had in the last one."""
         self.served = asyncio.Event()
         """Whether it ever has."""
         self.listen = listen
@@ -120,7 +125,7 @@ class Worker:
         """Hear what it says."""
         if message["what"] == "ready":
             self.addresses, self.banner = message["addresses"], message["banner"]
-            self.running = True
+            self.running = self.began = True
             self.served.set()
         elif message["what"] == "reloaded":
             self._reloaded(message["trouble"])
@@ -207,11 +212,7 @@ class Parent:
         """Take what the workers are to be told."""
         self._directory, self._upstream, self._bundled = directory, upstream, bundled
         for number in range(1, self._settings.workers + 1):
-            listen = tuple(
-                (str(address), tuple([sock.fileno() for sock in sockets[number - 1]]))
-                for address, sockets in self._sockets
-            )
-            self._workers.append(Worker(number, directory, listen))
+            self._workers.append(Worker(number, directory, self._listen_of(number)))
         self._crew.workers = {worker.number: worker for worker in self._workers}
 
     # --- life
@@ -259,7 +260,7 @@ class Parent:
         """Keep a worker running, until one is to stop."""
         pause = FIRST_PAUSE
         while not self._stop.is_set():
-            began = time.monotonic()
+            began, worker.began = time.monotonic(), False
             status = await self._live(worker)
             if self._stop.is_set():
                 return
@@ -274,20 +275,45 @@ class Parent:
                 worker.number, _why(status), show_duration(pause),
                 extra=fields("worker_ended", worker=worker.number, status=status, pause=pause),
             )  # fmt: skip
+            if not worker.began:
+                self._let_go(worker)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
             worker.restarts += 1
 
+    def _let_go(self, worker: Worker) -> None:
+        """Have nobody wait for a worker that cannot be started: until it serves, its share of those who
+        connect goes to the others."""
+        for _, each in self._sockets:
+            mine = each[worker.number - 1]
+            if sum(sockets is mine for sockets in each) > 1:
+                continue  # they are everybody's
+            try:
+                each[worker.number - 1] = anew(mine)
+            except OSError as error:
+                about = fields("worker_keeps_its_queue", worker=worker.number, reason=error.strerror)
+                log.warning("worker %d keeps its queue: %s", worker.number, error.strerror, extra=about)
+        worker.listen = self._listen_of(worker.number)
+
+    def _listen_of(self, number: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """What a worker is told of the addresses."""
+        return tuple(
+            (str(address), tuple([sock.fileno() for sock in sockets[number - 1]]))
+            for address, sockets in self._sockets
+        )
+
     async def _live(self, worker: Worker) -> int:
         """Start a worker, and wait until it ends; its exit status, of a signal the negative number."""
         ours, theirs = socket.socketpair()
-        place = Place(
-            worker.number, len(self._workers), self._directory, theirs.fileno(), worker.listen,
-            self._secret, self._upstream, self._bundled, self._crew.draining,
-        )  # fmt: skip
-        with theirs:
+        with theirs, tempfile.TemporaryFile(dir=self._directory) as settings:
+            pickle.dump(self._settings, settings)
+            settings.seek(0)
+            place = Place(
+                worker.number, len(self._workers), self._directory, theirs.fileno(), settings.fileno(),
+                worker.listen, self._secret, self._upstream, self._bundled, self._crew.draining,
+            )  # fmt: skip
             try:
-                process = await self._spawn(place, theirs.fileno())
+                process = await self._spawn(place)
             except OSError as error:
                 ours.close()
                 about = fields("worker_not_started", worker=worker.number, reason=error.strerror)
@@ -306,7 +332,7 @@ class Parent:
                 worker.leash.close()
             worker.ended()
 
-    async def _spawn(self, place: Place, control: int) -> asyncio.subprocess.Process:
+    async def _spawn(self, place: Place) -> asyncio.subprocess.Process:
         """Start the process of a worker. Raises OSError."""
         environment = {name: text for name, text in os.environ.items() if name != "NOTIFY_SOCKET"}
         kept = [number for _, numbers in place.listen for number in numbers]
@@ -315,7 +341,7 @@ class Parent:
                 sys.executable, "-m", "proxy", *self._arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 env=environment | {VARIABLE: place.told()},
-                pass_fds=[control, *kept],
+                pass_fds=[place.control, place.settings, *kept],
             )  # fmt: skip
 
     # --- reading the settings again
@@ -394,7 +420,13 @@ class Parent:
                     keeper.cancel()
             everybody: asyncio.Future[Any] = asyncio.gather(*self._keepers, return_exceptions=True)
             ends: list[asyncio.Future[Any]] = [everybody, self._status]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            patience = self._settings.drain_delay + self._settings.drain_timeout + OVERTIME
+            await asyncio.wait(ends, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            left = [worker.number for worker in self._workers if worker.process is not None]
+            if left and not self._status.done():
+                about = fields("workers_killed", workers=left, seconds=patience)
+                text = "workers that have not ended within %s are killed: %s"
+                log.error(text, show_duration(patience), ", ".join(map(str, left)), extra=about)
         return self._status.result() if self._status.done() else 0
 
     async def kill(self) -> None:

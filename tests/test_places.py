@@ -19,7 +19,7 @@ from proxy.upstream.address import Listen
 
 
 def place(number: int = 2, of: int = 3) -> Place:
-    return Place(number, of, "/private", 9, (("127.0.0.1:7000", (4, 5)),), "aa")
+    return Place(number, of, "/private", 9, 10, (("127.0.0.1:7000", (4, 5)),), "aa")
 
 
 class TestPlace:
@@ -37,7 +37,7 @@ class TestPlace:
         with socket.create_server(("127.0.0.1", 0)) as server:
             number = os.dup(server.fileno())
             os.set_inheritable(number, True)
-            found = Place(1, 2, "/p", 9, (("127.0.0.1:7?tls=true", (number,)),), "").sockets()
+            found = Place(1, 2, "/p", 9, 10, (("127.0.0.1:7?tls=true", (number,)),), "").sockets()
         ((listen, (sock,)),) = found.items()
         with sock:
             assert listen == Listen("127.0.0.1", 7, tls=True)

@@ -131,7 +131,7 @@ class TestWhatIsBroken:
         house.replace(house.rules, text)
         house.reloader.reload("a file has changed")
         assert not house.applied and said in house.reloader.trouble
-        assert said in caplog.text and "the old rules stay in force" in caplog.text
+        assert said in caplog.text and "the old settings stay in force" in caplog.text
 
     def test_is_forgotten_once_it_is_mended(self, house: House) -> None:
         for text in ("[[rules", ONE, "[[rules", TWO):
@@ -229,5 +229,5 @@ class TestFollowing:
                 await asyncio.sleep(0)
         for _ in range(300):
             await asyncio.sleep(0.0001)
-        assert caplog.text.count("the old rules stay in force") == 1
+        assert caplog.text.count("the old settings stay in force") == 1
         watch.cancel()

@@ -341,7 +341,10 @@ class Connection(asyncio.Protocol):
         self._wait(ANSWER_PATIENCE if self._full else _LINGER, self.abort)
         if self._transport.can_write_eof() and not self._eof:
             self._transport.resume_reading()
-            self._transport.write_eof()
+            try:
+                self._transport.write_eof()
+            except OSError:  # asyncio's own loop does it at once: the client may be gone by now
+                self.abort()
         else:
             self._transport.close()
 

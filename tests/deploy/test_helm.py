@@ -112,8 +112,14 @@ class TestWhatIsRendered:
         assert "PANNIER_UPSTREAM" not in found["data"]
         (entry,) = the_pannier("helm/secrets")["env"]
         assert entry["valueFrom"]["secretKeyRef"] == {"name": "redis-url", "key": "url"}
-        volumes = {volume["name"]: volume["secret"]["secretName"] for volume in pod("helm/secrets")["spec"]["volumes"]}
+        given = [volume for volume in pod("helm/secrets")["spec"]["volumes"] if volume["name"] != "tmp"]
+        volumes = {volume["name"]: volume["secret"]["secretName"] for volume in given}
         assert volumes == {"config": "pannier-config", "redis-tls": "redis-tls"}
+
+    def test_several_workers_have_a_place_for_their_sockets(self) -> None:
+        volumes = {volume["name"]: volume for volume in pod("helm/secrets")["spec"]["volumes"]}
+        assert "emptyDir" in volumes["tmp"]
+        assert {"name": "tmp", "mountPath": "/tmp"} in the_pannier("helm/secrets")["volumeMounts"]
 
     def test_a_pod_monitor_finds_its_pods(self) -> None:
         (monitor,) = [thing for thing in rendered("helm/daemonset") if thing["kind"] == "PodMonitor"]

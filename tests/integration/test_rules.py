@@ -607,7 +607,7 @@ class TestReadAgain:
             house.replace('[[rules]]\nmatch = "k"\nl1_ttl = "soon"\n')
             if how == "SIGHUP":
                 house.proxy.signal(signal.SIGHUP)
-            until(lambda: "the old rules stay in force" in house.proxy.output, "it is said")
+            until(lambda: "the old settings stay in force" in house.proxy.output, "it is said")
             assert "rules #1.l1_ttl: 'soon' is not a duration; give one such as 500ms" in house.proxy.output
             assert b"pannier_rules_status:" in (said := wire.ask("INFO", "sidecar")) and b"'soon' is not a duration" in said
             assert house.shown() == [b"first", b"*"]

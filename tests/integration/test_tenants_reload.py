@@ -149,8 +149,8 @@ def test_memory_of_its_own_is_given_back(house: House) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (ACME + "[tenants.beta]\n", "but the old rules stay in force"),
-        ("[tenants.acme", "but the old rules stay in force"),
+        (ACME + "[tenants.beta]\n", "but the old settings stay in force"),
+        ("[tenants.acme", "but the old settings stay in force"),
         ("", "take effect at the next start only"),
     ],
     ids=["no password", "no TOML", "no tenants any more"],

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from redis import Redis
 
 from tests.certificates import Authority
@@ -286,6 +287,57 @@ class TestEnds:
             pauses = re.findall(r"it is started again in (\w+)", found.proxy.output)
             assert pauses == ["100ms", "200ms", "400ms"]
 
+    @pytest.mark.parametrize("content", ['namespace = "elsewhere"\n', "[broken"], ids=["other settings", "a broken file"])
+    def test_started_again_it_serves_what_the_others_serve(self, upstream: Process, directory: Path, content: str) -> None:
+        """Whatever the file says by now: what takes effect at the next start does so for all of them."""
+        file = directory / "p.toml"
+        file.write_text("")
+        with crew(upstream, directory, "--config", str(file)) as found, Redis(port=upstream.port) as direct:
+            file.write_text(content)
+            wait_until(lambda: "next start only: namespace" in found.proxy.output or "is not valid TOML" in found.proxy.output)
+            killed = found.pid(2)
+            os.kill(killed, signal.SIGKILL)
+            wait_until(lambda: not alive(killed))
+            with found.wire(2) as wire:
+                assert wire.line("SET again 1") == b"+OK\r\n"
+            assert direct.getdel("again") == b"1"
+
+    def test_nobody_waits_for_one_that_cannot_be_started(self, upstream: Process, directory: Path) -> None:
+        pem = directory / "p.pem"
+        good = trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.bytes()
+        pem.write_bytes(good)
+        options = ["--listen", "127.0.0.1:0?tls=true", "--tls-cert", str(pem)]
+        with crew(upstream, directory, *options) as found:
+            killed = found.pid(2)
+            pem.write_text("no certificate")
+            os.kill(killed, signal.SIGKILL)
+            wait_until(lambda: "it is started again in 200ms" in found.proxy.output, 20)
+            time.sleep(0.05)
+            for _ in range(30):
+                with Wire(found.port) as wire:
+                    assert wire.line("PING") == b"+PONG\r\n" and field(wire, "worker") == "1"
+            assert found.web.get("/readyz").status == 503
+            pem.write_bytes(good)
+            wait_until(lambda: found.web.get("/readyz").status == 200, 30)
+            found.pid(2)
+
+    def test_one_that_hangs_does_not_hold_up_the_end(self, upstream: Process, directory: Path) -> None:
+        with crew(upstream, directory, "--drain-timeout", "100ms", ends=False) as found:
+            hangs = found.pid(2)
+            os.kill(hangs, signal.SIGSTOP)
+            found.proxy.signal(signal.SIGTERM)
+            assert found.proxy.popen.wait(30) == 0
+            assert "workers that have not ended within 5.1s are killed: 2" in found.proxy.output
+            assert not alive(hangs)
+
+    def test_operators_who_leave_early_are_no_fault(self, both: Crew) -> None:
+        for _ in range(50):
+            with both.web.connect() as sock:
+                sock.sendall(b"GET /nope HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                sock.recv(10)
+        both.web.get("/healthz")
+        assert "Traceback" not in both.proxy.output and "internal error" not in both.proxy.output
+
     def test_a_wrong_setting_that_workers_find_ends_the_start_once(self, upstream: Process, directory: Path) -> None:
         (directory / "bad.pem").write_text("no certificate")
         options = ["--listen", "127.0.0.1:0?tls=true", "--tls-cert", str(directory / "bad.pem")]
@@ -395,7 +447,7 @@ class TestReload:
 
             file.write_text(rule + "[[rules]]\nwrong = 1\n")
             wait_until(lambda: "worker 1 does not take the settings; all others keep the old ones" in found.proxy.output)
-            assert len(re.findall(r"\[(\d)\].* the old rules stay in force", found.proxy.output)) == 1
+            assert len(re.findall(r"\[(\d)\].* the old settings stay in force", found.proxy.output)) == 1
             assert found.web.metrics()("rules_broken") == 1
             assert found.web.stats()["rules"]["number"] == 1
             assert len(found.web.get("/config").json["rules"]) == 1
