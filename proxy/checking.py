@@ -269,7 +269,7 @@ def _remarks(settings: Settings) -> Iterable[str]:
         try:
             tempfile.gettempdir()
         except OSError as error:
-            yield f"workers: there is no directory here for their private sockets ({error.strerror}); /tmp will do"
+            yield f"workers: no directory here for their private sockets ({error.strerror}); /tmp will do"
     directory = os.path.dirname(os.path.abspath(settings.warm_state))
     if settings.warm_state and not os.access(directory, os.W_OK | os.X_OK):
         why = f"{directory} is no directory, or none that may be written to"
