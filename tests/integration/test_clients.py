@@ -29,7 +29,7 @@ from tests.integration.wire import Wire
 
 REDIS_CLI = Path(sys.prefix) / "bin" / "redis-cli"
 REDIS_BENCHMARK = shutil.which("redis-benchmark")
-TIMEOUT = 5.0
+TIMEOUT = 15.0
 WATCHERS, ROUNDS = 4, 10
 ADD = "local sum = redis.call('get', KEYS[1]) + ARGV[1] redis.call('set', KEYS[1], sum) return sum"
 MANY = {f"many:{number}": f"value {number}" for number in range(1000)}
