@@ -192,6 +192,8 @@ class TestReadiness:
                     socket.create_connection(("127.0.0.1", proxy.port), 5).close()
                 except ConnectionRefusedError:
                     return True
+                except ConnectionResetError:
+                    return False  # it is being closed in this moment
                 return False
 
             wait_until(refused)

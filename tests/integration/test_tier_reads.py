@@ -200,8 +200,9 @@ class TestEveryCacheableReadIsServedFromMemory:
     @both_protocols
     def test_redis_counts_no_further_reads(self, redis: Process, filled: Process, protocol: int) -> None:
         with Wire(filled.port, protocol) as wire, Wire(redis.port) as direct:
-            wire.pipeline([encoded("GET a"), encoded("HGETALL h")] * 2, 4)
-            wire.pipeline([encoded("GET a"), encoded("HGETALL h")], 2)
+            for _ in range(3):  # one by one: in pipelines, what was often dropped before comes in later
+                wire.line("GET a")
+                wire.line("HGETALL h")
             direct.line("CONFIG RESETSTAT")
             for _ in range(50):
                 wire.line("GET a")

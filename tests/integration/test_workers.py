@@ -427,6 +427,8 @@ def refused(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), 5).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        return False  # it is being closed in this moment
     return False
 
 
