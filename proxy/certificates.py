@@ -72,6 +72,12 @@ class Certificates:
         """`in force`, or what is wrong with the files."""
         return self.trouble or "in force"
 
+    def tend(self, asked: bool) -> None:
+        """Look whether the files are others; read them in any case if somebody has `asked` by SIGHUP."""
+        if asked:
+            self.renew("SIGHUP")
+        self.look(time.time())
+
     def look(self, now: float) -> None:
         """Take other files than before once they no longer change; warn of the certificate's end.
 
@@ -212,9 +218,9 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def stamps(paths: Iterable[str]) -> list[Stamp]:
-    """What tells whether files are others than before."""
-    return [_stamp(path) for path in paths]
+def stamps(paths: Iterable[str | None]) -> list[Stamp]:
+    """What tells whether files are others than before; None or nothing among the paths: no file."""
+    return [_stamp(path) for path in paths if path]
 
 
 def _stamp(path: str) -> Stamp:

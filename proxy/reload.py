@@ -10,11 +10,9 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import os
-import time
 from collections.abc import Callable, Iterable
 
-from proxy.certificates import Certificates
+from proxy.certificates import Certificates, Stamp, stamps
 from proxy.events import fields
 from proxy.logs import set_level
 from proxy.resp.errors import SettingsError
@@ -28,7 +26,6 @@ _LIVE = ("rules", "rules_file", "mode", "log_level")
 """Settings that take effect without a restart; so do tenants, where there are some before and after."""
 
 Load = Callable[[], Settings]
-Stamp = tuple[int, int, int] | None
 
 
 class Reloader:
@@ -65,18 +62,13 @@ class Reloader:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_EVERY):
                     await self._asked.wait()
-            self._look_at_certificates(self._asked.is_set())
+            for certificates in self.certificates:
+                certificates.tend(self._asked.is_set())
             why = "SIGHUP" if self._asked.is_set() else "a file has changed"
             if self._asked.is_set() or self._look() != self._seen:
                 self._asked.clear()
                 self._seen = self._look()
                 self._take(why, await asyncio.to_thread(self._read))
-
-    def _look_at_certificates(self, asked: bool) -> None:
-        for certificates in self.certificates:
-            if asked:
-                certificates.renew("SIGHUP")
-            certificates.look(time.time())
 
     def ask(self) -> None:
         """Have everything read again: SIGHUP has come."""
@@ -89,7 +81,8 @@ class Reloader:
 
     async def obey(self, why: str) -> str:
         """Read everything again, now; what is wrong with it, so that the old settings hold, or nothing."""
-        self._look_at_certificates(why == "SIGHUP")
+        for certificates in self.certificates:
+            certificates.tend(why == "SIGHUP")
         self._take(why, await asyncio.to_thread(self._read))
         return self.trouble
 
@@ -140,18 +133,13 @@ class Reloader:
         """What tells whether a file is another than before."""
         if not self._watches:
             return []
-        return stamps(self._config, self._settings.rules_file)
+        return stamps([self._config, self._settings.rules_file])
 
 
 def _live(old: Settings, new: Settings) -> tuple[str, ...]:
     """The settings that take effect at once. How clients authenticate never does: taking all tenants out of a
     file must not open the door to everybody."""
     return (*_LIVE, "tenants") if old.auth_mode == new.auth_mode == "tenants" else _LIVE
-
-
-def stamps(*paths: str | None) -> list[Stamp]:
-    """What tells whether some files are others than before; None among the paths: no file."""
-    return [_stamp(path) for path in paths if path]
 
 
 def with_live(old: Settings, new: Settings) -> Settings:
@@ -166,11 +154,3 @@ def with_live(old: Settings, new: Settings) -> Settings:
 def _changed(one: Settings, other: Settings) -> list[str]:
     names = [field.name for field in dataclasses.fields(Settings) if field.compare]
     return [name for name in names if getattr(one, name) != getattr(other, name)]
-
-
-def _stamp(path: str) -> Stamp:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -769,13 +769,8 @@ def _raise_file_limit(clients: int) -> None:
 
 
 def _in_place(settings: Settings, place: Place) -> tuple[Settings, Passed]:
-    """A worker's share of the settings, and the sockets it was started with. Raises StartupError."""
-    settings = share(settings, place)
-    if any(listen.tls for listen in settings.listen) and not settings.tls_cert:
-        raise StartupError(
-            "tls_cert is not set any more, though clients are served with TLS; set it, or start pannier anew"
-        )
-    return settings, Passed(by_address=place.sockets())
+    """A worker's share of the settings, and the sockets it was started with."""
+    return share(settings, place), Passed(by_address=place.sockets())
 
 
 def _load_share(again: Load, place: Place) -> Settings:

@@ -29,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from proxy import announcing, hangup, logs, systemd
+from proxy.certificates import Stamp, stamps
 from proxy.events import fields
 from proxy.kinds import show_duration
 from proxy.leash import Leash, Stop
@@ -37,7 +38,7 @@ from proxy.observe.admin import Admin
 from proxy.observe.page import add_page
 from proxy.observe.together import Crew, Together
 from proxy.places import VARIABLE, Place, private
-from proxy.reload import Load, stamps, with_live
+from proxy.reload import Load, with_live
 from proxy.resp.errors import SettingsError, StartupError
 from proxy.settings import Settings
 from proxy.upstream.address import LONGEST_SOCKET_PATH, Listen
@@ -168,7 +169,7 @@ class Parent:
         """The exit status, if it is known before all is done."""
         self._asked = asyncio.Event()
         """Whether the settings are to be read again."""
-        self._seen = stamps(config, settings.rules_file)
+        self._seen = self._look()
 
     # --- what there is to serve with
 
@@ -356,15 +357,13 @@ class Parent:
             asked = self._asked.is_set()
             self._asked.clear()
             if certificates is not None:
-                if asked:
-                    certificates.renew("SIGHUP")
-                certificates.look(time.time())
+                certificates.tend(asked)
             if asked or self._look() != self._seen:
                 self._seen = self._look()
                 await self._roll("SIGHUP" if asked else "a file has changed")
 
-    def _look(self) -> Any:
-        return stamps(self._config, self._settings.rules_file)
+    def _look(self) -> list[Stamp]:
+        return stamps([self._config, self._settings.rules_file])
 
     async def _roll(self, why: str) -> None:
         """Have the workers read the settings again, one after the other; all keep the old ones if the first

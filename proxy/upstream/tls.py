@@ -32,8 +32,7 @@ def tls_context(upstream: Upstream) -> ssl.SSLContext:
     Kept as long as its files are as they were: reading the system's authorities takes milliseconds. Files
     that have become wrong leave the old context in use. Raises SettingsError if there is none yet.
     """
-    paths = [upstream.ssl_ca_certs, upstream.ssl_certfile, upstream.ssl_keyfile]
-    seen = stamps([path for path in paths if path])
+    seen = stamps([upstream.ssl_ca_certs, upstream.ssl_certfile, upstream.ssl_keyfile])
     made = _contexts.get(upstream)
     if made is None or made.stamps != seen:
         try:
