@@ -410,11 +410,9 @@ class Shelf:
             return count + aside
         count = size = 0
         for table in self.tables.values():
-            reply = table.replies.pop(part, None)
-            if reply is None and table.held:
-                reply = table.pop(part)
+            reply = table.pop(part)
             if reply is not None:
-                size += ENTRY_COST + 2 * len(part) + len(reply)
+                size += _size(part, reply)
                 count += 1
         if count:
             self._count_out(count, size)
