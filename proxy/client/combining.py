@@ -44,7 +44,7 @@ _LARGEST = frozenset({
 _LEAST = frozenset({"warm_ready", "bus_accounted"})
 _SINCE = frozenset({"stale_since", "breaker_since"})
 """Moments of which the first is shown; 0: there was none."""
-_WORST: Mapping[str, Sequence[str]] = {
+WORST: Mapping[str, Sequence[str]] = {
     "alive": ("no", "yes"),
     "ready": ("no", "yes"),
     "draining": ("yes", "no"),
@@ -85,10 +85,15 @@ def merged(maps: Mapping[int, Map]) -> Map:
     return found
 
 
+def worst(name: str, words: Sequence[str]) -> str:
+    """The worst of what workers say of this; a word nobody knows is worse than all."""
+    known = WORST[name]
+    return min(words, key=lambda word: known.index(word) if word in known else -1)
+
+
 def _one(name: str, values: list[Any]) -> Any:
-    if name in _WORST:
-        known = _WORST[name]
-        return min(values, key=lambda word: known.index(word) if word in known else -1)
+    if name in WORST:
+        return worst(name, values)
     if name in _SINCE:
         return min([value for value in values if value], default=0)
     if name in _LARGEST:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from proxy.client.combining import by_key
+from proxy.client.combining import WORST, by_key, worst
 from proxy.observe.recommending import Situation, recommend
+from proxy.observe.stats import percent
 
 Parts = Mapping[int, dict[str, Any]]
 
@@ -20,20 +21,13 @@ _LARGEST = frozenset({"p50", "p99", "uptime_seconds", "number", "reloads", "stal
 """Figures of which the greatest is shown."""
 _ALL = frozenset({"ready", "redis_connected", "up", "alive", "told_others"})
 """What is true if it is true of all."""
-_WORST: Mapping[str, tuple[str, ...]] = {
-    "serving": ("nothing", "stale", "fresh"),
-    "upstream": ("closed", "refused", "down", "silent", "connecting", "up"),
-    "breaker": ("open", "half-open", "closed"),
-}
-
-"""Words of which the first that some worker says is shown."""
 
 
 def stats(parts: Parts, situations: Parts) -> dict[str, Any]:
     """/stats of all. `situations`: what each goes by for its recommendation."""
     found: dict[str, Any] = _merged(list(parts.values()))
     _recompute(found)
-    found["upstream"]["status"] = _worst("upstream", [each["upstream"]["status"] for each in parts.values()])
+    found["upstream"]["status"] = worst("upstream", [each["upstream"]["status"] for each in parts.values()])
     found["reasons"] = reasons({number: each["reasons"] for number, each in parts.items()})
     found["recommendation"] = recommend(_situation(list(situations.values())))
     busiest = max(parts.values(), key=lambda each: each["total_reads"])
@@ -75,20 +69,14 @@ def _value(name: str, values: list[Any]) -> Any:
     if isinstance(first, int | float):
         return max(values) if name in _LARGEST else round(sum(values), 3)
     if isinstance(first, str):
-        return _worst(name, values) if name in _WORST else ", ".join(dict.fromkeys(values))
+        return worst(name, values) if name in WORST else ", ".join(dict.fromkeys(values))
     return first
-
-
-def _worst(name: str, words: list[str]) -> str:
-    known = _WORST[name]
-    return min(words, key=lambda word: known.index(word) if word in known else -1)
 
 
 def _recompute(found: dict[str, Any]) -> None:
     """Put right what is a part of something, there and further down."""
     if "hit_rate_percent" in found:
-        whole = found["hits"] + found["misses"]
-        found["hit_rate_percent"] = round(100 * found["hits"] / whole, 2) if whole else 0.0
+        found["hit_rate_percent"] = percent(found["hits"], found["hits"] + found["misses"])
     for value in found.values():
         if isinstance(value, dict):
             _recompute(value)
