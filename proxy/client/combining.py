@@ -42,7 +42,7 @@ _LARGEST = frozenset({
 })  # fmt: skip
 """Figures of which the greatest is shown."""
 _LEAST = frozenset({"warm_ready", "bus_accounted"})
-_SINCE = frozenset({"stale_since", "breaker_since"})
+SINCE = frozenset({"stale_since", "breaker_since"})
 """Moments of which the first is shown; 0: there was none."""
 WORST: Mapping[str, Sequence[str]] = {
     "alive": ("no", "yes"),
@@ -91,11 +91,16 @@ def worst(name: str, words: Sequence[str]) -> str:
     return min(words, key=lambda word: known.index(word) if word in known else -1)
 
 
+def earliest(moments: Iterable[int]) -> int:
+    """The first moment of which some worker speaks; 0 if none does."""
+    return min([moment for moment in moments if moment], default=0)
+
+
 def _one(name: str, values: list[Any]) -> Any:
     if name in WORST:
         return worst(name, values)
-    if name in _SINCE:
-        return min([value for value in values if value], default=0)
+    if name in SINCE:
+        return earliest(values)
     if name in _LARGEST:
         return max(values, key=float)
     if name in _LEAST:

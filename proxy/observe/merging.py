@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from proxy.client.combining import WORST, by_key, worst
+from proxy.client.combining import SINCE, WORST, by_key, earliest, worst
 from proxy.observe.recommending import Situation, recommend
 from proxy.observe.stats import percent
 
 Parts = Mapping[int, dict[str, Any]]
 
-_LARGEST = frozenset({"p50", "p99", "uptime_seconds", "number", "reloads", "stale_since", "breaker_since",
-                      "breaker_failures"})  # fmt: skip
+_LARGEST = frozenset({"p50", "p99", "uptime_seconds", "number", "reloads", "breaker_failures"})
 """Figures of which the greatest is shown."""
 _ALL = frozenset({"ready", "redis_connected", "up", "alive", "told_others"})
 """What is true if it is true of all."""
@@ -66,6 +65,8 @@ def _value(name: str, values: list[Any]) -> Any:
     first = values[0]
     if isinstance(first, bool):
         return all(values) if name in _ALL else any(values)
+    if name in SINCE:
+        return earliest(values)
     if isinstance(first, int | float):
         return max(values) if name in _LARGEST else round(sum(values), 3)
     if isinstance(first, str):

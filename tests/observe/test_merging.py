@@ -108,6 +108,13 @@ def test_ready_if_all_are() -> None:
     }  # fmt: skip
 
 
+def test_since_when_is_the_first_moment_of_any() -> None:
+    """A worker of which nothing is to be told says 0, which is no moment."""
+    one, two = {"stale_since": 1_790_000_000, "breaker_since": 0}, {"stale_since": 1_780_000_000, "breaker_since": 7}
+    assert merging.stats({1: part(1, 0, **one), 2: part(1, 0, **two), 3: part(1, 0, stale_since=0, breaker_since=0)},
+                         {1: situation()}).items() >= {"stale_since": 1_780_000_000, "breaker_since": 7}.items()  # fmt: skip
+
+
 def test_changes_are_counted_together() -> None:
     one = {"invalidated": 2, "keys": 3, "patterns": 0, "told_others": True}
     assert merging.changed({1: one, 2: one | {"told_others": False}}) == {
