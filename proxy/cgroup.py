@@ -18,7 +18,7 @@ MB = 1 << 20
 PARENT = 32 * MB
 """What the parent of several workers takes."""
 AT_REST = 48 * MB
-"""What a process takes before anything is kept: measured 46 MB, rounded up. Entries come on top, by what they
+"""What a process takes before anything is kept: measured 47.7 MB, rounded up. Entries come on top, by what they
 are counted as (8, 32 and 64 MB, full of values of 100 or of 4,000 bytes: 55, 79 and 111 MB in all)."""
 FOR_CLIENTS = 24 * MB
 """What should be left for connections and what is under way on them: 4,000 idle ones take 7 MB, 4,000 that
@@ -59,21 +59,29 @@ def in_mb(limit: int) -> str:
     return f"{limit // MB}mb"
 
 
+def needed(max_memory: int, workers: int = 1) -> int:
+    """The least limit for a memory tier of that size: clients get FOR_CLIENTS, or as much as a smaller tier.
+
+    The rule of docs/container.md, which manifests in deploy/ obey.
+    """
+    return at_rest(workers) + max_memory + min(max_memory, FOR_CLIENTS)
+
+
 def exceeds(max_memory: int, limit: int | None, workers: int = 1) -> bool:
-    """Whether a memory tier that is full would break the limit."""
-    return limit is not None and at_rest(workers) + max_memory > limit
+    """Whether a memory tier that is full would leave too little of the limit for clients."""
+    return limit is not None and needed(max_memory, workers) > limit
 
 
 def broken_limit(max_memory: int, limit: int | None, workers: int = 1) -> str:
-    """What to do where a memory tier that is full would break the limit; empty where it would not."""
+    """What to do where the limit is too low for a memory tier that is full; empty where it is not."""
     if limit is None or not exceeds(max_memory, limit, workers):
         return ""
     rest, fits = at_rest(workers), fitting_memory(max_memory, limit, workers)
     lower = "" if exceeds(fits, limit, workers) else f", or lower max_memory to {show_size(fits)}"
     return (
         f"max_memory {show_size(max_memory)} does not fit under the memory limit of {in_mb(limit)}: Pannier "
-        f"takes {in_mb(rest)} beside, and would be killed when memory is full; "
-        f"raise the limit to {in_mb(max_memory + rest + FOR_CLIENTS)}{lower}"
+        f"takes {in_mb(rest)} beside, clients some more, and it may be killed when memory is full; "
+        f"raise the limit to {in_mb(needed(max_memory, workers))}{lower}"
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cgroup import AT_REST, MB, exceeds, fitting_memory, memory_limit
+from proxy.cgroup import AT_REST, FOR_CLIENTS, MB, exceeds, fitting_memory, memory_limit
 from proxy.resp.errors import SettingsError
 from proxy.settings import BY_NAME, load
 from tests.harness import SYSTEM, redis_server, reserved, running, wait_until
@@ -115,10 +115,12 @@ class TestWhatFits:
         assert found == fitting * MB
         assert not limit or limit < 50 or not exceeds(found, limit * MB)
 
-    def test_full_memory_breaks_a_limit(self) -> None:
+    def test_full_memory_leaves_room_for_clients(self) -> None:
         assert not exceeds(64 * MB, None)
-        assert not exceeds(64 * MB, AT_REST + 64 * MB)
-        assert exceeds(64 * MB + 1, AT_REST + 64 * MB)
+        assert not exceeds(64 * MB, AT_REST + FOR_CLIENTS + 64 * MB)
+        assert exceeds(64 * MB + 1, AT_REST + FOR_CLIENTS + 64 * MB)
+        assert not exceeds(8 * MB, AT_REST + 16 * MB)
+        assert exceeds(8 * MB + 1, AT_REST + 16 * MB)
 
     def test_the_documentation_names_the_limit_from_which_on_the_default_holds(self) -> None:
         option = BY_NAME["max_memory"]
@@ -187,7 +189,7 @@ class TestARealGroup:
             "value": 26 * MB, "unit": "bytes", "origin": "default, under a memory limit of 100mb"
         }  # fmt: skip
 
-    @pytest.mark.parametrize(("size", "remarked"), [("50mb", False), ("64mb", True)])
+    @pytest.mark.parametrize(("size", "remarked"), [("28mb", False), ("29mb", True)])
     def test_check_remarks_what_does_not_fit(self, size: str, remarked: bool, group: Path) -> None:
         command = within(group, sys.executable, "-m", "proxy", "check", "--json", "--max-memory", size)
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -202,10 +204,10 @@ class TestARealGroup:
             (["--log-format", "json"], "max_memory is 26mb, default, under a memory limit of 100mb"),
             (
                 ["--max-memory", "64mb"],
-                "max_memory 64mb does not fit under the memory limit of 100mb: Pannier takes 48mb beside, and would "
-                "be killed when memory is full; raise the limit to 136mb, or lower max_memory to 26mb",
+                "max_memory 64mb does not fit under the memory limit of 100mb: Pannier takes 48mb beside, clients "
+                "some more, and it may be killed when memory is full; raise the limit to 136mb, or lower max_memory to 26mb",
             ),
-            (["--max-memory", "50mb"], ""),
+            (["--max-memory", "28mb"], ""),
         ],
     )  # fmt: skip
     def test_the_start_tells(self, options: list[str], said: str, group: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from proxy import __version__
-from proxy.cgroup import AT_REST, FOR_CLIENTS, MB
+from proxy.cgroup import MB, exceeds
 from proxy.kinds import duration, size
 from tests.deploy import dockerfile
 from tests.deploy.named import VARIABLES, drain_seconds, settings_of
@@ -67,8 +67,9 @@ class TestPannier:
 
     def test_memory_fits_the_limit(self) -> None:
         limit = size(0, 1 << 40).parse(PANNIER["deploy"]["resources"]["limits"]["memory"].replace("M", "mb"))
-        assert settings_of(PANNIER["environment"]).max_memory + AT_REST + FOR_CLIENTS <= limit
-        assert limit == 192 * MB
+        max_memory = settings_of(PANNIER["environment"]).max_memory
+        assert not exceeds(max_memory, limit)
+        assert limit == max_memory + 128 * MB
 
     def test_there_is_time_to_stop(self) -> None:
         grace = duration(0, 86400).parse(PANNIER["stop_grace_period"])

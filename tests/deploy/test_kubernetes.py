@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from proxy import __version__
-from proxy.cgroup import AT_REST, FOR_CLIENTS, MB
+from proxy.cgroup import MB, exceeds
 from tests.deploy.named import VARIABLES, drain_seconds, settings_of, tool
 from tests.harness import BUNDLED, ROOT, SYSTEM, pannier, redis_server, reserved, running, wait_until
 
@@ -189,7 +189,8 @@ class TestEach:
         limit = mebibytes(resources["limits"]["memory"])
         assert resources["requests"]["memory"] == resources["limits"]["memory"]
         settings = settings_of(mounted(where, tmp_path))
-        assert settings.max_memory + AT_REST + FOR_CLIENTS <= limit
+        assert not exceeds(settings.max_memory, limit, settings.workers)
+        assert limit == settings.max_memory + 128 * MB  # as docs/container.md says
 
     def test_there_is_time_to_stop(self, where: str) -> None:
         needed = drain_seconds(env_of(where, the_pannier(where)))

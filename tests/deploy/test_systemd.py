@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cgroup import AT_REST, FOR_CLIENTS, MB
+from proxy.cgroup import MB, exceeds
 from tests.deploy.named import VARIABLES, drain_seconds, settings_of
 from tests.harness import ROOT, SYSTEM, redis_server, reserved, running
 
@@ -47,7 +47,8 @@ class TestTheService:
     def test_limits_fit(self) -> None:
         settings = settings_of({})
         limit = int(SERVICE["MemoryMax"][0].removesuffix("M")) * MB
-        assert settings.max_memory + AT_REST + FOR_CLIENTS <= limit
+        assert not exceeds(settings.max_memory, limit)
+        assert limit == settings.max_memory + 128 * MB
         assert int(SERVICE["LimitNOFILE"][0]) >= 2 * settings.max_clients + 128
 
     def test_user_and_folders(self) -> None:
