@@ -18,8 +18,8 @@ MB = 1 << 20
 PARENT = 32 * MB
 """What the parent of several workers takes."""
 AT_REST = 48 * MB
-"""What a process takes before anything is kept: measured 47.7 MB, rounded up. Entries come on top, by what they
-are counted as (8, 32 and 64 MB, full of values of 100 or of 4,000 bytes: 55, 79 and 111 MB in all)."""
+"""What a process takes before anything is kept: measured 47.7 MB, rounded up. Entries come on top, by what
+they are counted as (8, 32 and 64 MB, full of values of 100 or of 4,000 bytes: 55, 79 and 111 MB in all)."""
 FOR_CLIENTS = 24 * MB
 """What should be left for connections and what is under way on them: 4,000 idle ones take 7 MB, 4,000 that
 have all just sent twenty commands, 20 to 40 MB for a moment."""

@@ -277,7 +277,8 @@ def _bind_unix(listen: Listen, path: str) -> socket.socket:
             except PermissionError:
                 raise StartupError(
                     f"cannot listen on {listen}: the user pannier runs as may not give the socket to group "
-                    f"{listen.group}; make it a member of that group (in a pod: supplementalGroups)"
+                    f"{listen.group}; make it a member of that group (systemd: SupplementaryGroups=, "
+                    "in a pod: supplementalGroups)"
                 ) from None
         os.chmod(path, listen.mode)
         stack.pop_all()

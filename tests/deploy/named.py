@@ -21,8 +21,8 @@ def settings_of(env: Mapping[str, str]) -> Settings:
 
 
 def drain_seconds(env: Mapping[str, str]) -> float:
-    """How long it may take to end, by its own settings; those of a file do not count."""
-    settings = settings_of({name: text for name, text in env.items() if name != CONFIG_VARIABLE})
+    """How long it may take to end; a file that its variables name has to be there."""
+    settings = settings_of(env)
     return settings.drain_delay + settings.drain_timeout
 
 

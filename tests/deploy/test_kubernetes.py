@@ -192,8 +192,8 @@ class TestEach:
         assert not exceeds(settings.max_memory, limit, settings.workers)
         assert limit == settings.max_memory + 128 * MB  # as docs/container.md says
 
-    def test_there_is_time_to_stop(self, where: str) -> None:
-        needed = drain_seconds(env_of(where, the_pannier(where)))
+    def test_there_is_time_to_stop(self, where: str, tmp_path: Path) -> None:
+        needed = drain_seconds(mounted(where, tmp_path))
         assert pod(where)["spec"]["terminationGracePeriodSeconds"] >= needed + 5
 
     def test_is_restricted(self, where: str) -> None:
@@ -285,6 +285,24 @@ def test_a_tenants_application_can_log_in(tmp_path: Path) -> None:
     assert tenants[given["--user"]].accepts(given["--pass"].encode())
 
 
+def test_what_the_tenants_file_says_counts(tmp_path: Path) -> None:
+    """Variables outrank it: these are no more than what names it, and what the rest of the pod relies on."""
+    where = "overlays/tenants"
+    names = {name for name in env_of(where, the_pannier(where)) if name.startswith("PANNIER_")}
+    assert names == {"PANNIER_CONFIG", "PANNIER_LISTEN", "PANNIER_ADMIN_LISTEN"}
+    assert settings_of(mounted(where, tmp_path)).upstream == settings_of(env_of("base", the_pannier("base"))).upstream
+
+
+def test_tainted_nodes_are_spoken_of() -> None:
+    assert pod("overlays/daemonset")["spec"]["tolerations"] == []
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    (shown,) = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(tolerations:.*?)```", text, re.S)]
+    judge = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
+    (daemons,) = of_kind("overlays/daemonset", "DaemonSet")
+    template = {**pod("overlays/daemonset"), "spec": {**pod("overlays/daemonset")["spec"], **shown}}
+    judge.validate({**daemons, "spec": {**daemons["spec"], "template": template}}, "1.33", strict=True)
+
+
 class TestPodMonitor:
     """Its definition is the Prometheus Operator's, so no schema of Kubernetes has it."""
 
@@ -296,6 +314,14 @@ class TestPodMonitor:
         (endpoint,) = self.MONITOR["spec"]["podMetricsEndpoints"]
         assert endpoint.keys() == {"port", "path", "interval", "scrapeTimeout"}
         assert int(endpoint["scrapeTimeout"][:-1]) < int(endpoint["interval"][:-1])
+
+    def test_has_the_token_ready_in_a_comment(self) -> None:
+        lines = (FOLDER / "components/podmonitor/podmonitor.yaml").read_text().splitlines()
+        start = lines.index("      # authorization:")
+        given = yaml.safe_load("\n".join([*lines[:start], *(line.replace("# ", "", 1) for line in lines[start:])]))
+        (endpoint,) = given["spec"]["podMetricsEndpoints"]
+        assert endpoint["authorization"] == {"credentials": {"name": "pannier-admin", "key": "token"}}
+        assert "`authorization`" in (ROOT / "docs/kubernetes.md").read_text()
 
     @pytest.mark.parametrize("where", OVERLAYS)
     def test_finds_every_pannier(self, where: str) -> None:

@@ -32,6 +32,10 @@ ENV = dict(pair.split("=", 1) for line in SERVICE["Environment"] for pair in lin
 
 
 class TestTheService:
+    def test_settings_in_the_file_count(self) -> None:
+        """A variable outranks the file, so only where that is stands here."""
+        assert ENV.keys() == {"PANNIER_CONFIG"}
+
     def test_variables_are_settings(self) -> None:
         assert ENV.keys() <= VARIABLES
         settings_of({name: text for name, text in ENV.items() if name != "PANNIER_CONFIG"})
@@ -42,7 +46,7 @@ class TestTheService:
         assert SERVICE["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
 
     def test_there_is_time_to_stop(self) -> None:
-        assert int(SERVICE["TimeoutStopSec"][0]) >= drain_seconds(ENV) + 5
+        assert int(SERVICE["TimeoutStopSec"][0]) >= drain_seconds({}) + 5
 
     def test_limits_fit(self) -> None:
         settings = settings_of({})
@@ -57,6 +61,41 @@ class TestTheService:
         path = next(address for address in SOCKET["ListenStream"] if address.startswith("/"))
         assert Path(path).parent == Path("/run", SERVICE["RuntimeDirectory"][0])
         assert SERVICE["RuntimeDirectoryPreserve"] == ["yes"]  # or a stop would take the socket away
+
+
+class TestASocketForAnotherGroup:
+    """listen = "unix:///run/pannier/…?mode=660&group=app", as docs/tls.md has it."""
+
+    @analyze
+    def test_it_may_be_given_away(self) -> None:
+        allowed = filtered(SERVICE["SystemCallFilter"])
+        assert {"chown", "fchown", "lchown", "fchownat"} <= allowed
+        assert not allowed & (calls("@privileged") - calls("@chown"))
+        assert {"openat", "epoll_wait", "accept4"} <= allowed
+
+    def test_other_groups_are_there(self) -> None:
+        assert "PrivateUsers" not in SERVICE
+        assert re.search(r"^#SupplementaryGroups=app$", (FOLDER / "pannier.service").read_text(), re.M)
+
+    def test_without_any_capability(self) -> None:
+        assert SERVICE["CapabilityBoundingSet"] == SERVICE["AmbientCapabilities"] == [""]
+
+
+def calls(name: str) -> set[str]:
+    """The system calls of a group of systemd's, those of groups within it included."""
+    if not name.startswith("@"):
+        return {name}
+    done = subprocess.run(["systemd-analyze", "syscall-filter", name], capture_output=True, text=True, check=True)
+    return set().union(*(calls(word) for word in re.findall(r"^    ([@\w-]+)$", done.stdout, re.M)))
+
+
+def filtered(lines: list[str]) -> set[str]:
+    """What SystemCallFilter= leaves: the first line is what is allowed, each further one adds, or takes away."""
+    allowed: set[str] = set()
+    for line in lines:
+        named = set().union(*map(calls, line.removeprefix("~").split()))
+        allowed = allowed - named if line.startswith("~") else allowed | named
+    return allowed
 
 
 def test_the_socket_is_where_clients_look() -> None:
