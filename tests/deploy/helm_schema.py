@@ -34,19 +34,25 @@ def schema() -> Schema:
             upstreamSecret=closed(name=text(), key=text(1)),
             configSecret=closed(name=text()),
             # `config` is what configSecret is mounted as.
-            fileSecrets=listed({"type": "string", "minLength": 1, "not": {"const": "config"}}),
+            fileSecrets={**listed({**named(), "not": {"const": "config"}}), "uniqueItems": True},
+            extraEnv=listed({**closed(name=text(1), value=text(), valueFrom={"type": "object"}), "required": ["name"]}),
             ports=closed(redis=whole(1024, 65535), admin=whole(1024, 65535)),
             resources={"type": "object"},
-            terminationGracePeriodSeconds=whole(1, 86400),
+            terminationGracePeriodSeconds=whole(0, 86400),
             networkPolicy=closed(
                 enabled={"type": "boolean"},
-                clientLabels=labels(1),
+                clientLabels=labels(),
                 monitoringNamespace=text(1),
                 redisLabels={**labels(), "type": ["object", "null"]},
-                redisPort=whole(1, 65535),
+                redisPort=whole(0, 65535),
             ),
             podDisruptionBudget=closed(enabled={"type": "boolean"}, minAvailable=whole(0, 1000)),
-            podMonitor=closed(enabled={"type": "boolean"}, interval={"type": "string", "pattern": "^[0-9]+[smh]$"}),
+            podMonitor=closed(
+                enabled={"type": "boolean"},
+                interval={"type": "string", "pattern": "^[1-9][0-9]*[smh]$"},
+                tokenSecret=closed(name=text(), key=text(1)),
+                tlsConfig={"type": "object"},
+            ),
             nodeSelector=labels(),
             tolerations=listed({"type": "object"}),
         ),
@@ -81,8 +87,13 @@ def whole(low: int, high: int) -> Schema:
     return {"type": "integer", "minimum": low, "maximum": high}
 
 
-def labels(least: int = 0) -> Schema:
-    return {"type": "object", "minProperties": least, "additionalProperties": {"type": "string"}}
+def named() -> Schema:
+    """What the name of a Secret may be."""
+    return {"type": "string", "maxLength": 253, "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"}
+
+
+def labels() -> Schema:
+    return {"type": "object", "additionalProperties": {"type": "string"}}
 
 
 def as_text() -> str:

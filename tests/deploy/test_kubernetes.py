@@ -33,9 +33,13 @@ CHARTS = sorted(f"helm/{path.stem}" for path in (CHART / "ci").glob("*.yaml"))
 """The chart with the values of each of these files."""
 ALL = [*OVERLAYS, *CHARTS]
 SIDECARS = ["base", "overlays/unix-socket", "overlays/tls-upstream", "overlays/tenants"]
-FROM_ELSEWHERE = {"pannier-upstream-tls", "redis-url", "redis-tls", "pannier-config"}
+KEYS_FROM_ELSEWHERE = {"redis-url": "rediss://redis.example:6380", "pannier-admin": "token"}
+FROM_ELSEWHERE = {
+    "pannier-upstream-tls", "redis-tls", "redis.tls", "redis.ca", "pannier-tls", "pannier-config", *KEYS_FROM_ELSEWHERE
+}  # fmt: skip
 """Secrets that somebody else has to make: docs/kubernetes.md says so, or the chart's values."""
-SOME_URL = "rediss://redis.example:6380"
+SOME_FILE = 'max_memory = "256mb"\ndrain_timeout = "12s"\n'
+"""What is in that of them which is a pannier.toml."""
 Thing = dict[str, Any]
 
 
@@ -97,9 +101,8 @@ def env_of(where: str, container: Thing) -> dict[str, str]:
             env[entry["name"]] = entry["value"]
         else:
             key = entry["valueFrom"]["secretKeyRef"]
-            env[entry["name"]] = (
-                SOME_URL if key["name"] == "redis-url" else data(where, "Secret", key["name"])[key["key"]]
-            )
+            elsewhere = KEYS_FROM_ELSEWHERE.get(key["name"])
+            env[entry["name"]] = elsewhere or data(where, "Secret", key["name"])[key["key"]]
     return env
 
 
@@ -113,7 +116,7 @@ def mounted(where: str, tmp_path: Path) -> dict[str, str]:
             for name, text in data(where, "Secret", secret).items():
                 (tmp_path / name).write_text(text)
         elif secret == "pannier-config":
-            (tmp_path / "pannier.toml").write_text("")
+            (tmp_path / "pannier.toml").write_text(SOME_FILE)
         if secret:
             env = {key: text.replace(mount["mountPath"], str(tmp_path)) for key, text in env.items()}
     return env
@@ -174,7 +177,7 @@ class TestEach:
         assert inward == set(ports.values())
         assert outward == {53, settings.upstream.port}
 
-    def test_probes_ask_what_there_is(self, where: str) -> None:
+    def test_probes_ask_what_there_is(self, where: str, tmp_path: Path) -> None:
         container = the_pannier(where)
         probes = {name: container[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
         asked = {name: (probe["httpGet"]["path"], probe["httpGet"]["port"]) for name, probe in probes.items()}
@@ -183,6 +186,17 @@ class TestEach:
             "readiness": ("/readyz", "pannier-admin"),
             "liveness": ("/healthz", "pannier-admin"),
         }
+        scheme = "HTTPS" if settings_of(mounted(where, tmp_path)).admin_tls_cert else "HTTP"
+        assert {probe["httpGet"].get("scheme", "HTTP") for probe in probes.values()} == {scheme}
+
+    def test_clients_speak_tls_where_there_is_a_certificate(self, where: str, tmp_path: Path) -> None:
+        settings = settings_of(mounted(where, tmp_path))
+        assert [listen.tls for listen in settings.listen] == [bool(settings.tls_cert)]
+
+    def test_volumes_have_names_of_their_own_that_are_allowed(self, where: str) -> None:
+        names = [volume["name"] for volume in pod(where)["spec"].get("volumes", [])]
+        assert len(names) == len(set(names))
+        assert all(re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name) for name in names)
 
     def test_memory_fits_the_limit(self, where: str, tmp_path: Path) -> None:
         resources = the_pannier(where)["resources"]
