@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from itertools import cycle
 
 from bench.servers import HOST, BenchError
-from bench.traffic import HOT_KEYS, TESTS, batches
-from bench.workloads import CLIENTS
+from bench.traffic import HOT_KEYS, TESTS, batches, frame
+from bench.workloads import CLIENTS, PASSWORD, tenant
 
 POOL = 1_500_000  # requests encoded ahead, at most
 RECEIVE = 1 << 17
@@ -54,10 +54,21 @@ class Connection:
         return False
 
 
-def drive(port: int, pool: Sequence[tuple[bytes, bytes]], count: int, clients: int) -> tuple[float, float]:
+def login(connection: Connection, name: str) -> None:
+    """Have a connection be a tenant's."""
+    connection.socket.sendall(frame(b"AUTH", name.encode(), PASSWORD.encode()))
+    if (said := connection.socket.recv(RECEIVE)) != b"+OK\r\n":
+        raise BenchError(f"AUTH {name} answered {said!r}")
+
+
+def drive(
+    port: int, pool: Sequence[tuple[bytes, bytes]], count: int, clients: int, tenants: int = 0
+) -> tuple[float, float]:
     """Send ``count`` batches over all clients; the seconds it took, and its own CPU seconds."""
     source = cycle(pool)
     connections = [Connection(port) for _ in range(clients)]
+    for number, connection in enumerate(connections if tenants else ()):
+        login(connection, tenant(number % tenants))
     to_send = to_answer = count
     poll = select.epoll()
     by_number = {connection.socket.fileno(): connection for connection in connections}
@@ -96,13 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-c", dest="clients", type=int, default=CLIENTS, help="connections")
     parser.add_argument("-P", dest="depth", type=int, default=1, help="pipeline depth")
     parser.add_argument("-r", dest="keyspace", type=int, default=HOT_KEYS, help="keys of get and set")
+    parser.add_argument("--tenants", type=int, default=0, help="of how many tenants connections are, in turn")
     parser.add_argument("--csv", action="store_true", help="accepted; the output is CSV anyway")
     options = parser.parse_args(arguments)
     count = max(1, options.requests // options.depth)
     gc.disable()
     pool = batches(options.test, options.keyspace, options.depth, min(count, max(1, POOL // options.depth)))
     try:
-        seconds, busy = drive(options.port, pool, count, options.clients)
+        seconds, busy = drive(options.port, pool, count, options.clients, options.tenants)
     except (BenchError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

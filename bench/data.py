@@ -10,7 +10,21 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from bench.servers import HOST, BenchError, receive
-from bench.traffic import COMMANDS, FIELD, VALUE, Part, bulk, elements, frame, hash_key, key, list_key
+from bench.traffic import (
+    COMMANDS,
+    FIELD,
+    VALUE,
+    Part,
+    bulk,
+    elements,
+    frame,
+    hash_key,
+    key,
+    list_key,
+    sized_key,
+    user_fields,
+    user_key,
+)
 
 PASSES = 4  # the tier stores at the second read; the rest is for good measure
 MSET_KEYS = 1_000
@@ -87,7 +101,7 @@ class Store:
         """Load what those requests read."""
         with connect(self.port) as link:
             for part in parts:
-                if part.command in ("get", "set"):
+                if part.command in ("get", "set") or part.command.startswith("mget-"):
                     if part.end > self.strings:
                         set_many(link, range(self.strings, part.end), self.named(key), lambda _: VALUE)
                         self.strings = part.end
@@ -100,8 +114,19 @@ class Store:
         return lambda number: self.prefix + name(number)
 
     def load_collections(self, link: socket.socket, part: Part) -> None:
-        """Hashes or lists."""
+        """Hashes, lists, or strings that are longer."""
         numbers = range(part.first, part.end)
+        if part.command == "hgetall":
+            name, words = self.named(user_key), user_fields()
+            commands = (frame(b"HSET", name(number), *words) for number in numbers)
+            send_all(link, commands, b":%d\r\n" % (len(words) // 2), "loading hashes: HSET")
+            return
+        if part.command.startswith("value-"):
+            size = int(part.command.rpartition("-")[2])
+            name, value = self.named(partial(sized_key, size)), b"x" * size
+            for number in numbers:
+                exchange(link, frame(b"SET", name(number), value), b"+OK\r\n", "loading strings: SET")
+            return
         if part.command == "hget":
             name = self.named(hash_key)
             commands = (frame(b"HSET", name(number), FIELD, VALUE) for number in numbers)

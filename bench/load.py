@@ -65,6 +65,8 @@ class Generator:
             "-P": workload.depth,
             "-r": workload.keyspace,
         }
+        if workload.tenants:
+            options["--tenants"] = workload.tenants
         return [*self.program, "--csv", *(str(word) for pair in options.items() for word in pair)]
 
     def run(self, port: int, workload: Workload, requests: int, timeout: float) -> LoadResult:
@@ -92,8 +94,8 @@ def find_generator(force_builtin: bool = False) -> Generator:
 
 
 def generator_for(workload: Workload, generator: Generator) -> Generator:
-    """The generator itself, or the built-in one for blends."""
-    return generator if workload.test in UNIFORM else BUILTIN
+    """The generator itself, or the built-in one for blends and for tenants."""
+    return generator if workload.test in UNIFORM and not workload.tenants else BUILTIN
 
 
 def run_accounted(command: Sequence[str], timeout: float) -> tuple[str, int, float]:

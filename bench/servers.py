@@ -243,11 +243,11 @@ class Stable:
         server.wait_ready(started)
         return server
 
-    def start_redis(self, title: str) -> Server:
+    def start_redis(self, title: str, options: Sequence[str] = ()) -> Server:
         """A Redis of its own that keeps nothing."""
         port = free_port()
-        options = ["--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no"]
-        return self.start(title, [self.redis.path, *options], port)
+        words = ["--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no", *options]
+        return self.start(title, [self.redis.path, *words], port)
 
     def start_program(self, module: str, title: str) -> Server:
         """A module of this package that serves the port it is given."""

@@ -44,6 +44,14 @@ class Side:
 
 
 NAMESPACE = "agent_service"
+PASSWORD = "open sesame"
+
+
+def tenant(number: int) -> str:
+    """A tenant's name, which is its namespace as well; the password is `PASSWORD`."""
+    return f"tenant{number}"
+
+
 DIRECT = Side("redis", "Redis", "Redis direct", proxied=False)
 PROXY = Side("proxy", "proxy", "the proxy")
 PLAIN = Side("plain", "plain", "the plain proxy")
@@ -96,6 +104,8 @@ class Workload:
     kind: str = ""
     """Tells it from a row of its group with the same test and depth."""
     clients: int = CLIENTS
+    tenants: int = 0
+    """Of how many tenants the clients are, in turn (see `tenant`); 0: of none."""
     keyspace: int = HOT_KEYS
     warmup_requests: int = 20_000
     least_hits: float | None = None

@@ -12,6 +12,11 @@ from bench.report import table
 Value = float | int | str | Spread | None
 
 
+def prose(text: str) -> str:
+    """A paragraph from lines as they stand in the source."""
+    return " ".join(text.split())
+
+
 @dataclass(frozen=True)
 class Column:
     """One figure of each row of a section."""

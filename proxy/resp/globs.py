@@ -7,11 +7,15 @@ its first occurrence will do: no pattern, however many stars it has, makes match
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterable
 
 LONGEST_PATTERNS = 4096
 """Bytes of patterns that are compiled at once: a few milliseconds at most."""
+_SIGNED = platform.machine() in ("x86_64", "AMD64", "i386", "i686")
+"""Whether C's char is signed, here and so at Redis, which is taken to run on such a machine: then the range
+`[a-\\xff]` goes downwards from a."""
 _LITERAL = re.compile(rb"(?:[^\\*?\[]|\\.|\\\Z)*", re.S).fullmatch
 
 
@@ -65,8 +69,8 @@ def _class(pattern: bytes, pos: int) -> tuple[bytes, int]:
             pos += 1
             chosen.add(pattern[pos])
         elif left >= 3 and pattern[pos + 1] == 0x2D:
-            low, high = sorted((pattern[pos], pattern[pos + 2]))
-            chosen.update(range(low, high + 1))
+            low, high = sorted((_ordered(pattern[pos]), _ordered(pattern[pos + 2])))
+            chosen.update(byte & 0xFF for byte in range(low, high + 1))
             pos += 2
         else:
             chosen.add(pattern[pos])
@@ -77,6 +81,11 @@ def _class(pattern: bytes, pos: int) -> tuple[bytes, int]:
     else:
         one = b"[^%b]" % members if negated else b"[%b]" % members
     return one, min(pos, len(pattern) - 1)
+
+
+def _ordered(byte: int) -> int:
+    """The byte as C's char has it, by which a range is ordered."""
+    return byte - 256 if _SIGNED and byte > 127 else byte
 
 
 def _spans(chosen: set[int]) -> list[tuple[int, int]]:

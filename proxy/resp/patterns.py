@@ -79,6 +79,12 @@ BULK_RUNS = _runs(_BULK)
 find_bulks: Callable[[bytes, int], list[bytes]] = re.compile(_BULK.encode(), re.S).findall
 """Split what begins at a position and consists of short bulk strings."""
 
+match_mget: Callable[[bytes], re.Match[bytes] | None] = re.compile(
+    rb"([1-9]\d{0,6})\r\n\$4\r\n(?:MGET|mget)\r\n"
+).match
+"""Recognise how an MGET of any number of keys begins, from behind its star; its first group is the number of
+its arguments, the name included."""
+
 match_invalidation: Match = re.compile(rf">2\r\n\$10\r\ninvalidate\r\n\*1\r\n({_BULK})".encode(), re.S).match
 """Recognise the push that invalidates one key, its first group (Redis docs: "Client-side caching
 reference")."""

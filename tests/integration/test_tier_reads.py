@@ -7,6 +7,7 @@ keys, so that the sidecar's own questions (heartbeat, canary) do not count.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import re
 import signal
@@ -333,6 +334,36 @@ class TestMgetByItsMembers:
                 assert wire.ask(*arguments(many)) == expected
             for key, value in pairs:
                 assert wire.ask("MGET", key, key) == b"*2\r\n" + (b"$%d\r\n%b\r\n" % (len(value), value)) * 2
+
+    @both_protocols
+    @pytest.mark.parametrize("keys", [5, 6, 9, 10, 99, 100, 1000])
+    def test_any_number_of_keys_alone_and_in_pipelines(
+        self, redis: Process, proxy: Process, protocol: int, keys: int
+    ) -> None:
+        """Once its members are in memory, nothing of it goes to Redis, however many there are."""
+        names = [f"many{keys}:{n}" for n in range(keys)]
+        set_up(proxy, [("SET", name, f"value of {name}") for name in names])
+        line = "MGET " + " ".join(names)
+        (expected,) = settled(redis, protocol, [line])
+        with Wire(proxy.port, protocol) as wire:
+            for _ in range(4):
+                assert wire.line(line) == expected
+            with Monitor(redis) as monitor:
+                assert wire.line(line) == wire.line(line.replace("MGET", "mget")) == expected
+                assert ask_all(wire, [line] * 5) == [expected] * 5
+                whole = ask_all(wire, [line, f"GET {names[0]}", line])
+                assert whole == [expected, settled(redis, protocol, [f"GET {names[0]}"])[0], expected]
+                assert [seen for seen in monitor.seen() if seen[0].upper() == b"MGET"] == []
+
+    def test_a_key_that_looks_like_the_cut_between_two(self, redis: Process, proxy: Process) -> None:
+        """MGET's keys are told apart by where a length may begin: one that has such a place in it is one key."""
+        keys = [b"a\r\n$1\r\nb", b"a", b"b", b"\r\n$", b"$1", b"2\r\n$3\r\nGET\r\n$1\r\na"]
+        set_up(proxy, [("SET", key, b"of " + key) for key in keys])
+        for asked in [*itertools.permutations(keys, 2), keys, keys + keys[::-1]]:
+            (expected,) = settled(redis, 2, [("MGET", *asked)])
+            with Wire(proxy.port) as wire:
+                for _ in range(3):
+                    assert wire.ask("MGET", *asked) == expected
 
     def test_a_hundred_keys_half_of_them_written_meanwhile(self, redis: Process, proxy: Process) -> None:
         keys = [f"m{n}" for n in range(100)]

@@ -45,6 +45,9 @@ def store(redis: Process) -> redis_py.Redis:
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pattern=PATTERNS, key=KEYS.map(b"".join))
 @example(pattern=b"[a-]", key=b"a")
+@example(pattern=b"[b-\xff", key=b"a")
+@example(pattern=b"[\x80-b]", key=b"\x7f")
+@example(pattern=b"[\x80-\xff]", key=b"\x90")
 @example(pattern=b"*[^]", key=b"ab")
 @example(pattern=b"a*b*c*", key=b"abcb")
 def test_redis_agrees(store: redis_py.Redis, pattern: bytes, key: bytes) -> None:
