@@ -1,6 +1,7 @@
 """The refill governor: after much has been dropped at once, only so many fetches of a class go at a time.
 
-Whatever the cause: it hears of every drop, but of what goes for age or for room. The first fetches do not
+Whatever the cause: it hears of every drop, but of what goes for age or for room, and of what clients of this
+sidecar overwrite a few at a time. The first fetches do not
 begin all in one moment, here and at every other sidecar that has heard the same.
 
 Everybody's reads miss then. What waits for its turn looks into the table again first: most of it has been
@@ -18,6 +19,8 @@ MANY = 1000
 _WINDOW = 1.0
 _SOME = 10
 """Entries dropped between two looks at the clock: so it may notice that there are many as many later."""
+AT_ONCE = 16
+"""Entries that a client's own write must drop at once to be heard of here."""
 _LASTS = 30.0
 """Seconds for which it governs."""
 _SPREAD, _LATEST = 1.0, 0.1

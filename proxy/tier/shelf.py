@@ -23,6 +23,7 @@ from proxy.tier.classes import UNNAMED
 from proxy.tier.deadlines import Deadlines, deadline
 from proxy.tier.flights import Flight
 from proxy.tier.ghost import Ghost
+from proxy.tier.governor import AT_ONCE
 from proxy.tier.policy import NULLS, Ruling, Serve
 from proxy.tier.reuse import Reuse
 from proxy.tier.rules import Read, key_name, marks
@@ -326,13 +327,17 @@ class Shelf:
 
     # --- dropping
 
-    def drop(self, keys: Iterable[int]) -> int:
+    def drop(self, keys: Iterable[int], own: bool = False) -> int:
         """Drop what shows any of the keys (their marks), and taint the flights under way to them; how many
-        entries that were."""
+        entries that were.
+
+        `own`: a write through here. Clients overwrite what they read all day long, each in its own time: the
+        refill governor hears only of writes that drop many at once.
+        """
         before = self.drops
         self._drop_all(keys)
         dropped = self.drops - before
-        if dropped:
+        if dropped and (not own or dropped >= AT_ONCE):
             self.account.governor.dropped(dropped, self.tier.clock)
         return dropped
 

@@ -356,7 +356,7 @@ class Tier:
             if shelf.reuse.unkept:
                 shelf.reuse.marks_changed(keys)
             if not shelf.index.keys().isdisjoint(keys):
-                dropped = shelf.drop(keys)
+                dropped = shelf.drop(keys, source is Source.WRITE)
                 shelf.account.count(dropped, source)
                 count += dropped
         return count

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.resp.globs import compile_globs
 from proxy.resp.tracking import Mode
-from proxy.tier.governor import MANY, Governor
+from proxy.tier.governor import AT_ONCE, MANY, Governor
 from proxy.tier.matching import drop_matching
 from proxy.tier.rules import key_frame, marks
 from proxy.tier.shelf import Shelf
-from proxy.tier.tier import Tier
+from proxy.tier.tier import Source, Tier
 from tests.tier.shelves import fill, make
 
 
@@ -67,6 +68,12 @@ class TestWhenItGoverns:
         assert governor.until == 0.0
 
 
+def drop_in_steps(tier: Tier, size: int, source: Source) -> None:
+    """A thousand keys, so many at a time."""
+    for start in range(0, MANY, size):
+        tier.drop(marks([key_frame(b"k:%d" % n) for n in range(start, start + size)]), source=source)
+
+
 class TestAShelf:
     def test_that_is_emptied_tells_it(self) -> None:
         tier, shelf, clock = make(refill_limit=5)
@@ -93,7 +100,9 @@ class TestAShelf:
         causes: dict[str, Callable[[Tier, Shelf], object]] = {
             "a pattern": lambda tier, shelf: list(drop_matching(tier, compile_globs([b"k:*"]), b"")),
             "keys": lambda tier, shelf: tier.drop(marks([key_frame(b"k:%d" % n) for n in range(MANY)])),
-            "one by one": lambda tier, shelf: [tier.drop(marks([key_frame(b"k:%d" % n)])) for n in range(MANY)],
+            "peers": lambda tier, shelf: drop_in_steps(tier, 1, Source.BUS),
+            "a command": lambda tier, shelf: drop_in_steps(tier, 1, Source.COMMAND),
+            "large writes": lambda tier, shelf: drop_in_steps(tier, AT_ONCE + 4, Source.WRITE),
             "pushes": lambda tier, shelf: [shelf.invalidate([key_frame(b"k:%d" % n)]) for n in range(MANY)],
             "flush": lambda tier, shelf: tier.clear(),
         }
@@ -103,6 +112,15 @@ class TestAShelf:
                 fill(shelf, "GET", f"k:{n}")
             cause(tier, shelf)
             assert (tier.governor.engaged, tier.governor.until) == (1, clock.now + 30.0), name
+
+    @pytest.mark.parametrize("size", [1, AT_ONCE - 1])
+    def test_but_what_clients_overwrite(self, size: int) -> None:
+        """That goes on all day, and each client reads again what it has written: nothing stampedes."""
+        tier, shelf, _ = make(refill_limit=5)
+        for n in range(2 * MANY):
+            fill(shelf, "GET", f"k:{n}")
+        drop_in_steps(tier, size, Source.WRITE)
+        assert tier.governor.engaged == 0 and shelf.entries <= MANY
 
     def test_but_age_and_want_of_room(self) -> None:
         tier, shelf, clock = make(refill_limit=5)
