@@ -60,10 +60,10 @@ class Passed:
         """The addresses of those that have been."""
 
     def take(self, listen: Listen) -> Sequence[socket.socket]:
-        """Those that listen at an address, none or several."""
+        """Those that listen at an address: none, or several, such as one for each family."""
         found = self._by_address.pop(listen, ())
         if not found:
-            found = [sock for sock in self._sockets if _listens_at(sock, listen)][:1]
+            found = [sock for sock in self._sockets if _listens_at(sock, listen)]
             self._sockets = [sock for sock in self._sockets if sock not in found]
         if found:
             self.taken.add(listen)
@@ -115,8 +115,10 @@ async def serve(
     try:
         sockets = passed.take(listen)
         if listen.path is not None:
-            sock = sockets[0] if sockets else _open_unix(listen, listen.path)
-            return await loop.create_unix_server(make, sock=sock, backlog=_BACKLOG)
+            sockets = sockets or [_open_unix(listen, listen.path)]
+            return _Several(
+                [await loop.create_unix_server(make, sock=sock, backlog=_BACKLOG) for sock in sockets]
+            )
         if tls is not None:
             sockets = sockets or await _bind(listen)
             for sock in sockets:
@@ -137,9 +139,8 @@ async def open_for_all(
     """The sockets that each of some processes is to serve an address with, listening already. Raises
     StartupError.
 
-    At a TCP address each has some of its own, among which the system shares out who connects (SO_REUSEPORT):
-    who has come to a process that is being started again waits for it. Passed ones, and those in the file
-    system, are the same for all.
+    At a TCP address each has some of its own, among which the system shares out who connects (SO_REUSEPORT).
+    Passed ones, and those in the file system, are the same for all.
     """
     try:
         sockets = list(passed.take(listen))
@@ -166,10 +167,17 @@ def anew(sockets: Sequence[socket.socket]) -> list[socket.socket]:
     Whoever has come to them is refused; whoever comes from now on comes to those of the other processes.
     Raises OSError.
     """
-    found = [_beside(sock) for sock in sockets]
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(_beside(sock)) for sock in sockets]
+        stack.pop_all()
     for sock in sockets:
         sock.close()
     return found
+
+
+def listens(sock: socket.socket) -> bool:
+    """Whether somebody may connect to a socket."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _beside(other: socket.socket) -> socket.socket:
@@ -210,11 +218,28 @@ def addresses(server: Server, listen: Listen) -> list[str]:
     return [show(sock.getsockname()) + ("?tls=true" if listen.tls else "") for sock in server.sockets]
 
 
+_made: dict[str, tuple[int, int, int]] = {}
+"""What tells the files of sockets that were made here, by their path, from others that take their place."""
+
+
 def clear_away(listen: Listen, passed: Passed = NONE_PASSED) -> None:
-    """Remove the file of a socket that is closed, unless it was passed: then it is not ours."""
-    if listen.path is not None and listen not in passed.taken:
-        with contextlib.suppress(OSError):
+    """Remove the file of a socket that is closed.
+
+    One that was passed is not ours, nor is one that a successor has put in its place, as it may once nobody
+    listens there.
+    """
+    if listen.path is None or listen in passed.taken:
+        return
+    made = _made.pop(listen.path, None)
+    with contextlib.suppress(OSError):
+        if _file(listen.path) == made:
             os.unlink(listen.path)
+
+
+def _file(path: str) -> tuple[int, int, int]:
+    """What tells a file from another. Its number alone does not: it is given again once the file is gone."""
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def peer(sock: socket.socket | None) -> tuple[int, int, int] | None:
@@ -262,7 +287,7 @@ def _bind_unix(listen: Listen, path: str) -> socket.socket:
 
     Its file is there for nobody until it has both. Raises StartupError.
     """
-    group = -1 if listen.group is None else _group(listen, listen.group)
+    group = -1 if listen.group is None else group_of(listen, listen.group)
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(socket.socket(socket.AF_UNIX))
         mask = os.umask(0o777)
@@ -270,6 +295,7 @@ def _bind_unix(listen: Listen, path: str) -> socket.socket:
             sock.bind(path)
         finally:
             os.umask(mask)
+        _made[path] = _file(path)
         stack.callback(clear_away, listen)
         if group >= 0:
             try:
@@ -285,8 +311,8 @@ def _bind_unix(listen: Listen, path: str) -> socket.socket:
     return sock
 
 
-def _group(listen: Listen, name: str) -> int:
-    """The number of a group. Raises StartupError."""
+def group_of(listen: Listen, name: str) -> int:
+    """The number of the group that an address names. Raises StartupError."""
     if name.isdigit():
         return int(name)
     try:

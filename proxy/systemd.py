@@ -27,12 +27,14 @@ def notify(*states: str) -> None:
 def inherited(environment: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
     """The listening sockets that were passed to this process, once: they are not its children's.
 
-    Raises OSError if what was passed is no listening stream socket.
+    Raises OSError if what was passed is no listening stream socket, or it is not said how many there are.
     """
     pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
     environment.pop("LISTEN_FDNAMES", None)
-    if pid != str(os.getpid()) or not count.isdigit():
+    if pid != str(os.getpid()) or not count:
         return []
+    if not (count.isascii() and count.isdigit()):
+        raise OSError(f"{count!r} is no number of sockets")
     sockets = []
     for number in range(_FIRST, _FIRST + int(count)):
         try:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy.listening import peer, serve
+from proxy import systemd
+from proxy.listening import Passed, clear_away, peer, serve, with_passed
 from proxy.resp.errors import StartupError
+from proxy.settings import Settings
 from proxy.upstream.address import Listen
 
 OTHER_GROUP = 54321
@@ -67,6 +69,59 @@ class TestTheFile:
         server = await serve(asyncio.Protocol, listen(tmp_path / "s", f"?group={name}"))
         assert (tmp_path / "s").stat().st_gid == os.getgid()
         server.close()
+
+
+class TestClearingAway:
+    async def test_removes_what_was_made(self, tmp_path: Path) -> None:
+        place = listen(tmp_path / "s")
+        server = await serve(asyncio.Protocol, place)
+        server.close()
+        clear_away(place)
+        assert not list(tmp_path.iterdir())
+
+    async def test_leaves_what_another_process_has_made_meanwhile(self, tmp_path: Path) -> None:
+        place = listen(tmp_path / "s")
+        server = await serve(asyncio.Protocol, place)
+        server.close()
+        (tmp_path / "s").unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(tmp_path / "s"))
+            clear_away(place)
+            assert (tmp_path / "s").exists()
+
+
+class TestPassed:
+    def test_all_at_an_address_are_taken_once(self) -> None:
+        """Bound only: nobody can reach these."""
+        with socket.socket() as four, socket.socket(socket.AF_INET6) as six, socket.socket() as other:
+            four.bind(("0.0.0.0", 0))
+            port = four.getsockname()[1]
+            six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                six.bind(("::", port))
+            except OSError:
+                pytest.skip("no IPv6 on this machine, or the port is taken there")
+            other.bind(("127.0.0.1", 0))
+            passed = Passed([four, other, six])
+            everywhere = Listen.parse(f":{port}")
+            assert passed.addresses([everywhere]) == [Listen("127.0.0.1", other.getsockname()[1])]
+            assert list(passed.take(everywhere)) == [four, six]
+            assert list(passed.take(everywhere)) == []
+
+    @pytest.mark.parametrize("count", ["\u00b2", "abc", "-1", " 1", "+1"])
+    def test_how_many_is_no_number(self, count: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        monkeypatch.setenv("LISTEN_FDS", count)
+        with pytest.raises(StartupError) as caught:
+            with_passed(Settings())
+        assert str(caught.value) == (
+            f"LISTEN_FDS: {count!r} is no number of sockets; pass sockets such as those of ListenStream="
+        )
+
+    @pytest.mark.parametrize("given", [{"LISTEN_FDS": "abc"}, {"LISTEN_PID": "1", "LISTEN_FDS": "abc"}, {"LISTEN_PID": "me"}])
+    def test_what_is_meant_for_another_process_is_not_looked_at(self, given: dict[str, str]) -> None:
+        given = {name: str(os.getpid()) if text == "me" else text for name, text in given.items()}
+        assert systemd.inherited(given) == []
 
 
 class TestGroupsThatCannotBe:

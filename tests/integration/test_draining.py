@@ -280,6 +280,21 @@ class TestSocketActivation:
                     assert direct.get("ns:activated") == b"1"
                 assert process.stop() == 0
 
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_all_at_one_address_of_the_settings_are_served(self, upstream: Process, directory: Path, workers: int) -> None:
+        """Two at one port, as the families of one are."""
+        with contextlib.ExitStack() as stack:
+            one = stack.enter_context(socket.create_server(("127.0.0.1", 0), reuse_port=True))
+            port = one.getsockname()[1]
+            other = stack.enter_context(socket.create_server(("127.0.0.1", port), reuse_port=True))
+            options = ["--upstream", url(upstream), "--listen", f"127.0.0.1:{port}", "--workers", str(workers)]
+            with activated(directory, [one, other], *options, "--admin-listen", "off") as process:
+                one.close()
+                other.close()
+                wires = [stack.enter_context(Wire(port)) for _ in range(40)]
+                assert {wire.line("PING") for wire in wires} == {b"+PONG\r\n"}
+                assert process.stop() == 0
+
     def test_what_is_meant_for_another_process_is_left_alone(self, upstream: Process, directory: Path) -> None:
         with pannier(url(upstream), directory) as proxy:
             assert "serves" in proxy.output
