@@ -11,10 +11,8 @@ from proxy import hangup
 def main() -> int:
     """Run the command line; the exit status."""
     hangup.remember()
-    try:
-        from proxy import cli
-    except KeyboardInterrupt:
-        return 130
+    from proxy import cli
+
     return cli.main()
 
 

@@ -1,44 +1,54 @@
-"""SIGHUP that comes before there is anybody to heed it.
+"""Signals that come before there is anybody to heed them: SIGHUP, SIGTERM and SIGINT.
 
-By itself it ends a process. Whoever has the settings read again that way, just after the start, means no such
-thing; so it is remembered from the first moment on until the sidecar hears it by itself.
+By themselves the first two end a process, and the first process of a container does not even get them. But
+whoever has the settings read again just after the start means no end, and whoever stops a Pannier that is
+starting means one in good order. So they are remembered from the first moment on, until the sidecar hears
+them by itself: it reads its settings again then, or ends. A second one of those that stop ends the process at
+once.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-_before: Callable[[int, FrameType | None], Any] | int | None = None
-"""What it would have done; None: it is not minded."""
-_came = False
+_STOP = {signal.SIGTERM: 0, signal.SIGINT: 130}
+"""Those that stop, and with which exit status if nobody has been served yet."""
+_before: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int] = {}
+"""What they would have done; empty: they are not minded."""
+_came: list[signal.Signals] = []
 
 
 def remember() -> None:
-    """Remember it from now on; to be called before anything is imported that takes long."""
-    global _before
-    _before = signal.getsignal(signal.SIGHUP) or signal.SIG_DFL
-    signal.signal(signal.SIGHUP, _note)
+    """Remember them from now on; to be called before anything is imported that takes long."""
+    for number in (signal.SIGHUP, *_STOP):
+        _before[number] = signal.getsignal(number) or signal.SIG_DFL
+        signal.signal(number, _note)
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _came
-    _came = True
+    if number in _STOP and stopped() is not None:
+        os._exit(128 + number)
+    _came.append(signal.Signals(number))
 
 
 def came() -> bool:
-    """Whether it has come meanwhile."""
-    return _came
+    """Whether SIGHUP has come meanwhile."""
+    return signal.SIGHUP in _came
+
+
+def stopped() -> int | None:
+    """The exit status if one that stops has come meanwhile; None: none has."""
+    return next((_STOP[number] for number in _came if number in _STOP), None)
 
 
 def forget() -> None:
-    """Have it do what it would have done, also if it has come already: nothing is going to be read again."""
-    global _before
-    if _before is None:
-        return
-    signal.signal(signal.SIGHUP, _before)
-    _before = None
-    if _came:
-        signal.raise_signal(signal.SIGHUP)
+    """Have them do what they would have done, also if they have come already: nobody is to be served."""
+    for number, before in _before.items():
+        signal.signal(number, before)
+    _before.clear()
+    for number in _came:
+        signal.raise_signal(number)

@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -81,8 +81,12 @@ async def run(
     output = logs.configure(settings.log_format, settings.log_level, worker=number)
     logs.mind_loop(asyncio.get_running_loop())
     stop = Stop()
+    at_once: list[Callable[[], None]] = []
+    """What is left to do when a second signal ends everything."""
     if place is None:
-        _on_signals(stop)
+        _on_signals(stop, at_once)
+        if (status := hangup.stopped()) is not None:
+            return status
         announcing.starting(settings, config)
         settings, passed = with_passed(settings)
     else:
@@ -99,7 +103,9 @@ async def run(
         if place is not None and place.upstream:
             upstream, bundled = Upstream.parse(place.upstream), place.bundled
         if upstream is None:
-            embedded = await stack.enter_async_context(EmbeddedRedis())
+            embedded = EmbeddedRedis()
+            at_once.append(embedded.kill)
+            await stack.enter_async_context(embedded)
             upstream, bundled = embedded.upstream, embedded.version
             endings.append(asyncio.ensure_future(embedded.ended()))
             stack.callback(endings[-1].cancel)  # should the start fail, before the server is stopped
@@ -777,12 +783,14 @@ def _load_share(again: Load, place: Place) -> Settings:
     return share(again(), place)
 
 
-def _on_signals(stop: Stop) -> None:
-    """Stop on the first signal; end at once on the second."""
+def _on_signals(stop: Stop, at_once: Iterable[Callable[[], None]]) -> None:
+    """Stop on the first signal; end at once on the second, having done what is in `at_once` by then."""
     loop = asyncio.get_running_loop()
 
     def handle(number: int) -> None:
         if stop.is_set():
+            for do in at_once:
+                do()
             os._exit(128 + number)
         stop.signal = signal.Signals(number).name
         stop.set()

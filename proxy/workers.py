@@ -1,9 +1,9 @@
 """Several processes of Pannier at the same addresses: their parent (`workers` above 1).
 
 The parent serves no client. It opens the sockets that clients connect to and keeps them, starts the workers
-with theirs, and starts one again that has ended: who connects to it meanwhile waits in its queue. It starts
-the bundled redis-server if there is to be one, says when to read the settings again and when to stop, and
-answers the operators, having asked the workers (`proxy.observe.together`).
+with theirs, and starts one again that has ended: who connects meanwhile comes to the others. It starts the
+bundled redis-server if there is to be one, says when to read the settings again and when to stop, and answers
+the operators, having asked the workers (`proxy.observe.together`).
 
 A worker is the same program with the same arguments and a place (`proxy.places`). It takes no signals:
 SIGINT, SIGTERM and SIGHUP are blocked there, since Ctrl-C reaches all processes of a terminal's group, and a
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import pickle
@@ -33,7 +34,7 @@ from proxy.certificates import Stamp, stamps
 from proxy.events import fields
 from proxy.kinds import show_duration
 from proxy.leash import Leash, Stop
-from proxy.listening import NONE_PASSED, Passed, anew, clear_away, open_for_all, with_passed
+from proxy.listening import NONE_PASSED, Passed, anew, clear_away, listens, open_for_all, with_passed
 from proxy.observe.admin import Admin
 from proxy.observe.page import add_page
 from proxy.observe.together import Crew, Together
@@ -76,10 +77,12 @@ async def run(settings: Settings, again: Load, config: str | None, arguments: Se
     announcing.starting(settings, config)
     settings, passed = with_passed(settings)
     parent = Parent(settings, again, config, arguments)
+    parent.take_signals()
+    if (status := hangup.stopped()) is not None:
+        return status
     async with contextlib.AsyncExitStack() as stack:
         summaries = asyncio.create_task(output.run())
         stack.callback(summaries.cancel)
-        parent.take_signals()
         directory = _private_directory(settings.workers)
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         endings: list[asyncio.Future[Any]] = []
@@ -105,10 +108,10 @@ class Worker:
         self.restarts = 0
         self.running = False
         """Whether it serves."""
-        self.began = False
-        """Whether it ever has in its present life, or had in the last one."""
         self.served = asyncio.Event()
         """Whether it ever has."""
+        self.gone = False
+        """Whether it has ended and is to be started again."""
         self.listen = listen
         self.addresses: list[str] = []
         self.banner = ""
@@ -126,7 +129,7 @@ class Worker:
         """Hear what it says."""
         if message["what"] == "ready":
             self.addresses, self.banner = message["addresses"], message["banner"]
-            self.running = self.began = True
+            self.running = True
             self.served.set()
         elif message["what"] == "reloaded":
             self._reloaded(message["trouble"])
@@ -169,6 +172,8 @@ class Parent:
         """The exit status, if it is known before all is done."""
         self._asked = asyncio.Event()
         """Whether the settings are to be read again."""
+        self._beginning = asyncio.Lock()
+        """Held while a worker is given the settings and cannot be told of others yet."""
         self._seen = self._look()
 
     # --- what there is to serve with
@@ -232,6 +237,8 @@ class Parent:
             for ending in endings:
                 if ending.done() and isinstance(error := ending.result(), StartupError):
                     raise error
+            for task in tasks:
+                task.cancel()  # who stops neither begins to serve nor reads settings
             return await self._end()
         finally:
             for each in (*tasks, stopped):
@@ -261,8 +268,9 @@ class Parent:
         """Keep a worker running, until one is to stop."""
         pause = FIRST_PAUSE
         while not self._stop.is_set():
-            began, worker.began = time.monotonic(), False
+            began = time.monotonic()
             status = await self._live(worker)
+            self._lost(worker)
             if self._stop.is_set():
                 return
             if status in _CANNOT_START and not self._workers[0].served.is_set():
@@ -276,19 +284,30 @@ class Parent:
                 worker.number, _why(status), show_duration(pause),
                 extra=fields("worker_ended", worker=worker.number, status=status, pause=pause),
             )  # fmt: skip
-            if not worker.began:
-                self._let_go(worker)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
             worker.restarts += 1
 
+    def _lost(self, worker: Worker) -> None:
+        """Hear that a worker has ended, or is about to; of one end several times."""
+        worker.running, worker.gone = False, True
+        self._share_out()
+
+    def _share_out(self) -> None:
+        """Have nobody wait for a worker that has ended while another serves: until it does again, its share
+        of those who connect goes to the others. Called when either may have changed."""
+        if self._stop.is_set() or not any(each.running for each in self._workers):
+            return
+        for worker in self._workers:
+            if worker.gone:
+                self._let_go(worker)
+
     def _let_go(self, worker: Worker) -> None:
-        """Have nobody wait for a worker that cannot be started: until it serves, its share of those who
-        connect goes to the others."""
+        """Close the queues that are a worker's alone; whoever waits there already has to connect again."""
         for _, each in self._sockets:
             mine = each[worker.number - 1]
-            if sum(sockets is mine for sockets in each) > 1:
-                continue  # they are everybody's
+            if sum(sockets is mine for sockets in each) > 1 or not any(map(listens, mine)):
+                continue  # they are everybody's, or closed already
             try:
                 each[worker.number - 1] = anew(mine)
             except OSError as error:
@@ -305,33 +324,50 @@ class Parent:
 
     async def _live(self, worker: Worker) -> int:
         """Start a worker, and wait until it ends; its exit status, of a signal the negative number."""
-        ours, theirs = socket.socketpair()
-        with theirs, tempfile.TemporaryFile(dir=self._directory) as settings:
-            pickle.dump(self._settings, settings)
-            settings.seek(0)
-            place = Place(
-                worker.number, len(self._workers), self._directory, theirs.fileno(), settings.fileno(),
-                worker.listen, self._secret, self._upstream, self._bundled, self._crew.draining,
-            )  # fmt: skip
+        async with self._beginning:
             try:
-                process = await self._spawn(place)
+                process, leash = await self._begin(worker)
             except OSError as error:
-                ours.close()
                 about = fields("worker_not_started", worker=worker.number, reason=error.strerror)
                 log.error("worker %d cannot be started: %s", worker.number, error.strerror, extra=about)
                 return _CANNOT_START[0]
-        worker.process = process
-        worker.leash = Leash(ours, worker.hear, lambda: None)
-        hearing = asyncio.create_task(worker.leash.run())
+            worker.process, worker.leash = process, leash
+        hearing = asyncio.create_task(leash.run())
+        ending = asyncio.create_task(process.wait())
         if self._stop.is_set():
             worker.say("stop", signal=self._stop.signal)
         try:
-            return await process.wait()
+            # A process that is killed loses this connection before those of its clients, which are younger:
+            # when they connect again, nobody is to wait for it any more.
+            await asyncio.wait([hearing, ending], return_when=asyncio.FIRST_COMPLETED)
+            self._lost(worker)
+            return await ending
         finally:
             hearing.cancel()
-            if worker.leash is not None:
-                worker.leash.close()
+            ending.cancel()
+            leash.close()
             worker.ended()
+
+    async def _begin(self, worker: Worker) -> tuple[asyncio.subprocess.Process, Leash]:
+        """Start the process of a worker, and the connection to it. Raises OSError."""
+        worker.gone = False
+        with contextlib.ExitStack() as stack:
+            ours, theirs = socket.socketpair()
+            stack.callback(ours.close)
+            with theirs, tempfile.TemporaryFile(dir=self._directory) as settings:
+                pickle.dump(self._settings, settings)
+                settings.seek(0)
+                place = Place(
+                    worker.number, len(self._workers), self._directory, theirs.fileno(), settings.fileno(),
+                    worker.listen, self._secret, self._upstream, self._bundled, self._crew.draining,
+                )  # fmt: skip
+                process = await self._spawn(place)
+            stack.pop_all()
+        return process, Leash(ours, functools.partial(self._hear, worker), lambda: None)
+
+    def _hear(self, worker: Worker, message: Mapping[str, Any]) -> None:
+        worker.hear(message)
+        self._share_out()
 
     async def _spawn(self, place: Place) -> asyncio.subprocess.Process:
         """Start the process of a worker. Raises OSError."""
@@ -367,33 +403,49 @@ class Parent:
 
     async def _roll(self, why: str) -> None:
         """Have the workers read the settings again, one after the other; all keep the old ones if the first
-        refuses them."""
-        taken: list[int] = []
-        for worker in self._workers:
-            if not worker.running:
-                continue  # it reads them when it starts
-            worker.reloaded = asyncio.get_running_loop().create_future()
-            worker.say("reload", why=why)
-            try:
-                async with asyncio.timeout(RELOAD_PATIENCE):
-                    trouble = await worker.reloaded
-            except TimeoutError:
-                trouble = f"it has not said within {show_duration(RELOAD_PATIENCE)} that it took them"
+        refuses them.
+
+        Whoever is being started has been given those in force then, so it is told as well, and waited for.
+        Whoever is yet to be started is given the new ones, once all others have been told.
+
+        The parent reads them first: what changes after that is seen at the next look, and read again by all.
+        (So is a file of rules that has just been named: it is another one than was looked at.)
+        """
+        try:
+            new: Settings | SettingsError = await asyncio.to_thread(self._again)
+        except SettingsError as error:
+            new = error
+        told: list[Leash] = []
+        taken: set[int] = set()
+        while True:
+            async with self._beginning:
+                worker = next((each for each in self._workers if each.leash not in (None, *told)), None)
+                if worker is None or worker.leash is None:
+                    break
+            told.append(worker.leash)
+            trouble = await self._tell(worker, why)
             if trouble:
-                self._refused(why, worker.number, taken, trouble)
+                self._refused(why, worker.number, sorted(taken), trouble)
                 return
             if trouble is not None:
-                taken.append(worker.number)
-        try:
-            new = await asyncio.to_thread(self._again)
-        except SettingsError as error:
-            self._refused(why, 0, taken, str(error))
+                taken.add(worker.number)
+        if isinstance(new, SettingsError):
+            self._refused(why, 0, sorted(taken), str(new))
             return
         self._settings = self._crew.settings = with_live(self._settings, new)
         logs.set_level(self._settings.log_level)
-        self._seen = self._look()  # there may be another file of rules now
-        about = fields("workers_reloaded", why=why, workers=taken)
+        about = fields("workers_reloaded", why=why, workers=sorted(taken))
         log.info("%s: %d workers have read the settings again", why, len(taken), extra=about)
+
+    async def _tell(self, worker: Worker, why: str) -> str | None:
+        """Have a worker read the settings again: what is wrong with them, or nothing; None: it has ended."""
+        worker.reloaded = asyncio.get_running_loop().create_future()
+        worker.say("reload", why=why)
+        try:
+            async with asyncio.timeout(RELOAD_PATIENCE):
+                return await worker.reloaded
+        except TimeoutError:
+            return f"it has not said within {show_duration(RELOAD_PATIENCE)} that it took them"
 
     def _refused(self, why: str, number: int, taken: list[int], trouble: str) -> None:
         who = f"worker {number} does" if number else "the parent does"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -15,8 +16,9 @@ import pytest
 
 from proxy import logs, workers
 from proxy.observe.asking import ask
+from proxy.places import Place
 from proxy.resp.errors import StartupError
-from proxy.settings import load
+from proxy.settings import Settings, load
 from proxy.workers import Parent, Worker
 
 
@@ -68,7 +70,7 @@ async def test_the_life_of_workers(made: list[Parent], tmp_path: Path) -> None:
     file = tmp_path / "p.toml"
     file.write_text("")
     async with running(config=str(file)) as task:
-        await until(lambda: made and len(made[0]._workers) == 2 and all(each.running for each in made[0]._workers))
+        await until(lambda: both_run(made))
         parent = made[0]
         one, two = parent._workers
         assert one.addresses == two.addresses and (await ask(one.path, "GET", "/readyz")).status == 200
@@ -89,6 +91,91 @@ async def test_the_life_of_workers(made: list[Parent], tmp_path: Path) -> None:
         parent._signalled(signal.SIGTERM)
         assert await asyncio.wait_for(task, 20) == 0
         assert not Path(one.path).parent.exists()
+
+
+def both_run(made: list[Parent]) -> bool:
+    return bool(made) and len(made[0]._workers) == 2 and all(each.running for each in made[0]._workers)
+
+
+async def rules_of(worker: Worker) -> int:
+    return int(json.loads((await ask(worker.path, "GET", "/stats")).body)["rules"]["number"])
+
+
+ONE, TWO = '[[rules]]\nmatch = "a"\n', '[[rules]]\nmatch = "b"\n'
+
+
+@pytest.mark.parametrize("held", ["before", "after"])
+async def test_one_that_is_being_spawned_during_a_reload_has_the_new_settings(
+    made: list[Parent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    """When it has been given the old ones and cannot be told yet: before its process is there, and after."""
+    spawn, reached, go_on = Parent._spawn, asyncio.Event(), asyncio.Event()
+
+    async def slowly(self: Parent, place: Place) -> asyncio.subprocess.Process:
+        process = await spawn(self, place) if held == "after" else None
+        if both_ran:
+            reached.set()
+            await go_on.wait()
+        return process or await spawn(self, place)
+
+    both_ran = False
+    monkeypatch.setattr(Parent, "_spawn", slowly)
+    file = tmp_path / "p.toml"
+    file.write_text("")
+    async with running(config=str(file)):
+        await until(lambda: both_run(made))
+        both_ran = True
+        parent = made[0]
+        one, two = parent._workers
+        assert two.process is not None
+        os.kill(two.process.pid, signal.SIGKILL)
+        await reached.wait()
+        again, read = parent._again, list[Settings]()
+
+        def noted() -> Settings:
+            read.append(again())
+            return read[-1]
+
+        parent._again = noted
+        file.write_text(ONE)
+        parent._asked.set()
+        await until(lambda: read)
+        go_on.set()
+        await until(lambda: both_run(made) and len(parent._settings.rules) == 1)
+        assert await rules_of(one) == await rules_of(two) == 1
+
+
+async def test_what_changes_while_it_is_read_is_read_again(made: list[Parent], tmp_path: Path) -> None:
+    """Also what changes once the workers have read it, or once the parent has."""
+    file = tmp_path / "p.toml"
+    file.write_text("")
+    async with running(config=str(file)):
+        await until(lambda: both_run(made))
+        parent = made[0]
+        tell, again = parent._tell, parent._again
+        texts = [ONE + TWO + ONE, ONE + TWO + ONE + TWO]
+
+        def read() -> Settings:
+            if len(texts) == 1:
+                file.write_text(texts.pop())
+            return again()
+
+        async def told(worker: Worker, why: str) -> str | None:
+            trouble = await tell(worker, why)
+            if len(texts) == 2:
+                file.write_text(texts.pop(0))
+            return trouble
+
+        parent._again, parent._tell = read, told  # type: ignore[method-assign]
+        file.write_text(ONE)
+        parent._asked.set()
+        await until(lambda: not texts)
+        for worker in parent._workers:
+            deadline = time.monotonic() + 30
+            while await rules_of(worker) != 4:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.02)
+        await until(lambda: len(parent._settings.rules) == 4)
 
 
 async def test_the_second_signal_ends_it_now(made: list[Parent]) -> None:

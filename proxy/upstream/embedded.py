@@ -159,8 +159,7 @@ class EmbeddedRedis:
 
     async def _stop(self) -> None:
         """End the server, whatever state it is in, and remove its directory; also if cancelled meanwhile."""
-        process, home = self._process, self._home
-        self._process = self._home = None
+        process = self._process
         try:
             if process is not None:
                 process.terminate()
@@ -168,11 +167,17 @@ class EmbeddedRedis:
                 while process.poll() is None and time.monotonic() < deadline:
                     await asyncio.sleep(POLL)
         finally:
-            if process is not None and process.poll() is None:
-                process.kill()
-                process.wait()
-            if home is not None:
-                shutil.rmtree(home, ignore_errors=True)
+            self.kill()
+
+    def kill(self) -> None:
+        """End the server now, and remove its directory; for who cannot wait for the end of the context."""
+        process, home = self._process, self._home
+        self._process = self._home = None
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+        if home is not None:
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def find_server() -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -259,7 +260,8 @@ import os, runpy, sys
 class Sender:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
-            os.kill(os.getpid(), {number:d})
+            for _ in range({times:d}):
+                os.kill(os.getpid(), {number:d})
 
 sys.meta_path.insert(0, Sender())
 runpy.run_module("proxy", run_name="__main__")
@@ -267,29 +269,59 @@ runpy.run_module("proxy", run_name="__main__")
 """Runs pannier and sends it a signal in the moment in which it begins to import a module."""
 
 
+def signalled(
+    module: str, number: int, *arguments: str, times: int = 1, before: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """A pannier that gets a signal at such a moment, and is to end."""
+    code = SIGNALLED.format(module=module, number=number, times=times)
+    command = [*before, sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
+
+
 @pytest.mark.parametrize("module", ["proxy.cli", "proxy.settings", "uvloop", "proxy.sidecar"])
 class TestASignalBeforeItIsUp:
     def test_sighup_is_heeded_later(self, upstream: str, directory: Path, module: str) -> None:
-        code = SIGNALLED.format(module=module, number=signal.SIGHUP)
+        code = SIGNALLED.format(module=module, number=signal.SIGHUP, times=1)
         port = free_port()
         options = ["--upstream", upstream, "--listen", f"127.0.0.1:{port}", "--admin-listen", "off", "--broadcast", "off"]
         with running([sys.executable, "-c", code, *options], port, directory) as process:
             wait_until(lambda: "SIGHUP: rules and mode are as they were" in process.output)
             assert process.stop() == 0
 
-    @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
-    def test_others_end_it_at_once(self, upstream: str, module: str, number: int, status: int) -> None:
-        code = SIGNALLED.format(module=module, number=number)
-        command = [sys.executable, "-c", code, "--upstream", upstream, "--listen", "127.0.0.1:0", "--admin-listen", "off"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+    def test_others_end_it(self, upstream: str, module: str, number: int, status: int) -> None:
+        done = signalled(module, number, "--upstream", upstream, "--listen", "127.0.0.1:0", "--admin-listen", "off")
         assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+    def test_the_first_process_of_a_container_is_ended_as_well(self, upstream: str, module: str) -> None:
+        """To that the system gives no signal that it does not heed."""
+        apart = ["unshare", "--pid", "--fork", "--kill-child", "--"]
+        if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode:
+            pytest.skip("no processes of their own may be made here")
+        options = ["--upstream", upstream, "--listen", "127.0.0.1:0", "--admin-listen", "off"]
+        done = signalled(module, signal.SIGTERM, *options, before=apart)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("module", ["proxy.settings", "proxy.workers"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_the_parent_of_workers_is_ended_before_it_is_up_as_well(module: str, number: int, status: int) -> None:
+    done = signalled(module, number, "--workers", "2", "--listen", "127.0.0.1:0", "--admin-listen", "off")
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
 @pytest.mark.parametrize("command", [["config"], ["delete", "x", "--to", "redis://127.0.0.1:1"]], ids=["config", "delete"])
-def test_sighup_ends_a_command_that_serves_nobody(command: list[str]) -> None:
-    code = SIGNALLED.format(module="proxy.settings", number=signal.SIGHUP)
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGHUP, "", "")
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGHUP, -signal.SIGHUP), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)]
+)
+def test_a_signal_ends_a_command_that_serves_nobody(command: list[str], number: int, status: int) -> None:
+    done = signalled("proxy.settings", number, *command)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+def test_a_second_signal_before_it_is_up_ends_it_at_once() -> None:
+    done = signalled("proxy.cli", signal.SIGTERM, "--listen", "127.0.0.1:0", "--admin-listen", "off", times=2)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, "", "")
 
 
 def test_a_start_that_waits_for_redis_is_ended_all_the_same(directory: Path) -> None:
@@ -325,6 +357,20 @@ class TestTheBundledServerEndsWithIt:
             process.signal(number)
             assert process.popen.wait(10) == (0 if number == signal.SIGTERM else -number)
             wait_until(lambda: not alive(redis))
+
+
+    def test_nor_by_a_second_signal(self, directory: Path) -> None:
+        options = ["--upstream", "bundled", "--listen", "0", "--drain-timeout", "60s"]
+        with launched(directory, *options) as process, process.connect() as sock:
+            (redis,) = children(process.pid)
+            home = re.search(r"unix://(\S+)/redis\.sock", process.output)
+            assert home is not None and Path(home[1]).is_dir()
+            ask(sock, b"MULTI\r\n", b"+OK\r\n")
+            process.signal(signal.SIGTERM)
+            wait_until(lambda: "stopping" in process.output)
+            process.signal(signal.SIGTERM)
+            assert process.popen.wait(10) == 128 + signal.SIGTERM
+            assert not alive(redis) and not Path(home[1]).exists()
 
 
 class TestNoSecretGetsIntoTheLog:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,6 +49,43 @@ def offspring(pid: int) -> dict[int, str]:
             with contextlib.suppress(OSError):
                 found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     return found
+
+
+def workers_of(pid: int) -> dict[int, int]:
+    """The processes of workers that run their program already, and their numbers."""
+    found = {}
+    for child in offspring(pid):
+        with contextlib.suppress(OSError):
+            place = re.search(rb'_PANNIER_WORKER=.*?"number": (\d+)', Path(f"/proc/{child}/environ").read_bytes())
+            if place is not None:
+                found[child] = int(place[1])
+    return found
+
+
+@contextlib.contextmanager
+def stopped_in_its_start(parent: int) -> Iterator[list[int]]:
+    """Stop the next worker that a parent starts before it serves, until the end of the context."""
+    before, found = set(workers_of(parent)), list[int]()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            for pid in set(workers_of(parent)) - before:
+                os.kill(pid, signal.SIGSTOP)
+                found.append(pid)
+                return
+            time.sleep(0.001)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        looking.join()
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def private_directory(worker: int) -> Path:
@@ -216,6 +254,20 @@ class TestServing:
                     seen.add(found[1].decode())
         assert not path.exists()
 
+    def test_the_unix_socket_of_a_successor_stays(self, upstream: Process, directory: Path) -> None:
+        path = directory / "p.sock"
+        options = ["--listen", f"unix://{path}"]
+        with crew(upstream, directory, *options, "--drain-timeout", "30s", ends=False) as old, old.wire(1) as wire:
+            assert wire.line("MULTI") == b"+OK\r\n"
+            old.proxy.signal(signal.SIGTERM)
+            wait_until(lambda: refused(old.port) and not answers(path))
+            with pannier(url(upstream), directory, *options) as new:
+                assert answers(path)
+                assert wire.line("EXEC") == b"*0\r\n"
+                assert old.proxy.popen.wait(10) == 0
+                assert answers(path)
+                assert new.stop() == 0 and not path.exists()
+
     def test_tls(self, upstream: Process, directory: Path) -> None:
         authority = Authority(directory)
         issued = authority.issue()
@@ -261,17 +313,47 @@ class TestServing:
                     ear.recv(1000)
 
 
+    def test_systemd_is_not_told_that_it_serves_once_it_stops(self, upstream: Process, directory: Path) -> None:
+        name = str(directory / "notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+            ear.bind(name)
+            options = ["--workers", "2", "--upstream", url(upstream), "--listen", "0", "--admin-listen", "off"]
+            log = directory / "p.log"
+            with log.open("wb") as out:
+                popen = subprocess.Popen(
+                    [*TIED, sys.executable, "-m", "proxy", *options], cwd=ROOT, stdout=out, stderr=out,
+                    env={**os.environ, "NOTIFY_SOCKET": name},
+                )  # fmt: skip
+            process = Process(popen, 0, log)
+            try:
+                wait_until(lambda: workers_of(process.pid))
+                with stopped_in_its_start(process.pid) as second:
+                    wait_until(lambda: second, 30)
+                    process.signal(signal.SIGTERM)
+                    ear.settimeout(10)
+                    assert ear.recv(1000) == b"STOPPING=1"
+                assert popen.wait(20) == 0
+                ear.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    ear.recv(1000)
+            finally:
+                process.kill()
+
+
 class TestEnds:
-    def test_one_that_is_killed_is_started_again_and_who_connects_waits(self, upstream: Process, directory: Path) -> None:
+    def test_one_that_is_killed_is_started_again_and_who_connects_comes_to_the_others(
+        self, upstream: Process, directory: Path
+    ) -> None:
         with crew(upstream, directory) as found, found.wire(1) as wire:
             assert wire.line("MULTI") == b"+OK\r\n"
             killed = found.pid(2)
-            os.kill(killed, signal.SIGKILL)
-            wait_until(lambda: not alive(killed))
-            with contextlib.ExitStack() as stack:
-                wires = [stack.enter_context(Wire(found.port, timeout=30)) for _ in range(30)]
-                assert {each.line("PING") for each in wires} == {b"+PONG\r\n"}
-                assert {field(each, "worker") for each in wires} == {"1", "2"}
+            with stopped_in_its_start(found.proxy.pid):
+                os.kill(killed, signal.SIGKILL)
+                wait_until(lambda: "worker 2 has ended" in found.proxy.output)
+                with contextlib.ExitStack() as stack:
+                    wires = [stack.enter_context(Wire(found.port)) for _ in range(30)]
+                    assert {field(each, "worker") for each in wires} == {"1"}
+            wait_until(lambda: found.web.get("/readyz").status == 200, 30)
             assert wire.line("EXEC") == b"*0\r\n", "the other one is not disturbed"
             assert "worker 2 has ended (SIGKILL); it is started again in 100ms" in found.proxy.output
             assert found.web.metrics()("worker_restarts_total", worker="2") == 1
@@ -298,6 +380,7 @@ class TestEnds:
             killed = found.pid(2)
             os.kill(killed, signal.SIGKILL)
             wait_until(lambda: not alive(killed))
+            wait_until(lambda: found.web.get("/readyz").status == 200, 30)
             with found.wire(2) as wire:
                 assert wire.line("SET again 1") == b"+OK\r\n"
             assert direct.getdel("again") == b"1"
@@ -320,6 +403,17 @@ class TestEnds:
             pem.write_bytes(good)
             wait_until(lambda: found.web.get("/readyz").status == 200, 30)
             found.pid(2)
+
+    def test_the_queue_of_the_last_one_is_kept(self, upstream: Process, directory: Path) -> None:
+        """Nobody else could serve who waits there."""
+        with crew(upstream, directory) as found:
+            killed = [found.pid(1), found.pid(2)]
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not any(map(alive, killed)))
+            with Wire(found.port, timeout=30) as wire:
+                assert wire.line("PING") == b"+PONG\r\n"
+            wait_until(lambda: found.web.get("/readyz").status == 200, 30)
 
     def test_one_that_hangs_does_not_hold_up_the_end(self, upstream: Process, directory: Path) -> None:
         with crew(upstream, directory, "--drain-timeout", "100ms", ends=False) as found:
@@ -422,6 +516,16 @@ class TestSignals:
             wait_until(lambda: not any(map(alive, children)))
 
 
+def answers(path: Path) -> bool:
+    """Whether somebody serves a unix socket."""
+    with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
+        sock.settimeout(10)
+        sock.connect(str(path))
+        sock.sendall(b"PING\r\n")
+        return sock.recv(7) == b"+PONG\r\n"
+    return False
+
+
 def refused(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), 5).close()
@@ -459,6 +563,87 @@ class TestReload:
             assert found.web.metrics()("rules_broken") == 0
             assert found.web.stats()["rules"]["number"] == 2
             assert len(found.web.get("/config").json["rules"]) == 2
+
+
+TENANTS = '[tenants.stays]\npassword = "x"\n'
+GONE = '[tenants.gone]\npassword = "x"\n'
+RULE = '[[rules]]\nmatch = "a:*"\ncache = false\n'
+
+
+class TestReloadWhileOneIsStarted:
+    """Whatever the moment, all have the newest settings in the end."""
+
+    @contextlib.contextmanager
+    def one_is_started_again(self, found: Crew) -> Iterator[None]:
+        """Worker 2, which is held up in its start until the end of the context."""
+        killed = next(pid for pid, number in workers_of(found.proxy.pid).items() if number == 2)
+        with stopped_in_its_start(found.proxy.pid) as held:
+            os.kill(killed, signal.SIGKILL)
+            wait_until(lambda: held)
+            yield
+
+    @pytest.mark.parametrize("how", ["SIGHUP", "a file has changed"])
+    def test_rules_and_the_level_of_the_log(self, upstream: Process, directory: Path, how: str) -> None:
+        file = directory / "p.toml"
+        file.write_text("")
+        with crew(upstream, directory, "--config", str(file)) as found:
+            with self.one_is_started_again(found):
+                file.write_text('log_level = "debug"\n' + RULE)
+                if how == "SIGHUP":
+                    found.proxy.signal(signal.SIGHUP)
+                wait_until(lambda: re.search(r"\[1\].* 1 rules in force", found.proxy.output))
+            wait_until(lambda: f"{how}: 2 workers have read the settings again" in found.proxy.output)
+            for number in (1, 2):
+                with found.wire(number) as wire:
+                    assert b"a:*" in wire.ask("SIDECAR", "RULES")
+                wait_until(lambda number=number: f"DEBUG   [{number}] client" in found.proxy.output)
+
+    def test_a_tenant_that_is_gone_cannot_log_in(self, upstream: Process, directory: Path) -> None:
+        file = directory / "p.toml"
+        file.write_text(TENANTS + GONE)
+        with crew(upstream, directory, "--config", str(file)) as found:
+            with self.one_is_started_again(found):
+                file.write_text(TENANTS)
+                found.proxy.signal(signal.SIGHUP)
+                wait_until(lambda: re.search(r"\[1\].* 1 tenants in force", found.proxy.output))
+            wait_until(lambda: found.web.get("/readyz").status == 200)
+            wait_until(lambda: "workers have read the settings again" in found.proxy.output)
+            for name, reply in (("gone", b"-WRONGPASS"), ("stays", b"+OK")):
+                with contextlib.ExitStack() as stack:
+                    wires = [stack.enter_context(Wire(found.port)) for _ in range(40)]
+                    assert {wire.ask("AUTH", name, "x").split()[0] for wire in wires} == {reply}
+
+    def test_at_the_very_first_start(self, upstream: Process, directory: Path) -> None:
+        file, port = directory / "p.toml", free_port()
+        file.write_text("")
+        options = ["--workers", "2", "--config", str(file), "--upstream", url(upstream), "--admin-listen", "off"]
+        log = directory / "p.log"
+        with log.open("wb") as out:
+            command = [*TIED, sys.executable, "-m", "proxy", *options, "--listen", f"127.0.0.1:{port}"]
+            popen = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
+        process = Process(popen, port, log)
+        try:
+            with stopped_in_its_start(process.pid) as held:
+                wait_until(lambda: held)
+                file.write_text(RULE)
+                process.signal(signal.SIGHUP)
+                wait_until(lambda: reached(process.pid))
+            wait_until(lambda: up(process), 30)
+            wait_until(lambda: "1 workers have read the settings again" in process.output or "2 workers" in process.output)
+            wires = Crew(process, Web(0))
+            for number in (1, 2):
+                with wires.wire(number) as wire:
+                    assert b"a:*" in wire.ask("SIDECAR", "RULES")
+            assert process.stop() == 0
+        finally:
+            process.kill()
+
+
+def reached(pid: int) -> bool:
+    """Whether no SIGHUP is on its way to a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    pending = [int(word, 16) for word in re.findall(r"(?:Sig|Shd)Pnd:\s+(\w+)", status)]
+    return not any(mask >> (signal.SIGHUP - 1) & 1 for mask in pending)
 
 
 class TestAdministration:
