@@ -55,6 +55,7 @@ class Certificates:
     """What one TLS server shows and asks for. Making one reads the files; raises SettingsError."""
 
     def __init__(self, files: Files) -> None:
+        seen = stamps(files.paths)  # before they are read: a change meanwhile is one
         self.context: ssl.SSLContext = make_context(files)
         """For the next handshake."""
         self.trouble = ""
@@ -64,7 +65,7 @@ class Certificates:
         self.begins, self.expires = validity(files.cert)
         """From when to when the certificate in force is valid (Unix time)."""
         self._files = files
-        self._seen = self._last = stamps(files.paths)
+        self._seen = self._last = seen
         self._warned = 0.0
 
     @property
@@ -112,19 +113,13 @@ class Certificates:
 
     def warn(self, now: float) -> None:
         """Tell the log of a certificate that is no longer or not yet valid, or not for long; once a day."""
-        soon = min(SOON, (self.expires - self.begins) / 3)
-        if (self.begins <= now < self.expires - soon) or now - self._warned < _DAY:
+        path, name = self._files.cert, f"{self._files.prefix}_cert"
+        trouble = out_of_time(name, path, (self.begins, self.expires), now)
+        if not trouble or now - self._warned < _DAY:
             return
         self._warned = now
-        if now >= self.expires:
-            state = f"has expired on {moment(self.expires)}"
-        elif now < self.begins:
-            state = f"is not valid before {moment(self.begins)}"
-        else:
-            state = f"expires on {moment(self.expires)}"
-        path, name = self._files.cert, f"{self._files.prefix}_cert"
         about = fields("certificate_expires", path=path, expires=moment(self.expires), setting=name)
-        log.warning("%s: the certificate in %s %s; renew it", name, path, state, extra=about)
+        log.warning("%s", trouble, extra=about)
 
 
 class _Side(ssl.SSLObject):
@@ -263,6 +258,23 @@ def validity(path: str) -> tuple[float, float]:
     except (ValueError, IndexError, StopIteration):
         raise SettingsError(f"certificate: {path!r} holds none that can be read; name a PEM file") from None
     return start, stop
+
+
+def out_of_time(name: str, path: str, span: tuple[float, float], now: float) -> str:
+    """That the certificate in a file is no longer or not yet valid, or not for long; else nothing.
+
+    `name`: of the setting that names the file. `span`: from when to when it is valid.
+    """
+    begins, expires = span
+    if now >= expires:
+        state = f"has expired on {moment(expires)}"
+    elif now < begins:
+        state = f"is not valid before {moment(begins)}"
+    elif now >= expires - min(SOON, (expires - begins) / 3):
+        state = f"expires on {moment(expires)}"
+    else:
+        return ""
+    return f"{name}: the certificate in {path} {state}; renew it"
 
 
 _VERSION, _UTC_TIME = 0xA0, 0x17

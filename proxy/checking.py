@@ -17,6 +17,7 @@ import os
 import socket
 import stat
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 
@@ -77,7 +78,7 @@ def check(flags: Mapping[str, str], env: Mapping[str, str], config: str | None) 
     report.read += _sources(settings, origins)
     _check_addresses(settings, wrong)
     report.read += [("listen", str(listen)) for listen in settings.listen]
-    _check_certificates(settings, wrong)
+    report.remarks += _check_certificates(settings, wrong)
     report.read += _administration(settings)
     if settings.rules:
         beside = f", those of {settings.rules_file} among them" if settings.rules_file else ""
@@ -130,7 +131,7 @@ def _check_addresses(settings: Settings, wrong: Wrong) -> None:
     for written, listen in given:
         with noting(wrong):
             if listen.path is not None:
-                _check_socket(written, listen.path)
+                _check_socket(written, listen, listen.path)
             elif listen.host is not None:
                 _check_interface(written, listen.host)
     for (written, listen), (other_written, other) in combinations(given, 2):
@@ -147,7 +148,7 @@ def _written(settings: Settings, name: str) -> str:
     return name if origin == "default" else origin.partition(" ")[2]
 
 
-def _check_socket(written: str, path: str) -> None:
+def _check_socket(written: str, listen: Listen, path: str) -> None:
     directory = os.path.dirname(path) or "/"
     if not os.path.isdir(directory):
         raise SettingsError(
@@ -159,6 +160,13 @@ def _check_socket(written: str, path: str) -> None:
         )
     if os.path.lexists(path) and not (os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode)):
         raise SettingsError(f"{written}: {path!r} is there and is no socket; remove it, or give another path")
+    if listen.group is not None:
+        from proxy.listening import group_of
+
+        try:
+            group_of(listen, listen.group)
+        except StartupError as error:
+            raise SettingsError(f"{written}: {error}") from None
 
 
 def _check_interface(written: str, host: str) -> None:
@@ -184,8 +192,10 @@ def _check_interface(written: str, host: str) -> None:
 
 def _overlap(one: Listen, other: Listen) -> bool:
     """Whether only one of two addresses can be had."""
+    if one.path is not None and other.path is not None:
+        return os.path.realpath(one.path) == os.path.realpath(other.path)
     if one.path is not None or other.path is not None:
-        return one.path == other.path
+        return False
     if not one.port or one.port != other.port:
         return False
     hosts = {one.host, other.host}
@@ -198,24 +208,37 @@ def _overlap(one: Listen, other: Listen) -> bool:
 # --- files that settings name
 
 
-def _check_certificates(settings: Settings, wrong: Wrong) -> None:
-    if settings.upstream is not None and settings.upstream.tls:
+def _check_certificates(settings: Settings, wrong: Wrong) -> Iterator[str]:
+    """Whether they can be used; what is remarkable is when they are valid."""
+    upstream = settings.upstream
+    if upstream is not None and upstream.tls:
         from proxy.upstream.tls import tls_context
 
         with noting(wrong):
-            tls_context(settings.upstream)
+            tls_context(upstream)
+            if upstream.ssl_certfile:
+                yield from _validity("upstream's ssl_certfile", upstream.ssl_certfile)
     if settings.tls_cert:
-        from proxy.certificates import of_settings
+        others = settings.tls_key, settings.tls_client_ca, settings.tls_min_version
+        yield from _check_shown(wrong, "tls", settings.tls_cert, *others)
+    if settings.admin_tls_cert and settings.admin_listen is not None:
+        yield from _check_shown(wrong, "admin_tls", settings.admin_tls_cert, settings.admin_tls_key)
 
-        with noting(wrong):
-            of_settings(
-                "tls", settings.tls_cert, settings.tls_key, settings.tls_client_ca, settings.tls_min_version
-            )
-    if settings.admin_tls_cert:
-        from proxy.observe.admin import Admin
 
-        with noting(wrong):
-            Admin(settings)
+def _check_shown(wrong: Wrong, prefix: str, cert: str, *others: str) -> Iterator[str]:
+    """Those that Pannier shows to clients."""
+    from proxy.certificates import Files, make_context
+
+    with noting(wrong):
+        make_context(Files(prefix, cert, *others))
+        yield from _validity(f"{prefix}_cert", cert)
+
+
+def _validity(name: str, path: str) -> Iterator[str]:
+    from proxy.certificates import out_of_time, validity
+
+    if trouble := out_of_time(name, path, validity(path), time.time()):
+        yield trouble
 
 
 def _administration(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -252,7 +275,27 @@ def _find_telemetry() -> None:
         )
 
 
+def _strange_groups(settings: Settings) -> Iterator[str]:
+    """Groups that sockets are to have, and whoever runs this may not give them."""
+    if os.geteuid() == 0:
+        return
+    for listen in settings.listen:
+        if listen.group is not None:
+            from proxy.listening import group_of
+
+            try:
+                number = group_of(listen, listen.group)
+            except StartupError:
+                continue  # that has been said
+            if number not in (os.getegid(), *os.getgroups()):
+                yield (
+                    f"{_written(settings, 'listen')}: whoever runs this check is no member of group "
+                    f"{listen.group}; the user that Pannier runs as has to be, to give it to {listen.path!r}"
+                )
+
+
 def _remarks(settings: Settings) -> Iterable[str]:
+    yield from _strange_groups(settings)
     if trouble := broken_limit(settings.max_memory, settings.memory_limit, settings.workers):
         yield trouble
     if settings.upstream is None:

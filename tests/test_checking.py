@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from json import loads
 from pathlib import Path
 
 import pytest
 import trustme
 
+from tests.certificates import HOUR, Authority
+
 ROOT = Path(__file__).parent.parent
 SECRET = "s3cr3t"
 
 
-def check(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+def check(*arguments: str, before: Sequence[str] = (), **env: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m proxy check` to its end, with no PANNIER_ variables but the given."""
     clean = {
         name: text for name, text in os.environ.items() if not name.startswith(("PANNIER_", "REDIS_URL"))
     }
-    command = [sys.executable, "-m", "proxy", "check", *arguments]
+    command = [*before, sys.executable, "-m", "proxy", "check", *arguments]
     return subprocess.run(command, cwd=ROOT, env=clean | env, capture_output=True, text=True, timeout=30)
 
 
 def problems(*arguments: str, **env: str) -> list[str]:
     """What is said to be wrong."""
     run = check("--json", *arguments, **env)
-    report = json.loads(run.stdout)
+    report = loads(run.stdout)
     assert (run.returncode, run.stderr) == (0 if report["ok"] else 2, "")
     assert report["ok"] is not bool(report["problems"])
     return list(report["problems"])
+
+
+def remarks(*arguments: str, json: bool, before: Sequence[str] = ()) -> list[str]:
+    """What is remarkable, for programs or for people, if nothing is wrong."""
+    run = check(*(["--json"] if json else []), *arguments, before=before)
+    assert (run.returncode, run.stderr) == (0, "")
+    if json:
+        return list(loads(run.stdout)["remarks"])
+    return [line.removeprefix("  remark       ") for line in run.stdout.splitlines() if line.startswith("  remark ")]
 
 
 def config(tmp_path: Path, text: str) -> str:
@@ -89,7 +101,39 @@ class TestWhatIsRight:
     def test_no_upstream_is_remarked(self) -> None:
         run = check("--json")
         assert run.returncode == 0
-        assert json.loads(run.stdout)["remarks"][0].startswith("upstream: none is given")
+        assert loads(run.stdout)["remarks"][0].startswith("upstream: none is given")
+
+
+class TestWhatIsRemarkable:
+    @pytest.mark.parametrize("json", [True, False])
+    def test_certificates_that_are_not_valid_for_long(self, tmp_path: Path, json: bool) -> None:
+        authority = Authority(tmp_path)
+        old, soon = authority.issue(ends=-HOUR), authority.issue(ends=HOUR)
+        late = authority.issue(begins=HOUR)
+        found = remarks(
+            *("--upstream", f"rediss://h?ssl_certfile={old.cert}&ssl_keyfile={old.key}"),
+            *("--listen", "127.0.0.1:6390?tls=true", "--tls-cert", str(soon.cert), "--tls-key", str(soon.key)),
+            *("--admin-tls-cert", str(late.cert), "--admin-tls-key", str(late.key)),
+            json=json,
+        )  # fmt: skip
+        assert [text.partition(" on ")[0].partition(" before ")[0] for text in found] == [
+            f"upstream's ssl_certfile: the certificate in {old.cert} has expired",
+            f"tls_cert: the certificate in {soon.cert} expires",
+            f"admin_tls_cert: the certificate in {late.cert} is not valid",
+        ]
+
+    def test_certificates_that_are_valid_are_not(self, tmp_path: Path) -> None:
+        good = Authority(tmp_path).issue()
+        assert remarks("--upstream", f"rediss://h?ssl_certfile={good.cert}&ssl_keyfile={good.key}", json=True) == []
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="only root may run it as somebody else")
+    def test_a_group_that_this_user_is_no_member_of(self) -> None:
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+        options = ("--upstream", "redis://h", "--listen")
+        (found,) = remarks(*options, "unix:///tmp/p.sock?group=54321", json=True, before=command)
+        assert found.startswith("--listen: whoever runs this check is no member of group 54321")
+        assert remarks(*options, "unix:///tmp/p.sock?group=65534", json=True, before=command) == []
+        assert remarks(*options, "unix:///tmp/p.sock?group=54321", json=True) == [], "root may give it to any"
 
 
 class TestWhatIsWrong:
@@ -137,6 +181,7 @@ class TestWhatIsWrong:
             (("--listen", "no.such.name.invalid:6380"), "--listen: 'no.such.name.invalid' is no address"),
             (("--listen", "unix:///nope/p.sock"), "--listen: '/nope/p.sock' cannot be made: there is no directory /nope"),
             (("--listen", "unix:///etc/passwd"), "--listen: '/etc/passwd' is there and is no socket"),
+            (("--listen", "unix:///tmp/p.sock?mode=660&group=nobody-has-this"), "--listen: cannot listen on unix:///tmp/p.sock?mode=660&group=nobody-has-this: there is no group nobody-has-this"),
             (("--listen", "127.0.0.1:6380,:6380"), "--listen: 127.0.0.1:6380 is in the way of *:6380 (--listen)"),
             (("--listen", "0.0.0.0:6380,127.0.0.1:6380"), "--listen: 0.0.0.0:6380 is in the way of 127.0.0.1:6380"),
             (("--listen", ":9464"), "--listen: *:9464 is in the way of 127.0.0.1:9464 (admin_listen)"),
@@ -151,6 +196,13 @@ class TestWhatIsWrong:
     @pytest.mark.parametrize("listen", ["0.0.0.0:6380,[::1]:6380", "127.0.0.1:6380,127.0.0.2:6380", "127.0.0.1:0,:0"])
     def test_addresses_beside_each_other(self, listen: str) -> None:
         assert problems("--upstream", "redis://h", "--listen", listen) == []
+
+    def test_one_socket_by_two_paths(self, tmp_path: Path) -> None:
+        (tmp_path / "l").symlink_to(tmp_path)
+        for other in (f"{tmp_path}/l/p.sock", f"{tmp_path}//p.sock"):
+            paths = f"unix://{tmp_path}/p.sock,unix://{other}"
+            (found,) = problems("--upstream", "redis://h", "--listen", paths)
+            assert found.startswith(f"--listen: unix://{tmp_path}/p.sock is in the way of unix://{other}")
 
     def test_keys_of_another_certificate(self, tmp_path: Path) -> None:
         ca = trustme.CA()

@@ -138,7 +138,7 @@ async def _try_tls(steps: Steps, connector: Connector) -> None:
     elif not context.check_hostname:
         steps.warns(
             "TLS", f"{found}; its names are not compared (ssl_check_hostname=false)",
-            f"have {upstream.host} put into the certificate, and leave ssl_check_hostname out",
+            f"have {upstream.tls_name} put into the certificate, and leave ssl_check_hostname out",
         )  # fmt: skip
     else:
         steps.passes("TLS", f"{found} ({days} days)")
@@ -150,7 +150,12 @@ def _trouble(error: OSError, upstream: Upstream) -> tuple[str, str]:
         found = f"the certificate is refused: {error.verify_message}"
         code = error.verify_code
         if code in (62, 64):
-            return found, "write upstream's host as the certificate has it, or have it put into that"
+            if upstream.ssl_sni:
+                return found, f"write ssl_sni ({upstream.ssl_sni}) as the certificate has it, or leave it out"
+            return found, (
+                "write upstream's host as the certificate has it, have it put into that, or name what it has "
+                "with ?ssl_sni=NAME"
+            )
         if code in (9, 10):
             return found, "have the server's certificate renewed, and see that the clock here is right"
         authority = f"{upstream.ssl_ca_certs}'s" if upstream.ssl_ca_certs else "the system's"

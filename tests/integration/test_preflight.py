@@ -563,6 +563,11 @@ class TestTls:
         assert trial.amiss == {"TLS": "fail"}
         assert "as the certificate has it" in trial.steps["TLS"]["remedy"]
 
+    def test_another_name_of_ones_own_choice(self, secure: int, files: Path) -> None:
+        trial = preflight(f"rediss://localhost:{secure}?ssl_ca_certs={files}/ca.pem&ssl_sni=redis.example")
+        assert trial.amiss == {"TLS": "fail"}
+        assert trial.steps["TLS"]["remedy"].startswith("write ssl_sni (redis.example) as the certificate has it")
+
     def test_plain_to_tls(self, secure: int) -> None:
         trial = preflight(f"redis://localhost:{secure}")
         assert trial.amiss == {"login": "fail"}
