@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from itertools import accumulate
 
 import pytest
 
-from proxy.tier import reuse, sampling
+from proxy.tier import door, reuse, sampling
 from proxy.tier.curve import Curve, Watched, curve, finish, steps
 from proxy.tier.rules import key_frame, marks
 from proxy.tier.shelf import _size
@@ -126,6 +127,13 @@ def _dice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def roll(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Have chance be what this seed makes it: draws, and the places that hashes have, which differ from process to
+    process."""
+
+    def seeded(part: bytes) -> int:
+        return zlib.crc32(part, seed) << 32 | zlib.crc32(part, ~seed & 0xFFFFFFFF)
+
+    monkeypatch.setattr(door, "hash", seeded, raising=False)
     for module in (reuse, sampling):
         monkeypatch.setattr(module, "randrange", random.Random(seed).randrange)
 
