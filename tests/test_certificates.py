@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy import certificates
 from proxy.certificates import Certificates, Files, of_settings, validity
 from proxy.resp.errors import SettingsError
 from tests.certificates import HOUR, Authority, Issued
@@ -156,6 +157,23 @@ class TestRotation:
         found.look(0)
         assert handshake(found.context, client).getpeercert(binary_form=True) != before
         assert (found.status, found.reloads) == ("in force", 1)
+        found.look(0)
+        assert found.reloads == 1
+
+    def test_one_that_comes_while_the_first_is_read_is_seen(
+        self, authority: Authority, issued: Issued, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read = certificates.validity
+
+        def overtaken(path: str) -> tuple[float, float]:
+            found = read(path)
+            authority.issue("other", to=issued)
+            return found
+
+        monkeypatch.setattr(certificates, "validity", overtaken)
+        found = made(issued)
+        monkeypatch.undo()
+        found.look(0)
         found.look(0)
         assert found.reloads == 1
 
