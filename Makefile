@@ -38,10 +38,10 @@ define apt_install
   installed=$$?; [ -z "$$mine" ] || rm -f $$policy; [ $$installed = 0 ]
 endef
 
-.PHONY: help run test lint bench clean tools
+.PHONY: help run test lint bench bench-peers clean tools peers
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
 
 run: $(VENV)/.runs  ## start pannier on 127.0.0.1:6380 (options: make run ARGS="--upstream redis://...")
 	@exec $(BIN)/pannier $(ARGS)
@@ -59,6 +59,10 @@ lint: $(VENV)/.tests  ## ruff, mypy and the import contracts
 bench: $(VENV)/.tests  ## measure CPU per operation and throughput, beside Redis itself
 	$(BIN)/python -m bench $(ARGS)
 
+bench-peers: $(VENV)/.peers peers  ## the same beside Envoy, twemproxy and HAProxy: half an hour
+	$(BIN)/python -m bench.peers $(ARGS)
+	$(BIN)/python -m bench.quoting
+
 clean:  ## remove .venv and everything generated
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -f .coverage .coverage.*
@@ -69,17 +73,27 @@ clean:  ## remove .venv and everything generated
 # Prometheus' own judgement of the rules.
 wanted = redis-server:redis-server chromium:chromium promtool:prometheus
 
-tools:
-	@for each in $(wanted); do \
+# What is compared with Pannier, and the load for it, likewise; the report names who was not there.
+compared = redis-server:redis-server redis-benchmark:redis-tools nutcracker:nutcracker haproxy:haproxy
+
+define provide
+@for each in $(1); do \
 	  command -v $${each%%:*} >/dev/null && continue; \
 	  if $(apt_usable); then \
-	    echo "make: installing $${each##*:} for the tests (apt-get; nothing is started)"; \
+	    echo "make: installing $${each##*:} for $(2) (apt-get; nothing is started)"; \
 	    ( $(call apt_install,$${each##*:}) ) && continue; \
 	  fi; \
-	  echo "make: no $${each%%:*} on this machine: going on without the tests that need it"; \
+	  echo "make: no $${each%%:*} on this machine: going on without $(3)"; \
 	done
+endef
 
-# Three stamps: the environment, with what runs pannier in it, with what tests it.
+tools:
+	$(call provide,$(wanted),the tests,the tests that need it)
+
+peers:
+	$(call provide,$(compared),the comparison,it)
+
+# Stamps: the environment, with what runs pannier in it, with what tests it, with what it is compared with.
 $(VENV)/.made:
 	@$(find_python); \
 	echo "make: setting up $(VENV) with $$($$found --version)"; \
@@ -105,4 +119,9 @@ $(VENV)/.runs: $(VENV)/.made pyproject.toml
 $(VENV)/.tests: $(VENV)/.runs
 	@echo "make: installing the tools for the tests into $(VENV)"
 	@$(PIP) install --editable '.[dev,deploy]'
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.tests
+	@echo "make: installing what is compared with pannier into $(VENV)"
+	@$(PIP) install --editable '.[peers]' || echo "make: not all of it: going on without"
 	@touch $@

@@ -226,8 +226,8 @@ def write(result: Result, options: Options, results: Path = RESULTS) -> None:
         options.json.write_text(data)
     if options.whole:
         results.mkdir(exist_ok=True)
-        (results / "latest.json").write_text(data)
-        (results / "latest.md").write_text(markdown(result))
+        (results / "sidecar.json").write_text(data)
+        (results / "sidecar.md").write_text(markdown(result))
     else:
         print("bench: not the whole of it, so the latest results stay as they were", file=sys.stderr)
 

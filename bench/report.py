@@ -228,6 +228,7 @@ def cell_json(cell: Cell) -> dict[str, Any]:
     attributes = ("own_us", "behind_us", "total_us", "per_second", "load_cpu")
     workload, rate = cell.workload, cell.hit_rate(cell.group.contender)
     data: dict[str, Any] = {
+        "name": "@".join(filter(None, (workload.test, workload.kind, str(workload.depth)))),
         "group": workload.group,
         "title": workload.title,
         "test": workload.test,

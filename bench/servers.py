@@ -92,10 +92,10 @@ def receive(link: socket.socket, size: int) -> bytes:
 
 
 def answers(port: int) -> bool:
-    """Whether a server answers PING on the port."""
+    """Whether a server answers PING on the port, be it that it wants a password first."""
     with suppress(OSError), socket.create_connection((HOST, port), timeout=1.0) as link:
         link.sendall(PING)
-        return receive(link, 7) == b"+PONG\r\n"
+        return receive(link, 7) in (b"+PONG\r\n", b"-NOAUTH")
     return False
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from bench.figures import Spread
-from bench.peers.contenders import Contender
+from bench.peers.contenders import Contender, pannier
 from bench.peers.running import Entrant, Rounds, entered, figures, fill, take_turns
 from bench.peers.sections import Column, Section, Value, prose
 from bench.peers.setting import Bench
@@ -15,6 +15,7 @@ from bench.traffic import FIELDS, HOT_KEYS, MANY_KEYS, SIZES, ZIPF, ZIPF_KEYS
 from bench.workloads import CLIENTS, Workload, warmup
 
 DEPTHS = (1, 4, 16, 64)
+_LARGE = ("--max-value-size", "2mb")
 FILL = 2_000_000
 """Uniform reads of a million keys, so that the tier and its doorkeeper are as full as they get."""
 
@@ -130,10 +131,14 @@ def by_size(bench: Bench) -> Section:
         "Hits by the size of the value",
         f"GET, {CLIENTS} connections; as many keys as fit into 64 MB at once, each read four times before: "
         + ", ".join(f"{count:,} of {size:,} bytes" for size, count in SIZES.items())
-        + ". At depth 16 a reply of a megabyte would be 16 MB a client, so that it is left out.",
+        + ". At depth 16 a reply of a megabyte would be 16 MB a client, so that it is left out. Unless told "
+        f"otherwise, Pannier keeps up to a megabyte with its frame: `{' '.join(_LARGE)}`.",
         (Column("size", "bytes", 0), *HEADS[1:]),
     )
-    with entered(bench, bench.contenders) as entrants:
+    contenders = [
+        pannier(bench.stable, _LARGE) if each.name == "pannier" else each for each in bench.contenders
+    ]
+    with entered(bench, contenders) as entrants:
         for size, keys in SIZES.items():
             for depth in (1, 16) if size <= 16_384 else (1,):
                 warm = max(200, warmup(depth) // (1 + size // 256))
@@ -141,7 +146,7 @@ def by_size(bench: Bench) -> Section:
                     f"value-{size}", depth, keyspace=keys, warmup_requests=warm, least_hits=0.0
                 )
                 rounds = take_turns(bench, entrants, workload, f"values of {size:,} bytes at depth {depth}")
-                add_rows(section, f"{size}/{depth}", rounds, bench.contenders, size=size, depth=depth)
+                add_rows(section, f"{size}/{depth}", rounds, contenders, size=size, depth=depth)
     return section
 
 

@@ -52,7 +52,7 @@ def measure(bench: Bench) -> Section:
             Column("own_ratio", "own ÷ Redis"),
             Column("total_us", "total µs/op", 3),
             Column("per_second", "ops/s", 0),
-            Column("hit_percent", "hits %", 1),
+            Column("redis_per_1000", "commands at Redis per 1,000", 0),
             Column("load_cpu", "generator CPU (cores)"),
         ),
     )

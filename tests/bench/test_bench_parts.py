@@ -195,7 +195,7 @@ def test_groups_chosen(words: str, groups: list[str]) -> None:
 def test_only_a_whole_run_takes_the_place_of_the_latest(words: list[str], whole: bool, tmp_path: Path) -> None:
     latest, asked = tmp_path / "results", tmp_path / "asked.json"
     latest.mkdir()
-    for name in ("latest.json", "latest.md"):
+    for name in ("sidecar.json", "sidecar.md"):
         (latest / name).write_text("before")
     result = Result({"cpu": "x"}, {}, [cell()])
     write(result, parse([*words, "--json", str(asked)]), latest)
