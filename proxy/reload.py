@@ -107,7 +107,8 @@ class Reloader:
         self._complain(name for name in _changed(settings, old) if name not in live)
         changed = set(_changed(settings, old)).intersection(live)
         self._settings = with_live(old, settings)
-        self._seen = self._look()  # there may be another file of rules now
+        if "rules_file" in changed:
+            self._seen = self._look()  # of the other one; what changed while it was read is to be seen again
         if "log_level" in changed:
             set_level(settings.log_level)
             about = fields("log_level_changed", log_level=settings.log_level)

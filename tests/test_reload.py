@@ -207,6 +207,26 @@ class TestFollowing:
         assert threads and threading.main_thread() not in threads
         watch.cancel()
 
+    async def test_what_changes_while_it_is_read(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is read once more: what was read may be what was there before."""
+        load, first = house.load, True
+
+        def slow() -> Settings:
+            nonlocal first
+            found = load()
+            if first:
+                first = False
+                house.replace(house.rules, ONE + TWO)
+            return found
+
+        monkeypatch.setattr(house.reloader, "_load", slow)
+        house.replace(house.rules, TWO)
+        following = asyncio.create_task(house.reloader.run())
+        try:
+            await self.until(house, [["b"], ["a", "b"]])
+        finally:
+            following.cancel()
+
     async def test_goes_on_after_a_broken_file_and_a_missing_one(self, house: House) -> None:
         watch = asyncio.create_task(house.reloader.run())
         for breaks in (lambda: house.replace(house.rules, "[["), house.rules.unlink):

@@ -214,11 +214,12 @@ def _vouched(session: Session) -> bool:
 def _one(session: Session, data: bytes, part: bytes) -> int:
     """Deal with a single request that the table does not hold."""
     shelf = session.shelf
-    if _answer_mget(session, part):
-        return len(data)
-    keys = _mget_keys(part)
-    if keys is not None:
-        return len(data) if _mget(session, data, keys) else 0
+    name = part[5:16]
+    if b"\nMG" in name or b"\nmg" in name:
+        if _answer_mget(session, part):
+            return len(data)
+        keys = _mget_keys(part)
+        return len(data) if keys is not None and _mget(session, data, keys) else 0
     if session.clients.dispatcher.reads.wholes[-1][1](data) is None:
         return 0
     session.table.asked = monotonic()
