@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 LONGEST_PATTERNS = 4096
 """Bytes of patterns that are compiled at once: a few milliseconds at most."""
+_START = re.compile(rb"[^\\*?\[]*").match
 _SIGNED = platform.machine() in ("x86_64", "AMD64", "i386", "i686")
 """Whether C's char is signed, here and so at Redis, which is taken to run on such a machine: then the range
 `[a-\\xff]` goes downwards from a."""
@@ -27,6 +28,52 @@ def literal(pattern: bytes) -> bytes | None:
 def compile_globs(patterns: Iterable[bytes]) -> re.Pattern[bytes]:
     """One regular expression for several patterns: `lastindex` tells the first that matches, from 1 on."""
     return re.compile(b"|".join(b"(%b)" % _source(pattern) for pattern in patterns), re.S)
+
+
+class FirstMatch:
+    """Several patterns in order: which is the first that matches a name.
+
+    One regular expression would try them one after the other. Most patterns begin with letters that stand for
+    themselves (`user:*`): these are looked up, and only those are tried that begin as the name does.
+    """
+
+    def __init__(self, patterns: Sequence[bytes]) -> None:
+        self._by_size: dict[int, dict[bytes, _Bucket]] = {}
+        for number, pattern in enumerate(patterns):
+            start = _START(pattern)
+            plain = pattern[: start.end()] if start is not None else b""
+            bucket = self._by_size.setdefault(len(plain), {}).setdefault(plain, _Bucket())
+            bucket.numbers.append(number)
+            bucket.patterns.append(pattern)
+        self._sizes = sorted(self._by_size.items())
+
+    def find(self, name: bytes) -> int | None:
+        """The number of the first pattern that matches, from 0 on."""
+        best: int | None = None
+        for size, buckets in self._sizes:
+            bucket = buckets.get(name[:size])
+            if bucket is not None and (best is None or bucket.numbers[0] < best):
+                found = bucket.find(name)
+                if found is not None and (best is None or found < best):
+                    best = found
+        return best
+
+
+class _Bucket:
+    """Patterns that begin with the same letters; compiled when a name first does."""
+
+    __slots__ = ("_match", "numbers", "patterns")
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.patterns: list[bytes] = []
+        self._match: Callable[[bytes], re.Match[bytes] | None] | None = None
+
+    def find(self, name: bytes) -> int | None:
+        if self._match is None:
+            self._match = compile_globs(self.patterns).fullmatch
+        found = self._match(name)
+        return self.numbers[(found.lastindex or 1) - 1] if found is not None else None
 
 
 def _source(pattern: bytes) -> bytes:

@@ -8,11 +8,10 @@ the strictest word of each of their rules.
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from proxy.resp.globs import compile_globs
+from proxy.resp.globs import FirstMatch
 
 NOTHING = b"_\r\n"
 """RESP3's null: there is no such value."""
@@ -137,11 +136,11 @@ class Policy:
         self.stale_differs = len(times) > 1
         """Whether others may not, or for less."""
         self.observes = any(ruling.serve is Serve.OBSERVE for ruling in (self.default, *self.rulings))
-        self._by_group = [ruling for ruling in self.rulings for _ in ruling.rule.patterns]
-        """The ruling of each group of the regular expression."""
-        self._match: re.Pattern[bytes] | None = None
+        self._by_pattern = [ruling for ruling in self.rulings for _ in ruling.rule.patterns]
+        """The ruling of each pattern."""
+        self._first: FirstMatch | None = None
         if self.rulings:
-            self._match = compile_globs([pattern for r in self.rulings for pattern in r.rule.patterns])
+            self._first = FirstMatch([pattern for r in self.rulings for pattern in r.rule.patterns])
         self._several: dict[frozenset[int], Ruling] = {}
 
     def demote(self, ruling: Ruling) -> None:
@@ -152,12 +151,12 @@ class Policy:
 
     def ruling(self, key: bytes) -> Ruling:
         """What holds for one key, named as clients do."""
-        found = self._match.fullmatch(key) if self._match is not None else None
-        return self._by_group[(found.lastindex or 1) - 1] if found is not None else self.default
+        found = self._first.find(key) if self._first is not None else None
+        return self._by_pattern[found] if found is not None else self.default
 
     def judge(self, keys: Sequence[bytes]) -> Ruling:
         """What holds for a read of some keys."""
-        if self._match is None:
+        if self._first is None:
             return self.default
         if len(keys) == 1:
             return self.ruling(keys[0])

@@ -10,7 +10,8 @@ import redis as redis_py
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from proxy.resp.globs import compile_globs
+from proxy.resp import globs
+from proxy.resp.globs import FirstMatch, compile_globs
 from tests.harness import Process
 
 
@@ -56,6 +57,24 @@ def test_redis_agrees(store: redis_py.Redis, pattern: bytes, key: bytes) -> None
     store.flushall()
     store.set(name, 1)
     assert bool(compile_one(b"k" + pattern).fullmatch(name)) == (store.keys(b"k" + pattern) == [name])
+
+
+@given(patterns=st.lists(PATTERNS | st.sampled_from([b"a*", b"a", b"ab*", b"b?", b"*"]), max_size=6), key=KEYS.map(b"".join))
+@example(patterns=[b"ab*", b"a*"], key=b"abc")
+@example(patterns=[b"*c", b"abc", b"ab*"], key=b"abc")
+@example(patterns=[b"ab", b"a*"], key=b"abc")
+@example(patterns=[b"a\\*", b"a*"], key=b"a*")
+def test_the_first_of_several_as_if_they_were_tried_in_turn(patterns: list[bytes], key: bytes) -> None:
+    matching = [number for number, pattern in enumerate(patterns) if compile_one(pattern).fullmatch(key)]
+    assert FirstMatch(patterns).find(key) == min(matching, default=None)
+
+
+def test_only_those_are_tried_that_begin_as_the_name_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[list[bytes]] = []
+    monkeypatch.setattr(globs, "compile_globs", lambda patterns: compiled.append(patterns) or compile_globs(patterns))
+    first = FirstMatch([*(b"other%d:*" % n for n in range(1000)), b"key:*"])
+    assert first.find(b"key:1") == 1000 and first.find(b"other77:x") == 77 and first.find(b"none") is None
+    assert compiled == [[b"key:*"], [b"other77:*"]]
 
 
 def test_many_stars_take_no_time() -> None:
