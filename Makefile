@@ -58,8 +58,9 @@ lint: $(VENV)/.tests  ## ruff, mypy and the import contracts
 
 bench: $(VENV)/.tests  ## measure CPU per operation and throughput, beside Redis itself
 	$(BIN)/python -m bench $(ARGS)
+	$(BIN)/python -m bench.quoting
 
-bench-peers: $(VENV)/.peers peers  ## the same beside Envoy, twemproxy and HAProxy: half an hour
+bench-peers: $(VENV)/.tests peers  ## the same beside Envoy, twemproxy and HAProxy: half an hour
 	$(BIN)/python -m bench.peers $(ARGS)
 	$(BIN)/python -m bench.quoting
 
@@ -93,7 +94,7 @@ tools:
 peers:
 	$(call provide,$(compared),the comparison,it)
 
-# Stamps: the environment, with what runs pannier in it, with what tests it, with what it is compared with.
+# Three stamps: the environment, with what runs pannier in it, with what tests it and is compared with it.
 $(VENV)/.made:
 	@$(find_python); \
 	echo "make: setting up $(VENV) with $$($$found --version)"; \
@@ -118,10 +119,5 @@ $(VENV)/.runs: $(VENV)/.made pyproject.toml
 
 $(VENV)/.tests: $(VENV)/.runs
 	@echo "make: installing the tools for the tests into $(VENV)"
-	@$(PIP) install --editable '.[dev,deploy]'
-	@touch $@
-
-$(VENV)/.peers: $(VENV)/.tests
-	@echo "make: installing what is compared with pannier into $(VENV)"
-	@$(PIP) install --editable '.[peers]' || echo "make: not all of it: going on without"
+	@$(PIP) install --editable '.[dev,deploy,peers]'
 	@touch $@

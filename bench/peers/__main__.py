@@ -52,6 +52,8 @@ PARTS = (
     Part("hit-ratio", hitratio.measure, lambda *_: hitratio.STEPS),
 )
 NAMES = tuple(part.name for part in PARTS)
+ORDER = ("commands", "relief", *NAMES[1:])
+"""Of the sections in the report."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -67,7 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=3, metavar="N", help="rounds of each row (3)")
     add("--seconds", type=float, default=0.7, metavar="S", help="of one measurement (0.7)")
     add("--quick", action="store_true", help="1 round of 0.2 s: a glance, not a measurement")
-    add("--out", type=Path, metavar="FOLDER", help="write the report here, a partial one as well")
+    add("--out", type=Path, metavar="FOLDER", help="write the report there; what is not measured stays")
     add("--redis-server", metavar="FILE", help="this redis-server rather than the newest found")
     add("--time-limit", type=float, default=5400.0, metavar="S", help="begin nothing after S seconds (5400)")
     options = parser.parse_args(arguments)
@@ -84,8 +86,10 @@ def collect(bench: Bench, parts: Sequence[Part]) -> list[Section]:
     for part in parts:
         try:
             found.append(part.measure(bench))
+            found[-1].date = machine()["date"]
             if part.name == "commands":
                 found.append(commands.relief(found[-1]))
+                found[-1].date = found[-2].date
         except (BenchError, OSError) as error:
             bench.failures.append(f"{part.name}: {error}")
     return found
@@ -134,9 +138,20 @@ def markdown(results: dict[str, Any], sections: list[Section], drawn: Sequence[P
     return "\n\n".join(parts) + "\n"
 
 
-def write(folder: Path, results: dict[str, Any], sections: list[Section]) -> None:
-    """The report as files."""
+def beside(folder: Path, results: dict[str, Any]) -> list[Section]:
+    """The sections, and in their places those that a report there has and this run did not measure."""
+    kept: dict[str, Any] = {}
+    if (file := folder / "latest.json").is_file():
+        kept = json.loads(file.read_text())["sections"]
+    found = kept | results["sections"]
+    results["sections"] = {name: found[name] for name in ORDER if name in found}
+    return [Section.from_json(name, data) for name, data in results["sections"].items()]
+
+
+def write(folder: Path, results: dict[str, Any]) -> None:
+    """The report as files; what was measured there before and not now stays."""
     folder.mkdir(parents=True, exist_ok=True)
+    sections = beside(folder, results)
     (folder / "latest.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     drawn: list[Path] = []
     try:
@@ -166,7 +181,7 @@ def run(options: argparse.Namespace, generator: Generator) -> int:
     whole = not (options.part or options.contender or options.quick)
     folder = options.out or (RESULTS if whole else None)
     if folder:
-        write(folder, results, sections)
+        write(folder, results)
     else:
         print("bench: not the whole of it, so the latest results stay as they were", file=sys.stderr)
     print(markdown(results, sections, []), end="")

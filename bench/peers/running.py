@@ -175,6 +175,7 @@ def take_turns(bench: Bench, entrants: Sequence[Entrant], workload: Workload, st
                 continue
             what = f"round {number + 1} of {bench.rounds}" if number >= 0 else "warm-up"
             bench.progress.begin(stage, f"{what}, {entrant.name}")
+            bench.progress.step()
             try:
                 if number < 0:
                     requests[entrant.name] = calibrate(bench, entrant, workload)

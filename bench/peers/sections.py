@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,8 @@ class Section:
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What must be known of single rows: who was left out and why, what was saturated."""
+    date: str = ""
+    """When it was measured."""
 
     def add(self, name: str, **values: Value) -> None:
         """A row more; every key must be that of a column."""
@@ -80,7 +82,8 @@ class Section:
         """Title, explanation, table and notes."""
         heads = [column.head for column in self.columns]
         lines = [[column.show(row.values.get(column.key)) for column in self.columns] for row in self.rows]
-        parts = [f"## {self.title}", self.about, table(heads, lines)]
+        about = f"{self.about} Measured {self.date}." if self.date else self.about
+        parts = [f"## {self.title}", about, table(heads, lines)]
         if self.notes:
             parts.append("\n".join(f"- {note}" for note in self.notes))
         return "\n\n".join(parts)
@@ -94,7 +97,28 @@ class Section:
             }
             for row in self.rows
         }
-        columns = {column.key: column.head for column in self.columns}
         return {
-            "title": self.title, "about": self.about, "columns": columns, "rows": rows, "notes": self.notes,
-        }  # fmt: skip
+            "title": self.title,
+            "about": self.about,
+            "date": self.date,
+            "columns": {column.key: column.head for column in self.columns},
+            "digits": {column.key: column.digits for column in self.columns},
+            "rows": rows,
+            "notes": self.notes,
+        }
+
+    @classmethod
+    def from_json(cls, name: str, data: Mapping[str, Any]) -> Section:
+        """What `to_json` made."""
+        columns = [Column(key, head, data["digits"][key]) for key, head in data["columns"].items()]
+        found = cls(name, data["title"], data["about"], columns, notes=list(data["notes"]), date=data["date"])
+        for row, values in data["rows"].items():
+            found.add(row, **{key: _value(value) for key, value in values.items()})
+        return found
+
+
+def _value(value: Any) -> Value:
+    if isinstance(value, dict):
+        return Spread(value["median"], value["min"], value["max"])
+    known: Value = value
+    return known

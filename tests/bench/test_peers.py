@@ -12,8 +12,8 @@ import pytest
 from bench import quoting
 from bench.figures import Spread
 from bench.load import BUILTIN
-from bench.peers import commands, contenders, running, scaling, summary
-from bench.peers.__main__ import NAMES, PARTS, markdown, parse
+from bench.peers import commands, contenders, remote, running, scaling, summary
+from bench.peers.__main__ import NAMES, PARTS, markdown, parse, write
 from bench.peers.sections import Column, Section
 from bench.peers.setting import Bench
 from bench.progress import Progress
@@ -46,6 +46,15 @@ class TestSections:
         text = section.markdown()
         assert "2.00 (1.00–3.00)" in text and "| 12,345 |" in text and "| B         | 2.00" in text and "| –" in text
         assert text.endswith("- a note")
+
+
+    def test_comes_back_from_json_as_it_was(self) -> None:
+        section = Section("s", "S", "about", self.COLUMNS, notes=["a note"], date="today")
+        section.add("a", who="A", us=Spread(2.0, 1.0, 3.0), n=12345)
+        section.add("b", who="B", us=None)
+        again = Section.from_json("s", json.loads(json.dumps(section.to_json())))
+        assert again.markdown() == section.markdown() and "Measured today." in again.markdown()
+        assert again.to_json() == section.to_json()
 
 
 class TestContenders:
@@ -164,6 +173,19 @@ class TestTheReport:
         results, sections = self.results()
         text = markdown(results, sections, [Path("cpu.svg")])
         assert "- left out: haproxy: no program haproxy" in text and "- x: y" in text and "![cpu](cpu.svg)" in text
+
+    def test_a_part_measured_anew_leaves_the_others(self, tmp_path: Path) -> None:
+        results, _ = self.results()
+        write(tmp_path, results)
+        other = Section("remote", "Remote", "about", remote.COLUMNS, date="later")
+        write(tmp_path, results | {"sections": {"remote": other.to_json()}})
+        again = Section("commands", "Commands", "about", commands.HEADS, date="later still")
+        write(tmp_path, results | {"sections": {"commands": again.to_json()}})
+        kept = json.loads((tmp_path / "latest.json").read_text())["sections"]
+        assert list(kept) == ["commands", "remote"]
+        assert (kept["commands"]["date"], kept["commands"]["rows"], kept["remote"]["date"]) == ("later still", {}, "later")
+        text = (tmp_path / "latest.md").read_text()
+        assert text.index("## Commands") < text.index("## Remote")
 
     def test_the_least_of_a_line_stands_out(self) -> None:
         results, _ = self.results()
