@@ -355,9 +355,27 @@ class TestMgetByItsMembers:
                 assert whole == [expected, settled(redis, protocol, [f"GET {names[0]}"])[0], expected]
                 assert [seen for seen in monitor.seen() if seen[0].upper() == b"MGET"] == []
 
+    @pytest.mark.parametrize("before", ["", "GET a"])
+    def test_that_comes_in_two_pieces(self, proxy: Process, before: str) -> None:
+        """What has come of it may be all keys of a shorter one: it is another's beginning nevertheless."""
+        set_up(proxy, ["SET a 1", "SET b 2", "SET c 3"])
+        data = (request(*words(before)) if before else b"") + request("MGET", "a", "b", "c")
+        expected = (b"$1\r\n1\r\n" if before else b"") + b"*3\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n"
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as link:
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for at in [*range(1, len(data)), *range(1, len(data))]:
+                link.sendall(data[:at])
+                with Wire(proxy.port) as other:
+                    other.line("PING")  # once this is answered, the first piece has been taken
+                link.sendall(data[at:])
+                got = b""
+                while len(got) < len(expected):
+                    got += link.recv(4096)
+                assert got == expected, at
+
     def test_a_key_that_looks_like_the_cut_between_two(self, redis: Process, proxy: Process) -> None:
         """MGET's keys are told apart by where a length may begin: one that has such a place in it is one key."""
-        keys = [b"a\r\n$1\r\nb", b"a", b"b", b"\r\n$", b"$1", b"2\r\n$3\r\nGET\r\n$1\r\na"]
+        keys = [b"a\r\n$1\r\nb", b"a", b"b", b"\r\n$", b"$1", b"2\r\n$3\r\nGET\r\n$1\r\na", b"a\r\n*2\r\n$3\r\nGET\r\n$1\r\nb"]
         set_up(proxy, [("SET", key, b"of " + key) for key in keys])
         for asked in [*itertools.permutations(keys, 2), keys, keys + keys[::-1]]:
             (expected,) = settled(redis, 2, [("MGET", *asked)])
