@@ -83,6 +83,11 @@ def count(text: str) -> int:
     return len(_QUOTE.findall(text)) + len(_TABLE.findall(text))
 
 
+def unquoted(text: str) -> str:
+    """What a text says beside that."""
+    return _QUOTE.sub("", _TABLE.sub("", text))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "total": lambda: summary.total_table(results("latest"), results("latest")["sections"]["commands"]),
     "remote": lambda: summary.remote_table(results("latest")),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +24,7 @@ from bench.peers.sections import Section
 from bench.peers.setting import Bench
 from bench.progress import Progress
 from bench.report import machine
-from bench.servers import BenchError, ProxyCommand, Stable, redis_binary
+from bench.servers import ROOT, BenchError, ProxyCommand, Stable, redis_binary
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 MOST_CONNECTIONS = 11_500
@@ -73,8 +76,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--redis-server", metavar="FILE", help="this redis-server rather than the newest found")
     add("--time-limit", type=float, default=5400.0, metavar="S", help="begin nothing after S seconds (5400)")
     options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.seconds <= 0 or options.time_limit <= 0:
-        parser.error("--rounds, --seconds and --time-limit must be greater than 0")
+    if options.rounds < 1 or not (0 < options.seconds < math.inf and 0 < options.time_limit < math.inf):
+        parser.error("--rounds, --seconds and --time-limit must be greater than 0, and not without end")
+    try:
+        earlier(options.out or RESULTS)
+    except (OSError, ValueError) as error:
+        parser.error(f"{options.out or RESULTS}: no report can be written there: {error}")
     if options.quick:
         options.rounds, options.seconds = 1, 0.2
     return options
@@ -86,13 +93,22 @@ def collect(bench: Bench, parts: Sequence[Part]) -> list[Section]:
     for part in parts:
         try:
             found.append(part.measure(bench))
-            found[-1].date = machine()["date"]
+            found[-1].date = f"{machine()['date']}, {bench.rounds} × {bench.seconds:g} s{version()}"
             if part.name == "commands":
                 found.append(commands.relief(found[-1]))
                 found[-1].date = found[-2].date
         except (BenchError, OSError) as error:
             bench.failures.append(f"{part.name}: {error}")
     return found
+
+
+def version() -> str:
+    """Of which commit this is, where git tells."""
+    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
+        return f", at commit {done.stdout.strip()}" if done.returncode == 0 else ""
+    return ""
 
 
 def to_json(
@@ -113,6 +129,7 @@ def to_json(
             for each in lineup.present
         },
         "missing": lineup.missing,
+        "measured": [section.name for section in sections if section.rows],
         "sections": {section.name: section.to_json() for section in sections},
         "failures": bench.failures,
     }
@@ -138,20 +155,36 @@ def markdown(results: dict[str, Any], sections: list[Section], drawn: Sequence[P
     return "\n\n".join(parts) + "\n"
 
 
+def earlier(folder: Path) -> dict[str, Any]:
+    """The report that is in a folder, which is made if it is not there; empty if there is none.
+
+    Raises OSError or ValueError if there can be none, or it cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "latest.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
+
+
 def beside(folder: Path, results: dict[str, Any]) -> list[Section]:
-    """The sections, and in their places those that a report there has and this run did not measure."""
-    kept: dict[str, Any] = {}
-    if (file := folder / "latest.json").is_file():
-        kept = json.loads(file.read_text())["sections"]
-    found = kept | results["sections"]
+    """The sections, and in their places those that a report there has and this run did not measure, or not to
+    any result; who took part in those is kept as well."""
+    before = earlier(folder)
+    kept: dict[str, Any] = before.get("sections", {})
+    found = kept | {name: data for name, data in results["sections"].items() if data["rows"]}
     results["sections"] = {name: found[name] for name in ORDER if name in found}
+    if any(name not in results["measured"] for name in found):
+        results["contenders"] = before["contenders"] | results["contenders"]
+        results["missing"] = list(dict.fromkeys([*before["missing"], *results["missing"]]))
+        results["failures"] = list(dict.fromkeys([*before["failures"], *results["failures"]]))
+        results["machine"], results["settings"] = before["machine"], before["settings"]
     return [Section.from_json(name, data) for name, data in results["sections"].items()]
 
 
 def write(folder: Path, results: dict[str, Any]) -> None:
     """The report as files; what was measured there before and not now stays."""
-    folder.mkdir(parents=True, exist_ok=True)
     sections = beside(folder, results)
+    del results["measured"]
     (folder / "latest.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     drawn: list[Path] = []
     try:
@@ -180,11 +213,11 @@ def run(options: argparse.Namespace, generator: Generator) -> int:
         results = to_json(options, lineup, bench, sections)
     whole = not (options.part or options.contender or options.quick)
     folder = options.out or (RESULTS if whole else None)
+    print(markdown(results, sections, []), end="")
     if folder:
         write(folder, results)
     else:
         print("bench: not the whole of it, so the latest results stay as they were", file=sys.stderr)
-    print(markdown(results, sections, []), end="")
     return 1 if bench.failures else 0
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from bench.figures import Spread
 from bench.peers.contenders import Contender, pannier
-from bench.peers.running import Entrant, Rounds, entered, figures, fill, take_turns
+from bench.peers.running import Entrant, Measured, Rounds, entered, figures, fill, take_turns
 from bench.peers.sections import Column, Section, Value, prose
 from bench.peers.setting import Bench
 from bench.servers import BenchError
@@ -84,9 +84,13 @@ def add_rows(
             values = figures(rounds, contender.name)
             name = f"{prefix}/{contender.name}"
             section.add(name, contender=contender.title, version=contender.version, **heads, **values)
-            saturated = sum(one.saturated for one in rounds[contender.name])
-            if saturated * 2 > len(rounds[contender.name]):
-                section.notes.append(f"{name}: the load generator was saturated; ops/s is its limit")
+            note_saturation(section, name, rounds[contender.name])
+
+
+def note_saturation(section: Section, name: str, measured: Sequence[Measured]) -> None:
+    """Say of a row if the load generator set the pace in most rounds."""
+    if sum(one.saturated for one in measured) * 2 > len(measured):
+        section.notes.append(f"{name}: the load generator was saturated; ops/s is its limit")
 
 
 def by_command(bench: Bench) -> Section:
@@ -95,12 +99,13 @@ def by_command(bench: Bench) -> Section:
         "commands",
         "Commands by depth",
         prose(f"""
-            {CLIENTS} connections on loopback. CPU is what the kernel charged each process tree for the same
-            requests, in µs an operation: *own* is the contender, *behind* the Redis it asks, *total* both;
-            ratios are to Redis asked directly, in the same round. Median (least–greatest) of the rounds.
-            For hits every hot key was read four times before; before the misses {FILL:,} reads of all keys
-            have filled the tier. Zipf exponent {ZIPF}. GET and SET are sent by redis-benchmark where it is
-            at hand, all else by the built-in generator, which compares every reply.
+            {CLIENTS} connections on loopback. CPU is what the kernel charged each process tree for the
+            same requests, in µs an operation: *own* is the contender, *behind* the Redis it asks, *total*
+            both; ratios are to Redis asked directly, in the same round. Median (least–greatest) of the
+            rounds. For hits every hot key was read four times before; before the misses (some of which
+            are hits: see their column) {FILL:,} reads of all keys have filled the tier. Zipf exponent
+            {ZIPF}. GET and SET are sent by redis-benchmark where it is at hand, all else by the built-in
+            generator, which compares every reply.
         """),
         HEADS,
     )

@@ -71,7 +71,8 @@ def _configured(
 
 def redis_direct(stable: Stable) -> Contender:
     """No proxy at all."""
-    return Contender("redis", "Redis direct", stable.redis.label, "", lambda _stable, redis: redis)
+    flags = '--save "" --appendonly no'
+    return Contender("redis", "Redis direct", stable.redis.label, flags, lambda _stable, redis: redis)
 
 
 def pannier(stable: Stable, options: Sequence[str] = (), name: str = "pannier") -> Contender:
@@ -156,7 +157,7 @@ def twemproxy_config(port: int, upstream: int) -> str:
 
 def twemproxy(_: Stable) -> Contender:
     """twemproxy: Debian's package is called nutcracker."""
-    program = shutil.which("nutcracker")
+    program = shutil.which("nutcracker") or shutil.which("nutcracker", path="/usr/sbin")
     if not program:
         raise BenchError("no program nutcracker (Debian: apt install nutcracker)")
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.data import PASSES, Store, connect, exchange, send_all
+from bench.peers.commands import note_saturation
 from bench.peers.contenders import Contender, pannier, redis_direct
 from bench.peers.running import Entrant, Rounds, entered, figures, take_turns
 from bench.peers.sections import Column, Section, prose
@@ -28,6 +29,7 @@ ROWS = 2 * (len(KEYS) + len(CLIENTS) + len(NAMESPACES) + 2 * len(RULES))
 """Measured: of Redis and of Pannier."""
 _ROOMY = ("--max-memory", "1gb", "--admit-after", "1", "--refill-limit", "0")
 _CROWD = ("--max-clients", "11000")
+_TOLD = {options: " ".join(options) for options in (_ROOMY, _CROWD)}
 _LONG = 10_000
 """Warm-up requests at depth 1 for few clients."""
 
@@ -39,10 +41,13 @@ def measure(bench: Bench) -> Section:
         "Scaling",
         prose(f"""
             Hits (and misses where it says so) while one thing grows: the number of hot keys at depth
-            {DEPTH} (`{" ".join(_ROOMY)}`), of clients at depth 1, of namespaces in use at depth {DEPTH} (as
-            many tenants, the clients theirs in turn, {HOT_KEYS:,} hot keys in all), of rules at depth
-            {DEPTH} (the last of which is the one that matches). Redis has neither namespaces nor rules: its
-            rows stand for comparison. What the size of a value does is in a table of its own.
+            {DEPTH} (`{_TOLD[_ROOMY]}`), of clients at depth 1 (`{_TOLD[_CROWD]}`), of namespaces in use
+            at depth {DEPTH} (as many tenants, the clients theirs in turn, {HOT_KEYS:,} hot keys in
+            all), of rules at depth {DEPTH} (the last of which is the one that matches). Redis has
+            neither namespaces nor rules: its rows stand for comparison. What the size of a value does
+            is in a table of its own. The misses are those of a tier that is not full yet: of what is
+            read twice most is fetched and kept, which the misses of the first table, of a full tier,
+            are spared.
         """),
         (
             Column("what", "what grows"),
@@ -78,6 +83,7 @@ def _add(section: Section, what: str, n: int, rounds: Rounds, entrants: Sequence
             values = {key: value for key, value in figures(rounds, entrant.name).items() if key in kept}
             name = f"{what.replace(', ', '-')}/{n}/{entrant.name}"
             section.add(name, what=what, n=n, contender=entrant.contender.title, **values)
+            note_saturation(section, name, rounds[entrant.name])
 
 
 def _keys(bench: Bench, section: Section, contenders: Sequence[Contender]) -> None:

@@ -39,16 +39,19 @@ def _lines(rows: dict[str, Any], others: list[str]) -> Iterator[list[str]]:
         kind, depth, contender = name.split("/")
         if contender != "redis":
             continue
-        ratios = [median(rows.get(f"{kind}/{depth}/{other}"), "total_ratio") for other in others]
-        known = [ratio for ratio in ratios if ratio is not None]
+        found = [(rows.get(f"{kind}/{depth}/{other}") or {}).get("total_ratio") for other in others]
+        least = min([ratio["median"] for ratio in found if ratio], default=0.0)
         cost = median(direct, "total_us") or 0.0
-        cells = ["–" if ratio is None else _cell(ratio, min(known)) for ratio in ratios]
-        yield [direct["workload"], depth, f"{cost:.2f}", *cells]
+        yield [direct["workload"], depth, f"{cost:.2f}", *(_cell(ratio, least) for ratio in found)]
 
 
-def _cell(ratio: float, least: float) -> str:
-    """The least of a line stands out."""
-    return f"**{ratio:.2f}**" if ratio == least else f"{ratio:.2f}"
+def _cell(ratio: dict[str, float] | None, least: float) -> str:
+    """Median and range; the least of a line stands out."""
+    if not ratio:
+        return "–"
+    shown = f"{ratio['median']:.2f}"
+    shown = f"**{shown}**" if ratio["median"] == least else shown
+    return f"{shown} ({ratio['min']:.2f}–{ratio['max']:.2f})"
 
 
 def contenders_table(results: dict[str, Any]) -> str:

@@ -440,9 +440,9 @@ def _mget_keys(part: bytes) -> list[bytes] | None:
 def _hits_of(session: Session, part: bytes) -> tuple[list[bytes], bytes] | None:
     """The members of an MGET and the reply to it, if all of them are in memory.
 
-    It is cut where a key's length may begin, and at stars. A piece that is in the table is one whole key, for
-    it begins with its length; if all are, and as many as there are to be, the cuts were right. That is a third
-    of what stepping over the keys costs.
+    It is cut where a key's length may begin, and at stars. A piece that is in the table is one whole key, as
+    it begins with its length; if all are, and are as many as there should be, the cuts were right. That is a
+    third of what stepping over the keys costs.
     """
     head = match_mget(part)
     if head is None:

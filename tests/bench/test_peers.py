@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -127,7 +128,7 @@ class TestTakingTurns:
                     rounds = running.take_turns(bench, entrants, workload, test)
                     assert bench.failures == [] and set(rounds) == {each.name for each in lineup.present}
                     if test != "mix-95-5":
-                        assert rounds["redis"][0].redis_per_1000 >= 1000 and rounds["pannier"][0].hit_rate == 1.0
+                        assert rounds["redis"][0].redis_per_1000 >= 1000 and (rounds["pannier"][0].hit_rate or 0) > 0.9
                         assert rounds["pannier"][0].redis_per_1000 < 500
             assert stable.servers == before
 
@@ -175,29 +176,46 @@ class TestTheReport:
         assert "- left out: haproxy: no program haproxy" in text and "- x: y" in text and "![cpu](cpu.svg)" in text
 
     def test_a_part_measured_anew_leaves_the_others(self, tmp_path: Path) -> None:
+        """With who took part in them, and what failed; a part without a result takes nobody's place."""
         results, _ = self.results()
-        write(tmp_path, results)
+        write(tmp_path, results | {"measured": ["commands"]})
         other = Section("remote", "Remote", "about", remote.COLUMNS, date="later")
-        write(tmp_path, results | {"sections": {"remote": other.to_json()}})
-        again = Section("commands", "Commands", "about", commands.HEADS, date="later still")
-        write(tmp_path, results | {"sections": {"commands": again.to_json()}})
-        kept = json.loads((tmp_path / "latest.json").read_text())["sections"]
-        assert list(kept) == ["commands", "remote"]
-        assert (kept["commands"]["date"], kept["commands"]["rows"], kept["remote"]["date"]) == ("later still", {}, "later")
+        other.add("0.5ms/95-5/redis", delay=0.5, load="95/5", contender="Redis direct")
+        empty = Section("commands", "Commands", "about", commands.HEADS, date="later still")
+        few = {"contenders": {"redis": {"title": "Redis", "version": "2", "flags": ""}}, "missing": [], "failures": ["z: y"]}
+        both = {"sections": {"remote": other.to_json(), "commands": empty.to_json()}, "measured": ["remote"]}
+        write(tmp_path, results | both | few)
+        kept = json.loads((tmp_path / "latest.json").read_text())
+        assert list(kept["sections"]) == ["commands", "remote"] and kept["sections"]["remote"]["date"] == "later"
+        assert kept["sections"]["commands"]["rows"] and "measured" not in kept
+        assert set(kept["contenders"]) == {"redis", "pannier", "envoy"} and kept["missing"] == results["missing"]
+        assert kept["failures"] == ["x: y", "z: y"]
         text = (tmp_path / "latest.md").read_text()
         assert text.index("## Commands") < text.index("## Remote")
+
+    @pytest.mark.parametrize("there", [b"{", None])
+    def test_where_no_report_can_be_is_said_before_all_is_measured(self, tmp_path: Path, there: bytes | None) -> None:
+        folder = tmp_path / "out"
+        if there is None:
+            folder.write_text("a file")
+        else:
+            folder.mkdir()
+            (folder / "latest.json").write_bytes(there)
+        with pytest.raises(SystemExit):
+            parse(["--out", str(folder)])
 
     def test_the_least_of_a_line_stands_out(self) -> None:
         results, _ = self.results()
         table = summary.total_table(results, results["sections"]["commands"])  # type: ignore[index]
-        assert "| **0.50** | 2.00" in " ".join(table.split())
+        assert "| **0.50** (0.50–0.50) | 2.00 (2.00–2.00) |" in " ".join(table.split())
 
     def test_parts_and_options(self) -> None:
         assert [part.name for part in PARTS] == list(NAMES)
         quick = parse(["--quick", "--part", "remote"])
         assert (quick.rounds, quick.seconds, quick.part) == (1, 0.2, ["remote"])
-        with pytest.raises(SystemExit):
-            parse(["--rounds", "0"])
+        for wrong in (["--rounds", "0"], ["--seconds", "nan"], ["--seconds", "inf"], ["--time-limit", "-1"]):
+            with pytest.raises(SystemExit):
+                parse(wrong)
 
 
 class TestQuoting:
@@ -231,3 +249,12 @@ def test_documents_quote_what_was_measured(name: str) -> None:
     text = (quoting.ROOT / name).read_text()
     assert quoting.count(text) > 0
     assert quoting.quoted(text) == text
+
+
+def test_the_cost_in_the_readme_has_no_figure_of_its_own() -> None:
+    """Each stands in a table made from the results, or in a link that names the row."""
+    text = (quoting.ROOT / "README.md").read_text()
+    section = text[text.index("## What it costs") : text.index("## Documentation")]
+    left = quoting.unquoted(section)
+    assert re.findall(r"\d[\d.,]*\s*(?:times|%|µs|ms|s|bytes|ops)\b", left) == []
+    assert re.findall(r"\d\.\d", left) == []
