@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; exit status 0 if all that is asked holds, 1 if not."""
     options = parse(arguments)
     try:
+        if options.to is not None:
+            options.to.mkdir(parents=True, exist_ok=True)
         redis = redis_binary(options.redis)
         about = machine()
         parts: list[Part] = []
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name} …", file=sys.stderr, flush=True)
             with Stable(redis, ProxyCommand.pannier()) as stable:
                 parts.append(uvloop.run(PARTS[name](stable, options.quick)))
-    except BenchError as error:
+    except (BenchError, OSError) as error:
         print(f"reliability: {error}", file=sys.stderr)
         return 2
     settings = {"pannier": __version__, "redis-server": redis.label}
