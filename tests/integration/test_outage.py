@@ -16,7 +16,7 @@ from tests.fake_upstream import FakeUpstream, Hang
 from tests.harness import Process, free_port, pannier, redis_server, wait_until
 from tests.integration.test_tier_ladder import Shim
 from tests.integration.test_tier_reads import info, number
-from tests.integration.wire import Wire, until
+from tests.integration.wire import Wire, text, until
 
 FAST = ["--upstream-timeout", "1s", "--connect-timeout", "500ms", "--reconnect-min", "10ms", "--reconnect-max", "50ms"]
 STALE = [*FAST, "--on-upstream-down", "stale", "--coherence-timeout", "500ms", "--admit-after", "1"]
@@ -82,13 +82,28 @@ def health(proxy: Process, protocol: int = 2) -> dict[str, str]:
 
 
 def keep(wire: Wire, *lines: str) -> list[bytes]:
-    """Have reads kept, and see that they are: asked for until memory answers."""
-    replies = []
-    for line in lines:
-        for _ in range(3):
-            reply = wire.line(line)
-        replies.append(reply)
-    return replies
+    """Have reads kept, and see that they are: asked for until memory answers.
+
+    A machine busy enough to close the coherence gate for a moment has a read go to Redis, and keeps nothing of it.
+    """
+    return [_kept(wire, line) for line in lines]
+
+
+def _kept(wire: Wire, line: str) -> bytes:
+    for _ in range(500):
+        before = hits(wire)
+        reply = wire.line(line)
+        if hits(wire) > before:
+            return reply
+        time.sleep(0.005)
+    raise AssertionError(f"never answered by memory: {line}")
+
+
+def hits(wire: Wire) -> int:
+    """How many reads memory has answered."""
+    found = re.search(r"^pannier_tier_hits:(\d+)", text(wire.ask("INFO", "sidecar")), re.M)
+    assert found is not None
+    return int(found.group(1))
 
 
 def soon(wire: Wire, line: str) -> bytes:
