@@ -21,8 +21,8 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
 
 import redis.asyncio as redis
 from redis.asyncio.client import PubSub
@@ -42,7 +42,7 @@ from proxy.tier.matching import SLICE, drop_keys, drop_matching
 from proxy.tier.shelf import Shelf
 from proxy.tier.tier import Source, Tier
 from proxy.upstream.address import Upstream
-from proxy.upstream.caller import Collector
+from proxy.upstream.caller import Hearing
 from proxy.upstream.canary import quantile
 from proxy.upstream.shared import SharedLink
 from proxy.upstream.tls import explain, tls_context
@@ -85,8 +85,6 @@ class Channel:
         self.prefix = namespace.prefix if namespace is not None else b""
         self.stranger = stranger
         """Whether the namespace is not served here: its keys may be kept by their whole names."""
-        self.sent: WeakKeyDictionary[SharedLink, int] = WeakKeyDictionary()
-        """Messages published over each link: each is a sender of its own, as links are not ordered."""
         self.heard: dict[str, int] = {}
         """The number of the last message of each sender."""
         self.keys: dict[bytes, None] = {}
@@ -140,8 +138,6 @@ class Bus:
         self._own_link = own_link
         self._anew = False
         """Whether to subscribe anew: there is another channel."""
-        self._mute: WeakSet[SharedLink] = WeakSet()
-        """Links whose users may not publish."""
         self._id = os.urandom(8).hex()
         self._heartbeat = heartbeat
         self._patience = max(patience, _SILENT * heartbeat)
@@ -259,12 +255,12 @@ class Bus:
             messages = [Eviction(patterns=some) for some in _portions(patterns, LONGEST_PATTERNS)]
             messages += [Eviction(keys=some) for some in _portions(keys)]
         for message in messages:
-            number = channel.sent[link] = channel.sent.get(link, 0) + 1
+            number = link.published[channel.name] = link.published.get(channel.name, 0) + 1
             sender = f"{self._id}-{id(link):x}"
             data = dataclasses.replace(message, why=channel.why, sender=sender, number=number).encode()
             request = encode.request("PUBLISH", channel.name, data)
-            mute = link in self._mute
-            link.submit(_Published(self, link, request), 1, _PING if mute else request)
+            hearing = Hearing(partial(self.answered, link, request))
+            link.submit(hearing, 1, request if link.may_publish else _PING)
             if len(self._under_way) < _SAMPLES:
                 self._under_way[channel.name, sender, number] = time.monotonic()
             self.published += 1
@@ -272,9 +268,9 @@ class Bus:
     def answered(self, link: SharedLink, request: bytes, reply: bytes) -> None:
         """Hear whether a message could be published; if its link's user may not, Pannier's own does."""
         own = self._own_link()
-        if link is not own and own is not None and (link in self._mute or reply.startswith(b"-NOPERM")):
-            self._mute.add(link)
-            own.submit(_Published(self, own, request), 1, request)
+        if link is not own and own is not None and (not link.may_publish or reply.startswith(b"-NOPERM")):
+            link.may_publish = False
+            own.submit(Hearing(partial(self.answered, own, request)), 1, request)
             return
         if not reply.startswith(b"-"):
             self.refusal = ""
@@ -538,25 +534,6 @@ def _portions(names: Iterable[bytes], most: int = _MOST_BYTES) -> list[tuple[byt
         portions[-1].append(name)
         size += len(name)
     return [tuple(portion) for portion in portions]
-
-
-class _Published(Collector):
-    """A PUBLISH on its way, or what goes before it."""
-
-    __slots__ = ("_bus", "_link", "_request")
-
-    def __init__(self, bus: Bus, link: SharedLink, request: bytes) -> None:
-        super().__init__(1)
-        self._bus = bus
-        self._link = link
-        self._request = request
-
-    def finish(self, replies: bytes) -> None:
-        """Look for an error."""
-        self._bus.answered(self._link, self._request, replies)
-
-    def cut(self) -> None:
-        """Nothing: the peers will notice."""
 
 
 def _client(upstream: Upstream) -> redis.Redis:

@@ -53,7 +53,7 @@ class Handshakes:
     """Those who shake hands at the listeners of one kind, and how it went."""
 
     def __init__(self, most: Callable[[], int]) -> None:
-        self.under_way: set[asyncio.Protocol] = set()
+        self.under_way: set[object] = set()
         """Who has not shaken hands yet. Whoever counts a protocol otherwise takes it out."""
         self.failed = dict.fromkeys(REASONS, 0)
         """How many have not, and why."""

@@ -12,7 +12,7 @@ import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hiredis
 
@@ -254,7 +254,8 @@ class Sidecar:
             if any(space.namespace is not None or space.locked for space in spaces):
                 await self._learn_first(main)
             for listen in self.settings.listen:
-                make = functools.partial(self.clients.session, self.clients.spaces.of(listen))
+                session = functools.partial(self.clients.session, self.clients.spaces.of(listen))
+                make = cast(Callable[[], asyncio.Protocol], session)
                 tls = self._tls if listen.tls else None
                 servers.append(await serve(make, listen, tls, passed=self.passed))
                 self.addresses += addresses(servers[-1], listen)

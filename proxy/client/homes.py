@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from proxy.client.spaces import Space
     from proxy.upstream.shared import SharedLink
 
-NO_SHELF = cast(Shelf, EmptyShelf())
+NO_SHELF: Shelf = EmptyShelf()
 """The shelf of sessions that none may answer."""
 
 

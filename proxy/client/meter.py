@@ -13,7 +13,7 @@ take it first.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from proxy.client.flow import Reason
 
@@ -107,4 +107,4 @@ def limit(session: Session) -> None:
     session.meter = Meter(session, bucket) if bucket is not None else None
     protocol = session.meter or session
     if session.transport.get_protocol() is not protocol:
-        session.transport.set_protocol(protocol)
+        session.transport.set_protocol(cast(asyncio.Protocol, protocol))

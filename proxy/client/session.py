@@ -62,8 +62,11 @@ _STAR = 0x2A
 _ATTACKS = frozenset({b"host:", b"post"})
 
 
-class Session(asyncio.Protocol):
-    """One client connection. Implements `upstream.caller.Caller` and `tier.flights.Waiter`."""
+class Session:
+    """One client connection. Implements `upstream.caller.Caller` and `tier.flights.Waiter`.
+
+    An `asyncio.Protocol` in all but its bases: with one that is not compiled it could be none that is.
+    """
 
     __slots__ = (
         "_address",
@@ -115,6 +118,10 @@ class Session(asyncio.Protocol):
         "write",
     )  # fmt: skip
 
+    link: SharedLink
+    """The shared link in use: `home`, or beside it one of the client's own protocol."""
+    home: SharedLink
+
     def __init__(self, clients: Clients, session_id: int, space: Space) -> None:
         # Whom it belongs to.
         self.clients = clients
@@ -132,9 +139,6 @@ class Session(asyncio.Protocol):
         """Whether `data_received` may submit at once: nothing stands in the way."""
         self.buffer = b""
         """Bytes received and not taken yet."""
-        self.link: SharedLink = cast(SharedLink, None)
-        """The shared link in use: `home`, or beside it one of the client's own protocol."""
-        self.home: SharedLink = cast(SharedLink, None)
         self.shelf: Shelf = NO_SHELF
         """What may answer reads."""
         self.table = NO_SHELF.table(2)

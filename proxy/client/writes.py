@@ -18,8 +18,6 @@ _KEYS: dict[str, tuple[int, Callable[[Sequence[bytes]], int]]] = {
     "getdel": (_DELETE, lambda _: 1),
 }
 """What is counted, as what, and of how many keys."""
-_HEAD = slice(4, 13)
-"""Where in a request of fewer than ten arguments its name stands, as far as it takes to tell these."""
 _HEADS = {
     b"$%d\r\n%b\r\n" % (len(name), name.encode()): kind
     for word, (kind, _) in _KEYS.items()
@@ -55,7 +53,8 @@ class Writes:
     def run(self, n: int, data: bytes) -> None:
         """Count a run of `n` canonical requests of one key each."""
         if n == 1:
-            kind = _HEADS.get(data[_HEAD])
+            # Where its name stands with fewer than ten arguments, as far as it takes to tell these.
+            kind = _HEADS.get(data[4:13])
             if kind is not None:
                 self._counts[kind] += 1
             return

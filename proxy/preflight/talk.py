@@ -15,10 +15,9 @@ from proxy.upstream.link import Connector, Link, LinkKey, open_link
 class Talk(Link):
     """Questions and answers, each in its turn. Made by `begin`."""
 
-    name = b"pannier-preflight"
-
     def __init__(self, connector: Connector, key: LinkKey) -> None:
         super().__init__(connector, key)
+        self.name = b"pannier-preflight"
         self.falls_back = True
         self.user = (key.identity.user or b"default").decode("utf-8", "replace")
         """Who it is at Redis, for remedies."""

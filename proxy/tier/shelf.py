@@ -757,7 +757,7 @@ class Shelf:
         return self._forget(part)
 
 
-class EmptyShelf:
+class EmptyShelf(Shelf):
     """A shelf that nobody fills and that vouches for nothing."""
 
     def __init__(self) -> None:

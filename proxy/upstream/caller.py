@@ -175,6 +175,23 @@ class Collector:
         """Nothing waits."""
 
 
+class Hearing(Collector):
+    """Hands the raw bytes of one reply to a function; nobody hears of it if the connection is lost."""
+
+    __slots__ = ("_then",)
+
+    def __init__(self, then: Callable[[bytes], object]) -> None:
+        super().__init__(1)
+        self._then = then
+
+    def finish(self, replies: bytes) -> None:
+        """Hand it on."""
+        self._then(replies)
+
+    def cut(self) -> None:
+        """Nothing."""
+
+
 class Question(Collector):
     """A request of the sidecar's own (or `n`, at once), answered with the raw bytes of the reply."""
 

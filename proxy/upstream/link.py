@@ -63,18 +63,19 @@ class Connector:
         return UpstreamLost(f"ERR pannier: upstream {self.upstream.redacted} {why}")
 
 
-class Link(asyncio.Protocol):
+class Link:
     """A connection to Redis, from connecting to the end of its handshake.
 
     Subclasses take the bytes from then on in `received`, and hear of the end in `lost`.
-    """
 
-    name = LINK_NAME
-    """What Redis calls the connection in CLIENT LIST."""
+    An `asyncio.Protocol` in all but its bases, like `client.session.Session`.
+    """
 
     def __init__(self, connector: Connector, key: LinkKey) -> None:
         self.connector = connector
         self.key = key
+        self.name = LINK_NAME
+        """What Redis calls the connection in CLIENT LIST."""
         self.transport: asyncio.Transport | None = None
         self.falls_back = False
         """Whether to go on in RESP2 where the server does not speak RESP3."""
@@ -118,6 +119,15 @@ class Link(asyncio.Protocol):
         except hiredis.ProtocolError as error:
             self._answers.put_nowait(self.connector.lost(f"does not speak RESP ({error})"))
             self.close()
+
+    def eof_received(self) -> None:
+        """Have the connection closed: Redis closes both ways at once."""
+
+    def pause_writing(self) -> None:
+        """Hear that Redis does not keep up."""
+
+    def resume_writing(self) -> None:
+        """Hear that it does again."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Hear that the connection ended."""
@@ -264,15 +274,16 @@ async def open_link(
 async def _connect(link: Link, connector: Connector) -> None:
     loop = asyncio.get_running_loop()
     upstream = connector.upstream
+    protocol = cast(asyncio.Protocol, link)
     if upstream.path is not None:
-        await loop.create_unix_connection(lambda: link, upstream.path)
+        await loop.create_unix_connection(lambda: protocol, upstream.path)
         return
     if upstream.tls:
         context, name = tls_context(upstream), upstream.tls_name
         await loop.create_connection(
-            lambda: link, upstream.host, upstream.port, ssl=context, server_hostname=name
+            lambda: protocol, upstream.host, upstream.port, ssl=context, server_hostname=name
         )
     else:
-        await loop.create_connection(lambda: link, upstream.host, upstream.port)
+        await loop.create_connection(lambda: protocol, upstream.host, upstream.port)
     if link.transport is not None:
         set_keepalive(link.transport, connector.keepalive)

@@ -84,10 +84,9 @@ class Owner(Protocol):
 class PinnedLink(Link):
     """A connection that serves one client at a time, and bears that client's name."""
 
-    name = b""
-
     def __init__(self, connector: Connector, key: LinkKey) -> None:
         super().__init__(connector, key)
+        self.name = b""
         self.owner: Owner | None = None
         self.mode = Mode.COUNTED
         self.expected: deque[Expect] = deque()

@@ -114,6 +114,11 @@ class SharedLink:
         self.key = key
         self.users = 0
         """Sessions attached; kept by them."""
+        self.published: dict[str, int] = {}
+        """Evictions published over it, by channel: each link is a sender of its own, as links are not
+        ordered. The bus keeps this, and the next."""
+        self.may_publish = True
+        """Whether its user may publish, as far as is known."""
         self.reconnects = 0
         self.error: UpstreamError = connector.lost("is not connected yet")
         """Why the link is down, while it is."""
