@@ -38,7 +38,7 @@ define apt_install
   installed=$$?; [ -z "$$mine" ] || rm -f $$policy; [ $$installed = 0 ]
 endef
 
-.PHONY: help run test lint bench bench-peers clean tools peers
+.PHONY: help run test lint bench bench-peers compiled clean tools peers compiler
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -61,8 +61,12 @@ bench: $(VENV)/.tests  ## measure CPU per operation and throughput, beside Redis
 	$(BIN)/python -m bench.quoting
 
 bench-peers: $(VENV)/.tests peers  ## the same beside Envoy, twemproxy and HAProxy: half an hour
+	-@$(MAKE) --no-print-directory compiled
 	$(BIN)/python -m bench.peers $(ARGS)
 	$(BIN)/python -m bench.quoting
+
+compiled: $(VENV)/.tests compiler  ## build a wheel whose hot modules are compiled: docs/compiled.md
+	@$(BIN)/python deploy/compiled/build.py --out dist
 
 clean:  ## remove .venv and everything generated
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -87,6 +91,9 @@ define provide
 	  echo "make: no $${each%%:*} on this machine: going on without $(3)"; \
 	done
 endef
+
+compiler:
+	$(call provide,cc:gcc,the compiled wheel,a compiler)
 
 tools:
 	$(call provide,$(wanted),the tests,the tests that need it)

@@ -172,10 +172,13 @@ class ProxyCommand:
     usage: Sequence[str] | None = None
 
     @classmethod
-    def pannier(cls) -> ProxyCommand:
-        """The proxy of this repository, run by this interpreter."""
-        run = (sys.executable, "-m", "proxy", "run", "--listen", f"{HOST}:{{port}}")
-        usage = (sys.executable, "-m", "proxy", "run", "--help")
+    def pannier(cls, package: Path | None = None) -> ProxyCommand:
+        """The proxy of this repository, or the package in a folder, run by this interpreter."""
+        python: tuple[str, ...] = (sys.executable,)
+        if package is not None:
+            python = ("env", f"PYTHONPATH={package}", sys.executable, "-P")
+        run = (*python, "-m", "proxy", "run", "--listen", f"{HOST}:{{port}}")
+        usage = (*python, "-m", "proxy", "run", "--help")
         return cls((*run, "--upstream", f"redis://{HOST}:{{upstream_port}}"), run, usage)
 
     @classmethod

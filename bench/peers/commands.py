@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from bench.figures import Spread
-from bench.peers.contenders import Contender, pannier
+from bench.peers.contenders import Contender, with_options
 from bench.peers.running import Entrant, Measured, Rounds, entered, figures, fill, take_turns
 from bench.peers.sections import Column, Section, Value, prose
 from bench.peers.setting import Bench
@@ -140,9 +140,7 @@ def by_size(bench: Bench) -> Section:
         f"otherwise, Pannier keeps up to a megabyte with its frame: `{' '.join(_LARGE)}`.",
         (Column("size", "bytes", 0), *HEADS[1:]),
     )
-    contenders = [
-        pannier(bench.stable, _LARGE) if each.name == "pannier" else each for each in bench.contenders
-    ]
+    contenders = [with_options(bench.stable, each, _LARGE) for each in bench.contenders]
     with entered(bench, contenders) as entrants:
         for size, keys in SIZES.items():
             for depth in (1, 16) if size <= 16_384 else (1,):

@@ -14,10 +14,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench.servers import HOST, BenchError, Server, Stable, free_port
+from bench.compiled import unpacked
+from bench.servers import HOST, BenchError, ProxyCommand, Server, Stable, free_port
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,24 @@ def pannier(stable: Stable, options: Sequence[str] = (), name: str = "pannier") 
         name, "Pannier", version, " ".join(options) or "default settings",
         lambda stable, redis: stable.start_proxy(redis, options, name), caches=True,
     )  # fmt: skip
+
+
+def compiled(stable: Stable, options: Sequence[str] = ()) -> Contender:
+    """The same, its hot modules compiled by mypyc; from the wheel in dist/."""
+    own = replace(stable, proxy=ProxyCommand.pannier(unpacked()))
+    return replace(
+        pannier(stable, options, "compiled"), title="Pannier, compiled",
+        start=lambda _stable, redis: own.start_proxy(redis, options, "compiled"),
+    )  # fmt: skip
+
+
+OURS = {"pannier": pannier, "compiled": compiled}
+
+
+def with_options(stable: Stable, contender: Contender, options: Sequence[str]) -> Contender:
+    """A contender as it is, or started with options of Pannier if it is that."""
+    ours = OURS.get(contender.name)
+    return ours(stable, options) if ours is not None else contender
 
 
 # --- Envoy
@@ -193,7 +212,8 @@ def haproxy(_: Stable) -> Contender:
 
 
 EVERY: dict[str, Callable[[Stable], Contender]] = {
-    "redis": redis_direct, "pannier": pannier, "envoy": envoy, "twemproxy": twemproxy, "haproxy": haproxy,
+    "redis": redis_direct, "pannier": pannier, "compiled": compiled,
+    "envoy": envoy, "twemproxy": twemproxy, "haproxy": haproxy,
 }  # fmt: skip
 
 

@@ -62,6 +62,7 @@ PANNIER_COLOUR, PANNIER_MARKER = "#D55E00", "o"
 LOOKS = {
     "redis": Look("#333333", "", "s", "--", "Redis direct"),
     "pannier": Look(PANNIER_COLOUR, "", PANNIER_MARKER, "-", "Pannier"),
+    "compiled": Look("#E69F00", "....", "p", "-", "Pannier, compiled"),
     "envoy": Look("#0072B2", "////", "^", "-", "Envoy"),
     "twemproxy": Look("#009E73", "----", "D", "-.", "twemproxy"),
     "haproxy": Look("#CC79A7", "xxxx", "v", ":", "HAProxy"),
@@ -71,7 +72,7 @@ LOOKS = {
     "wtinylfu": Look("#CC79A7", "", "v", ":", "W-TinyLFU"),
     "belady": Look("#999999", "", "*", "--", "Belady (the optimum)"),
 }
-OTHERS = (Look("#E69F00", "\\\\\\\\", "P", "-"), Look("#56B4E9", "++++", "X", "--"))
+OTHERS = (Look("#999933", "\\\\\\\\", "P", "-"), Look("#56B4E9", "++++", "X", "--"))
 """For who is not in the table above."""
 WORKLOADS = {
     "get-hits": "GET, hits",

@@ -9,9 +9,11 @@ docs/compiled.md says what it gains and what it takes.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +44,6 @@ PARTS = (
     "upstream.wire",
 )
 """What is compiled: what runs for each command, and where a class in it has subclasses or bases."""
-NEEDED = "it needs Pannier, mypy and setuptools in the environment that runs it (pip install .[compiled])"
 SETUP = """\
 from mypyc.build import mypycify
 from setuptools import setup
@@ -58,6 +59,17 @@ def files(root: Path = ROOT) -> list[str]:
         paths = root.joinpath("proxy").glob(part.replace(".", "/") + ".py")
         found += [str(path.relative_to(root)) for path in paths if path.stem != "__init__"]
     return sorted(found)
+
+
+def absent() -> str:
+    """What is not there that compiling takes, and where to get it; empty if all is there."""
+    if shutil.which("cc") is None:
+        return "there is no C compiler (cc) on the PATH; Debian has one in gcc"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return f"{sys.executable} is there without its headers (Python.h); for Debian's, python3-dev"
+    if importlib.util.find_spec("mypyc") is None or importlib.util.find_spec("setuptools") is None:
+        return f"mypy or setuptools is not installed for {sys.executable}: pip install '.[compiled]'"
+    return ""
 
 
 def build(out: Path, level: str = "3") -> Path:
@@ -81,14 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="FOLDER", help="(dist)")
     parser.add_argument("--level", choices="0123", default="3", help="how hard the C compiler tries (3)")
     given = parser.parse_args(arguments)
-    if shutil.which("cc") is None:
-        print("build.py: no C compiler (cc) on the PATH; on Debian, gcc and python3-dev", file=sys.stderr)
+    if missing := absent():
+        print(f"build.py: {missing}", file=sys.stderr)
         return 2
     print(f"build.py: compiling {len(files())} modules, which takes a minute or two", flush=True)
     try:
         wheel = build(given.out, given.level)
     except subprocess.CalledProcessError:
-        print(f"build.py: that failed, see above; {NEEDED}", file=sys.stderr)
+        print("build.py: that failed, for the reason above", file=sys.stderr)
         return 1
     print(f"build.py: {wheel} is ready; install it with\n  pip install --force-reinstall --no-deps {wheel}")
     return 0

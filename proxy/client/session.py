@@ -74,6 +74,7 @@ class Session:
         "_patterns",
         "_whole",
         "arriving",
+        "attached",
         "buffer",
         "bypass",
         "clients",
@@ -133,6 +134,8 @@ class Session:
         """Where it is, with TLS: such a transport forgets when it is lost."""
         self.relay: Callable[[bytes], object] = _discard
         """Takes reply bytes as Redis sent them over `link`."""
+        self.attached = False
+        """Whether it has been at home on a link, and so has one."""
         # What it is doing.
         self.state = State.RELAY
         self.relaying = False
@@ -212,6 +215,7 @@ class Session:
             self.finish()
             return
         homes.settle_in(self, self.clients.links.attach(self.home_key))
+        self.attached = True
         self.refresh()
 
     def data_received(self, data: bytes) -> None:
@@ -326,7 +330,7 @@ class Session:
         if self.reserved is not None:
             self.clients.links.unpin(self.reserved, False)
             self.reserved = None
-        if self.home is not None:
+        if self.attached:
             homes.leave_side(self)
             self.clients.links.detach(self.home)
         self.table.users -= 1

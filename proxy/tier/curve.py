@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from math import sqrt
+from math import fsum, sqrt
 from operator import itemgetter
 from statistics import NormalDist, fmean
 from typing import NamedTuple, TypeVar, cast
@@ -134,11 +134,11 @@ def steps(found: Iterable[Watched]) -> Steps[Curve]:
     """The curve of some samples, a millisecond's work at a time."""
     watched = sorted([each for each in found if each.weight > 0], key=itemgetter(0))
     yield
-    reads = sum([each.weight for each in watched])
+    reads = fsum([each.weight for each in watched])
     kept = [each for each in watched if each.size]
     if not kept:
         return Curve(0.0, reads, (), (), (), ())
-    effective = reads**2 / sum([each.weight**2 for each in watched])
+    effective = reads**2 / fsum([each.weight**2 for each in watched])
     yield
     # For each sample: what is left of all with it and those that became older.
     weights = _left([each.weight for each in kept])

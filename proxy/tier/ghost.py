@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from math import fsum
 
 SIZES = (16 << 20, 32 << 20, 64 << 20, 128 << 20)
 """Bytes of the memories that are imagined unless told."""
@@ -152,7 +153,7 @@ class Ghost:
         An estimate, except while all parts are in the sample.
         """
         most_read = self._hits[0] + self._changed
-        missing = self._reads - sum(self._hits) - self._misses
+        missing = self._reads - fsum(self._hits) - self._misses
         hits = missing * self._hits[0] / most_read if most_read else 0.0
         lines = []
         for size, more in zip(self.sizes, self._hits, strict=True):

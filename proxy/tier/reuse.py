@@ -23,6 +23,7 @@ import enum
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import fsum
 from random import randrange
 from sys import intern
 from typing import TYPE_CHECKING, NamedTuple
@@ -311,7 +312,7 @@ class Reuse:
         since = self._marks[0]
         logged = max(now.account_logged - since.account_logged, 1)
         hits = (now.hits - since.hits) * (now.logged - since.logged) / logged
-        weights = [sum([each.weight for each in samples if each.hit is hit]) for hit in (True, False)]
+        weights = [fsum([each.weight for each in samples if each.hit is hit]) for hit in (True, False)]
         return hits / max(weights[0], 1), (now.missed - since.missed) / max(weights[1], 1)
 
     def _counts(self) -> Counts:

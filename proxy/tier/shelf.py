@@ -590,11 +590,13 @@ class Shelf:
         if flight.ruling.serve is not Serve.CACHE:
             self._imagine(flight, reply, until)
             return
+        now, nothing = self.tier.clock(), absent or reply in NULLS
         if flight.ruling.keeps and not failed:
-            self.tending.heard(flight.read.part, absent or reply in NULLS, self.tier.clock())
-        kept = self._store(flight.read, reply) if until > self.tier.clock() else 0
+            self.tending.heard(flight.read.part, nothing, now)
+        kept = self._store(flight.read, reply) if until > now else 0
         if not kept:
-            if not failed:
+            ends = flight.began + lifetime
+            if not failed and not (ends <= now and self.tending.ended(flight.read, reply, ends)):
                 self._remove(flight.read.part)  # what a rule kept of it
             self._give_up(flight.read)
             return

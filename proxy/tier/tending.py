@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxy.tier.policy import Ruling
 
 if TYPE_CHECKING:
+    from proxy.tier.rules import Read
     from proxy.tier.shelf import Shelf
 
 _SPARE = 4096
@@ -144,6 +145,19 @@ class Tending:
         if tended is None or now < tended.ends or not tended.ruling.stale_while_revalidate:
             return False
         return part in self.aside or self._retire(part, tended, now)
+
+    def ended(self, read: Read, reply: bytes, ends: float) -> bool:
+        """Hear that what is kept was still there, but that its key has ended just now; whether that is so and
+        it is of use."""
+        tended = self.known.get(read.part)
+        if tended is None or not tended.ruling.stale_while_revalidate:
+            return False
+        there: dict[int, bytes | None] = {p: table.get(read.part) for p, table in self._shelf.tables.items()}
+        there |= self.aside.get(read.part, {})
+        if there.get(2) != self._shelf.lowered(read, reply) and there.get(3) != reply:
+            return False
+        self.known[read.part] = tended = tended._replace(ends=min(tended.ends, ends))
+        return read.part in self.aside or self._retire(read.part, tended, self._shelf.tier.clock())
 
     def revive(self, parts: Iterable[bytes], now: float) -> list[bytes]:
         """Bring back into the table what may be served while it is fetched anew; the parts to fetch.

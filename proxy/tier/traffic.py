@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import nlargest
+from math import fsum
 from operator import itemgetter
 from random import randrange
 
@@ -109,6 +110,6 @@ class Traffic:
 
 def overstated(traffics: Sequence[Traffic]) -> float:
     """By which factor the hits of all shelves of one account seem to be more than they are; 1 at least."""
-    logged = sum([traffic.hits.total for traffic in traffics])
+    logged = fsum([traffic.hits.total for traffic in traffics])
     exact = max([traffic.exact_hits for traffic in traffics], default=0.0)
     return max(1.0, logged / exact) if exact > 0 else 1.0

@@ -431,6 +431,31 @@ class TestTheLast:
         later(shelf, clock, 30.0)
         assert shelf.last(K) is None
 
+    @pytest.mark.parametrize("protocols", [(2,), (2, 3)])
+    def test_is_known_although_it_was_fetched_anew_a_moment_before_its_end(self, protocols: tuple[int, ...]) -> None:
+        """Too late for the reply to be kept by itself."""
+        _, shelf, clock = tended(protocols=protocols, stale_while_revalidate=30.0, lifetime=9.0)
+        later(shelf, clock, 8.99)
+        flight = refetch(shelf)
+        later(shelf, clock, 0.02)
+        shelf.land(flight, OLD, 0.01)
+        consistent(shelf)
+        assert shelf.last(K) == OLD and served(shelf, clock) is None
+        shelf.pushed(push(b"k"))
+        fill(shelf, "GET", "k", reply=b"_\r\n")
+        consistent(shelf)
+        assert shelf.last(K) == OLD
+        later(shelf, clock, 30.0)
+        assert shelf.last(K) == b"$-1\r\n"
+
+    def test_is_forgotten_when_what_comes_in_its_place_is_not_to_be_kept(self) -> None:
+        _, shelf, clock = tended(stale_while_revalidate=30.0, lifetime=9.0, max_value_size=5)
+        later(shelf, clock, 8.99)
+        flight = refetch(shelf)
+        shelf.land(flight, b"$9\r\nlong text\r\n", 60.0)
+        consistent(shelf)
+        assert shelf.last(K) is None
+
     def test_is_forgotten_when_there_is_something_again(self) -> None:
         _, shelf, clock = tended(stale_while_revalidate=30.0, lifetime=9.0)
         later(shelf, clock, 9.0)
