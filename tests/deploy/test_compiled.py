@@ -27,16 +27,12 @@ PROGRAM = ROOT / "deploy/compiled/build.py"
 TRIED = [
     "tests/coherence/test_history.py",
     "tests/integration/test_apart.py",
-    "tests/integration/test_bus_alone.py",
-    "tests/integration/test_outage.py",
     "tests/integration/test_refresh_ahead.py",
-    "tests/integration/test_state.py",
     "tests/integration/test_tier_coherence.py",
-    "tests/integration/test_tier_limits.py",
+    "tests/integration/test_tier_faults.py",
     "tests/integration/test_tier_reads.py",
-    "tests/integration/test_upstream_faults.py",
 ]
-"""What is compiled in action: every read and write, coherence, RESP2 and RESP3, pinned links, faults, renewal."""
+"""What is compiled in action: every read and write, coherence, RESP2 and RESP3, faults, renewal."""
 IMPORT_ALL = """
 import importlib, pkgutil, proxy
 for module in pkgutil.walk_packages(proxy.__path__, "proxy."):
