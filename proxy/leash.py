@@ -1,7 +1,7 @@
 """What a worker hears from its parent, and tells it: lines of JSON over a connection of their own.
 
-The parent says `stop` and `reload`; the worker tells when it serves, and what has come of reloading. The end
-of the connection is the end of the parent: a worker does not go on without.
+The parent says `stop`, `reload`, and `drain` or not to; the worker tells when it serves, and what has come of
+reloading. The end of the connection is the end of the parent: a worker does not go on without.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class Worker:
     def __init__(self, place: Place, stop: Stop) -> None:
         self.reloader: Reloader | None = None
         """What reads the settings again."""
+        self.drain: Callable[[bool], object] = bool
+        """Says whether clients are to go elsewhere."""
         self.orphaned = False
         """Whether the parent has ended."""
         self._stop = stop
@@ -88,6 +90,8 @@ class Worker:
     async def _obey(self, order: Mapping[str, Any]) -> None:
         if order["what"] == "stop":
             self._end(order["signal"])
+        elif order["what"] == "drain":
+            self.drain(order["draining"])
         elif order["what"] == "reload":
             reloader = self.reloader
             trouble = await reloader.obey(order["why"]) if reloader is not None else ""

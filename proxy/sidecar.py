@@ -135,6 +135,7 @@ async def run(
             watch = asyncio.create_task(reloader.run())
             stack.callback(watch.cancel)
         if worker is not None:
+            worker.drain = sidecar.drain
             stack.callback(worker.begin().cancel)
         await stack.enter_async_context(sidecar.serving())
         await _first(sidecar.first_contact(), endings)
@@ -223,6 +224,10 @@ class Sidecar:
         self._learning: asyncio.Task[None] | None = None
         self._learnt: tuple[LinkKey, int] | None = None
         """Over which link, and which connection of it, the command table was last overlaid."""
+
+    def drain(self, draining: bool) -> None:
+        """Have clients go elsewhere, or no longer, as a worker's parent says."""
+        self.clients.draining = draining
 
     def _administration(self) -> Admin:
         """What is served over HTTP: to operators, or of several workers to the parent and the others."""

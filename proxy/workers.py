@@ -367,6 +367,8 @@ class Parent:
 
     def _hear(self, worker: Worker, message: Mapping[str, Any]) -> None:
         worker.hear(message)
+        if message["what"] == "ready":
+            self._crew.tell(worker)
         self._share_out()
 
     async def _spawn(self, place: Place) -> asyncio.subprocess.Process:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -143,6 +144,50 @@ async def test_one_that_is_being_spawned_during_a_reload_has_the_new_settings(
         go_on.set()
         await until(lambda: both_run(made) and len(parent._settings.rules) == 1)
         assert await rules_of(one) == await rules_of(two) == 1
+
+
+async def drains(worker: Worker) -> bool:
+    return bool(json.loads((await ask(worker.path, "GET", "/readyz")).body)["draining"])
+
+
+@pytest.mark.parametrize("held", ["before", "after"])
+async def test_one_that_is_being_spawned_while_all_are_to_drain_is_told(
+    made: list[Parent], monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    """And again when they are not to any more."""
+    spawn, reached, go_on = Parent._spawn, asyncio.Event(), asyncio.Event()
+
+    async def slowly(self: Parent, place: Place) -> asyncio.subprocess.Process:
+        process = await spawn(self, place) if held == "after" else None
+        if both_ran:
+            reached.set()
+            await go_on.wait()
+        return process or await spawn(self, place)
+
+    both_ran = False
+    monkeypatch.setattr(Parent, "_spawn", slowly)
+    async with running(admin_listen="127.0.0.1:0"):
+        await until(lambda: both_run(made))
+        both_ran = True
+        one, two = made[0]._workers
+        for draining in (True, False):
+            reached.clear()
+            go_on.clear()
+            assert two.process is not None
+            os.kill(two.process.pid, signal.SIGKILL)
+            await reached.wait()
+            body = json.dumps({"draining": draining}).encode()
+            request = urllib.request.Request(
+                f"{made[0]._admin.url}drain", body, {"Content-Type": "application/json"}, method="POST"
+            )
+            with await asyncio.to_thread(urllib.request.urlopen, request) as answer:
+                assert json.load(answer)["draining"] is draining
+            go_on.set()
+            await until(lambda: both_run(made))
+            deadline = time.monotonic() + 30
+            while [await drains(one), await drains(two)] != [draining, draining]:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.02)
 
 
 async def test_what_changes_while_it_is_read_is_read_again(made: list[Parent], tmp_path: Path) -> None:

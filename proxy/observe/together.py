@@ -41,6 +41,9 @@ class Worker(Protocol):
     path: str
     """Its private socket."""
 
+    def say(self, what: str, **more: object) -> None:
+        """Tell it something, if it is there."""
+
 
 @dataclass(slots=True)
 class Crew:
@@ -50,7 +53,11 @@ class Crew:
     workers: Mapping[int, Worker] = field(default_factory=dict)
     stopping: bool = False
     draining: bool = False
-    """Whether somebody has said so; a worker that is started again is told."""
+    """Whether somebody has said so."""
+
+    def tell(self, worker: Worker) -> None:
+        """Tell a worker whether it is draining: who is being started has not been there to be asked."""
+        worker.say("drain", draining=self.draining)
 
 
 class Together:
@@ -215,6 +222,8 @@ class Together:
         self._judge(request)
         found, missing = await self._change(request, "/drain", PATIENCE)
         self._crew.draining = found["draining"]
+        for worker in self._crew.workers.values():
+            self._crew.tell(worker)
         return report(self._named(found, missing))
 
     def _judge(self, request: Request) -> None:
