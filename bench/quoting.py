@@ -20,7 +20,7 @@ from bench.peers import summary
 from bench.servers import ROOT, BenchError
 
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "docs/benchmarks.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/compiled.md")
 _QUOTE = re.compile(r'\[([^\]\n]*?)(-?[\d,]+(?:\.(\d+))?)([^\]\n\d]*)\]\(([\w./-]*?)(\w+)\.md "([^"\n]+)"\)')
 """Words, figure, its decimals, words; folder and name of the report; where in the JSON."""
 _TABLE = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
