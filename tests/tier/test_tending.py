@@ -219,7 +219,7 @@ class TestWhatEndsIt:
         flight = refetch(shelf)
         clock.now += 5.0
         shelf.land(flight, NEW, 2.0)
-        assert served(shelf, clock) is None
+        assert served(shelf, clock) is None and shelf.last(K) is None
         consistent(shelf)
 
     def test_room_is_made_of_what_is_aside_first(self) -> None:
