@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from bench import cpu, idle, memory, stalls, warming, workers
+from bench.compiled import unpacked
 from bench.figures import Result
 from bench.load import Generator, find_generator
 from bench.progress import Progress
@@ -65,6 +66,7 @@ class Options:
     builtin: bool
     redis_server: str | None
     proxy_command: str | None
+    compiled: bool
     time_limit: float
 
     def workloads(self) -> list[Workload]:
@@ -80,7 +82,7 @@ class Options:
         """Whether everything is measured, in earnest and of the proxy."""
         named = (GROUP_NAMES, self.groups), (TESTS, self.tests), (DEPTHS, self.depths)
         return all(set(known) <= set(chosen) for known, chosen in named) and not (
-            self.quick or self.proxy_command
+            self.quick or self.proxy_command or self.compiled
         )
 
 
@@ -142,6 +144,7 @@ def parse(arguments: Sequence[str] | None) -> Options:
         metavar="COMMAND",
         help="run this in place of the proxy; {port}: where it listens, {upstream_port}: its Redis",
     )
+    add("--compiled", action="store_true", help="measure the wheel of `make compiled`")
     add("--time-limit", type=positive, default=1800.0, metavar="S", help="give up after S seconds (1800)")
     chosen = vars(parser.parse_args(arguments))
     chosen["rounds"] = int(chosen["rounds"] or (2 if chosen["quick"] else 5)) or 1
@@ -177,6 +180,8 @@ def settings(options: Options, redis: str, generator: Generator) -> dict[str, An
     }
     if options.proxy_command:
         known["note"] = "another command ran in place of the proxy"
+    elif options.compiled:
+        known["note"] = "compiled"
     return known
 
 
@@ -242,9 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     signal.signal(signal.SIGTERM, interrupt)
     stand_in = options.proxy_command
-    command = ProxyCommand.from_text(stand_in) if stand_in else ProxyCommand.pannier()
     idle.make_room()
     try:
+        own = ProxyCommand.pannier(unpacked() if options.compiled and not stand_in else None)
+        command = ProxyCommand.from_text(stand_in) if stand_in else own
         redis = redis_binary(options.redis_server)
         generator = find_generator(options.builtin)
         if generator.builtin:

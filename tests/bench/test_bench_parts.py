@@ -190,6 +190,7 @@ def test_groups_chosen(words: str, groups: list[str]) -> None:
         (["--idle-only"], False),
         (["--quick"], False),
         (["--group", "all", "--proxy-command", "true"], False),
+        (["--compiled"], False),
     ],
 )
 def test_only_a_whole_run_takes_the_place_of_the_latest(words: list[str], whole: bool, tmp_path: Path) -> None:
