@@ -19,11 +19,11 @@ FILES = sorted(
 )
 # fmt: off
 OTHERS = {
-    "--appendonly", "--build", "--build-arg", "--cap-drop", "--file", "--format", "--from", "--interval",
-    "--invalidation-mode", "--network", "--no-auth-warning", "--no-cache-dir", "--no-compile",
-    "--no-deps", "--no-healthcheck", "--no-install-recommends", "--only-binary", "--pass", "--python",
-    "--read-only", "--requirement", "--retries", "--rm", "--save", "--set", "--start-period", "--strip-unneeded",
-    "--tag", "--timeout", "--user", "--without-pip", "--without-ttl", "--yes",
+    "--appendonly", "--build", "--build-arg", "--cap-drop", "--disable-pip-version-check", "--file", "--force-reinstall", "--format",
+    "--from", "--interval", "--invalidation-mode", "--level", "--network", "--no-auth-warning",
+    "--no-build-isolation", "--no-cache-dir", "--no-compile", "--no-deps", "--no-healthcheck", "--no-install-recommends", "--only-binary", "--out", "--pass", "--python",
+    "--quiet", "--read-only", "--requirement", "--retries", "--rm", "--save", "--set", "--start-period", "--strip-unneeded",
+    "--tag", "--timeout", "--user", "--wheel-dir", "--without-pip", "--without-ttl", "--yes",
 }
 # fmt: on
 """Flags of other programs, and of pannier's commands."""

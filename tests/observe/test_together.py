@@ -34,6 +34,10 @@ class Fake:
     running: bool = True
     silent: bool = False
     asked: list[Request] = field(default_factory=list)
+    told: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+
+    def say(self, what: str, **more: object) -> None:
+        self.told.append((what, more))
 
     async def answer(self, request: Request) -> Answer:
         self.asked.append(request)
@@ -220,6 +224,8 @@ class TestChanges:
             fake.answers[path] = lambda request: report({"draining": True, "connected_clients": 3})
         assert await desk.post("/drain") == (200, {"draining": True, "connected_clients": 6})
         assert desk.crew.draining
+        for fake in desk.fakes:
+            assert fake.told == [("drain", {"draining": True})]
 
     async def test_one_that_cannot_makes_an_error(self, desk: Desk) -> None:
         desk.fakes[0].answers["/invalidate"] = lambda request: report({"reason": "pannier is stopping"}, 503)
