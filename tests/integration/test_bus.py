@@ -88,6 +88,7 @@ def both_forms(stack: contextlib.ExitStack, *ports: int) -> None:
         stack.enter_context(Wire(port, 3)).ask("SIDECAR", "FLUSH")
         stack.enter_context(Wire(port, 2))
         FORMS[port] = 2
+        stack.callback(FORMS.pop, port)  # another may come to listen there
 
 
 def entries(port: int, *login: str) -> int:
