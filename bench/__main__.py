@@ -246,11 +246,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, keep; returns the exit status."""
     options = parse(arguments)
     signal.signal(signal.SIGTERM, interrupt)
-    stand_in = options.proxy_command
     idle.make_room()
     try:
-        own = ProxyCommand.pannier(unpacked() if options.compiled and not stand_in else None)
-        command = ProxyCommand.from_text(stand_in) if stand_in else own
+        if options.proxy_command:
+            command = ProxyCommand.from_text(options.proxy_command)
+        else:
+            command = ProxyCommand.pannier(unpacked() if options.compiled else None)
         redis = redis_binary(options.redis_server)
         generator = find_generator(options.builtin)
         if generator.builtin:

@@ -7,6 +7,7 @@ import shutil
 import sysconfig
 import tempfile
 import zipfile
+from functools import cache
 from pathlib import Path
 
 from bench.servers import ROOT, BenchError
@@ -21,6 +22,7 @@ def _stale(wheel: zipfile.ZipFile) -> str:
     return next((name for name in sorted(inside) if wheel.read(name) != here[name].read_bytes()), "")
 
 
+@cache
 def unpacked(dist: Path = ROOT / "dist") -> Path:
     """A folder with the compiled package, gone when this process ends.
 
@@ -30,10 +32,10 @@ def unpacked(dist: Path = ROOT / "dist") -> Path:
     wheels = sorted(dist.glob(f"pannier-*-{tag}*.whl"), key=lambda path: path.stat().st_mtime)
     if not wheels:
         raise BenchError(f"no compiled wheel for this Python in {dist.name}/ (make compiled)")
-    folder = Path(tempfile.mkdtemp(prefix="pannier-bench-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with zipfile.ZipFile(wheels[-1]) as wheel:
         if stale := _stale(wheel):
             raise BenchError(f"{wheels[-1].name} is of another source: {stale} differs (make compiled)")
+        folder = Path(tempfile.mkdtemp(prefix="pannier-bench-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         wheel.extractall(folder)
     return folder

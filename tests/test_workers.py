@@ -102,6 +102,24 @@ async def rules_of(worker: Worker) -> int:
     return int(json.loads((await ask(worker.path, "GET", "/stats")).body)["rules"]["number"])
 
 
+class Spawning:
+    """Holds workers that are being spawned, once it is `held`: `before` their processes are there, or `after`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+        self.held = False
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+        spawn = Parent._spawn
+
+        async def slowly(parent: Parent, place: Place) -> asyncio.subprocess.Process:
+            process = await spawn(parent, place) if when == "after" else None
+            if self.held:
+                self.reached.set()
+                await self.go_on.wait()
+            return process or await spawn(parent, place)
+
+        monkeypatch.setattr(Parent, "_spawn", slowly)
+
+
 ONE, TWO = '[[rules]]\nmatch = "a"\n', '[[rules]]\nmatch = "b"\n'
 
 
@@ -110,27 +128,17 @@ async def test_one_that_is_being_spawned_during_a_reload_has_the_new_settings(
     made: list[Parent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str
 ) -> None:
     """When it has been given the old ones and cannot be told yet: before its process is there, and after."""
-    spawn, reached, go_on = Parent._spawn, asyncio.Event(), asyncio.Event()
-
-    async def slowly(self: Parent, place: Place) -> asyncio.subprocess.Process:
-        process = await spawn(self, place) if held == "after" else None
-        if both_ran:
-            reached.set()
-            await go_on.wait()
-        return process or await spawn(self, place)
-
-    both_ran = False
-    monkeypatch.setattr(Parent, "_spawn", slowly)
+    spawning = Spawning(monkeypatch, held)
     file = tmp_path / "p.toml"
     file.write_text("")
     async with running(config=str(file)):
         await until(lambda: both_run(made))
-        both_ran = True
+        spawning.held = True
         parent = made[0]
         one, two = parent._workers
         assert two.process is not None
         os.kill(two.process.pid, signal.SIGKILL)
-        await reached.wait()
+        await spawning.reached.wait()
         again, read = parent._again, list[Settings]()
 
         def noted() -> Settings:
@@ -141,7 +149,7 @@ async def test_one_that_is_being_spawned_during_a_reload_has_the_new_settings(
         file.write_text(ONE)
         parent._asked.set()
         await until(lambda: read)
-        go_on.set()
+        spawning.go_on.set()
         await until(lambda: both_run(made) and len(parent._settings.rules) == 1)
         assert await rules_of(one) == await rules_of(two) == 1
 
@@ -155,34 +163,24 @@ async def test_one_that_is_being_spawned_while_all_are_to_drain_is_told(
     made: list[Parent], monkeypatch: pytest.MonkeyPatch, held: str
 ) -> None:
     """And again when they are not to any more."""
-    spawn, reached, go_on = Parent._spawn, asyncio.Event(), asyncio.Event()
-
-    async def slowly(self: Parent, place: Place) -> asyncio.subprocess.Process:
-        process = await spawn(self, place) if held == "after" else None
-        if both_ran:
-            reached.set()
-            await go_on.wait()
-        return process or await spawn(self, place)
-
-    both_ran = False
-    monkeypatch.setattr(Parent, "_spawn", slowly)
+    spawning = Spawning(monkeypatch, held)
     async with running(admin_listen="127.0.0.1:0"):
         await until(lambda: both_run(made))
-        both_ran = True
+        spawning.held = True
         one, two = made[0]._workers
         for draining in (True, False):
-            reached.clear()
-            go_on.clear()
+            spawning.reached.clear()
+            spawning.go_on.clear()
             assert two.process is not None
             os.kill(two.process.pid, signal.SIGKILL)
-            await reached.wait()
+            await spawning.reached.wait()
             body = json.dumps({"draining": draining}).encode()
             request = urllib.request.Request(
                 f"{made[0]._admin.url}drain", body, {"Content-Type": "application/json"}, method="POST"
             )
             with await asyncio.to_thread(urllib.request.urlopen, request) as answer:
                 assert json.load(answer)["draining"] is draining
-            go_on.set()
+            spawning.go_on.set()
             await until(lambda: both_run(made))
             deadline = time.monotonic() + 30
             while [await drains(one), await drains(two)] != [draining, draining]:

@@ -52,12 +52,12 @@ setup(ext_modules=mypycify({files!r}, opt_level={level!r}, debug_level="0"))
 """
 
 
-def files(root: Path = ROOT) -> list[str]:
+def files() -> list[str]:
     """The source files of `PARTS`, relative to the root."""
     found = []
     for part in PARTS:
-        paths = root.joinpath("proxy").glob(part.replace(".", "/") + ".py")
-        found += [str(path.relative_to(root)) for path in paths if path.stem != "__init__"]
+        paths = ROOT.joinpath("proxy").glob(part.replace(".", "/") + ".py")
+        found += [str(path.relative_to(ROOT)) for path in paths if path.stem != "__init__"]
     return sorted(found)
 
 

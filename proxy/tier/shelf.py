@@ -590,9 +590,9 @@ class Shelf:
         if flight.ruling.serve is not Serve.CACHE:
             self._imagine(flight, reply, until)
             return
-        now, nothing = self.tier.clock(), absent or reply in NULLS
+        now = self.tier.clock()
         if flight.ruling.keeps and not failed:
-            self.tending.heard(flight.read.part, nothing, now)
+            self.tending.heard(flight.read.part, absent or reply in NULLS, now)
         kept = self._store(flight.read, reply) if until > now else 0
         if not kept:
             ends = flight.began + lifetime
