@@ -15,8 +15,8 @@ import pytest
 from tests.fake_upstream import FakeUpstream, Hang
 from tests.harness import Process, free_port, pannier, redis_server, wait_until
 from tests.integration.test_tier_ladder import Shim
-from tests.integration.test_tier_reads import info, number
-from tests.integration.wire import Wire, text, until
+from tests.integration.test_tier_reads import hits, info, number
+from tests.integration.wire import Wire, until
 
 FAST = ["--upstream-timeout", "1s", "--connect-timeout", "500ms", "--reconnect-min", "10ms", "--reconnect-max", "50ms"]
 STALE = [*FAST, "--on-upstream-down", "stale", "--coherence-timeout", "500ms", "--admit-after", "1"]
@@ -97,13 +97,6 @@ def _kept(wire: Wire, line: str) -> bytes:
             return reply
         time.sleep(0.005)
     raise AssertionError(f"never answered by memory: {line}")
-
-
-def hits(wire: Wire) -> int:
-    """How many reads memory has answered."""
-    found = re.search(r"^pannier_tier_hits:(\d+)", text(wire.ask("INFO", "sidecar")), re.M)
-    assert found is not None
-    return int(found.group(1))
 
 
 def soon(wire: Wire, line: str) -> bytes:

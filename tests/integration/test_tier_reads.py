@@ -55,6 +55,11 @@ def number(proxy: Process, name: str) -> int:
     return int(info(proxy)[f"pannier_{name}"])
 
 
+def hits(wire: Wire) -> int:
+    """How many reads memory has answered, as a client of whatever tenant is told."""
+    return int(text(wire.ask("INFO", "sidecar")).partition("pannier_tier_hits:")[2].split()[0])
+
+
 def calls(redis: Process, name: str) -> int:
     """How often Redis has run a command since CONFIG RESETSTAT."""
     with Wire(redis.port) as wire:
