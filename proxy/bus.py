@@ -6,34 +6,27 @@ patterns, SWAPDB. Where Redis does not track, it carries every write as well (`c
 
 Messages are collected for a few milliseconds and published over the link that carried what they are about,
 behind it, so that Redis has carried it out when a peer hears of it. If the user of that link may not publish,
-Pannier's own does, once Redis has got that far. The subscriber is redis-py's. What may have been missed (a
-gap in a sender's numbers, something published between two subscriptions: `ledger`) is dropped: everything in
-the namespace, since nobody knows what it named.
+Pannier's own does, once Redis has got that far. A connection of its own listens (`upstream.subscriber`). What
+may have been missed (a gap in a sender's numbers, something published between two subscriptions: `ledger`) is
+dropped: everything in the namespace, since nobody knows what it named.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any
-
-import redis.asyncio as redis
-from redis.asyncio.client import PubSub
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, RedisError
 
 from proxy.events import fields, without_arguments
 from proxy.histogram import Histogram
 from proxy.ledger import Counting, Ledger
 from proxy.resp import encode
+from proxy.resp.errors import UpstreamError, UpstreamLost, UpstreamRefused
 from proxy.resp.eviction import BadMessage, Eviction, UnknownVersion, all_channels
 from proxy.resp.globs import LONGEST_PATTERNS, compile_globs
 from proxy.resp.namespace import Namespace
@@ -41,11 +34,10 @@ from proxy.resp.tracking import Mode
 from proxy.tier.matching import SLICE, drop_keys, drop_matching
 from proxy.tier.shelf import Shelf
 from proxy.tier.tier import Source, Tier
-from proxy.upstream.address import Upstream
 from proxy.upstream.caller import Hearing
 from proxy.upstream.canary import quantile
 from proxy.upstream.shared import SharedLink
-from proxy.upstream.tls import explain, tls_context
+from proxy.upstream.subscriber import Subscriber
 
 log = logging.getLogger("pannier.bus")
 
@@ -104,7 +96,7 @@ class Bus:
 
     def __init__(
         self,
-        upstream: Upstream,
+        connect: Callable[[], Awaitable[Subscriber]],
         tier: Tier | None,
         namespaces: Iterable[Namespace | None],
         prefix: str,
@@ -114,7 +106,8 @@ class Bus:
         whole_names: bool = False,
         own_link: Callable[[], SharedLink | None] = lambda: None,
     ) -> None:
-        """`whole_names`: there may be clients of no namespace, who call keys of any by their whole names.
+        """`connect`: makes a connection to listen on.
+        `whole_names`: there may be clients of no namespace, who call keys of any by their whole names.
         `own_link`: the shared link of Pannier's own user."""
         self.channels: dict[bytes, Channel] = {}
         for namespace in (None, *namespaces):
@@ -123,8 +116,8 @@ class Bus:
         # What is counted.
         self.published = self.received = self.own = 0
         self.unknown = self.malformed = self.gaps = self.subscriptions = self.missed = 0
-        self.refusal = ""
-        """Why Redis does not let us publish or subscribe; empty if it does."""
+        self._unheard = self._unpublished = ""
+        """Why Redis does not let us subscribe, and publish; empty if it does."""
         self.lags: deque[float] = deque(maxlen=_SAMPLES)
         """Seconds from publishing a message to hearing it: the latest."""
         self.all_lags = Histogram()
@@ -155,13 +148,18 @@ class Bus:
         self._doubts = 0
         """How often it may still be tried to find out whether something was missed; 0: that is known."""
         self._proof: asyncio.Future[None] | None = None
-        self._upstream = upstream
+        self._connect = connect
         self._tier = tier
         """What there is to forget; None: nothing is kept here, so nobody is listened to."""
         self._waiting: dict[Channel, None] = {}
         self._under_way: dict[tuple[str, str, int], float] = {}
         """When messages were published that have not come back yet."""
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def refusal(self) -> str:
+        """Why Redis does not let us subscribe or publish; empty if it does."""
+        return self._unheard or self._unpublished
 
     @property
     def up(self) -> bool:
@@ -273,13 +271,13 @@ class Bus:
             own.submit(Hearing(partial(self.answered, own, request)), 1, request)
             return
         if not reply.startswith(b"-"):
-            self.refusal = ""
+            self._unpublished = ""
             return
         why = without_arguments(reply[1:-2].decode("utf-8", "replace"))
-        if why != self.refusal:
+        if why != self._unpublished:
             about = fields("bus_unpublished", reason=why)
             log.warning("an eviction message could not be published: %s", why, extra=about)
-        self.refusal = why
+        self._unpublished = why
 
     # --- hearing
 
@@ -290,78 +288,73 @@ class Bus:
             begun = self.subscriptions
             try:
                 await self._listen()
-            except (RedisError, OSError, TimeoutError) as error:
-                why = _reason(error, self._upstream)
-                if why != self.refusal:
+            except UpstreamError as error:
+                why = without_arguments(str(error).removeprefix("ERR pannier: "))
+                if why != self._unheard:
                     about = fields("bus_lost", reason=why)
                     log.warning("the eviction bus is not heard: %s; trying again", why, extra=about)
-                self.refusal = why
+                self._unheard = why
             if self.subscriptions > begun:
                 pause = _SHORTEST_PAUSE  # it was heard: this is the first failure after that
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _listen(self) -> None:
-        client = _client(self._upstream)
+        """Subscribe, and follow what is said. Raises UpstreamError when that ends."""
+        link = await self._connect()
         try:
-            async with client.pubsub() as pubsub:
-                if self._all:
-                    await pubsub.psubscribe(all_channels(self._prefix))
-                else:
-                    await pubsub.subscribe(*self._by_name)
-                await self._follow(pubsub)
-        except NoPermissionError:
-            if not self._all:
+            if self._all:
+                link.say("PSUBSCRIBE", all_channels(self._prefix))
+            else:
+                link.say("SUBSCRIBE", *self._by_name)
+            await self._follow(link)
+        except UpstreamRefused as error:
+            if not (self._all and str(error).startswith("NOPERM")):
                 raise
             self._all = False
             log.warning(
                 "only the eviction bus of the namespaces served here is heard: Redis does not let us "
                 "PSUBSCRIBE %s*", self._prefix, extra=fields("bus_in_part", pattern=f"{self._prefix}*"),
             )  # fmt: skip
-            return
         finally:
             self._lose()
-            with contextlib.suppress(RedisError, OSError):
-                await client.aclose()
-        raise TimeoutError(f"no answer for {self._patience:g} s")
+            link.close()
 
-    async def _follow(self, pubsub: PubSub) -> None:
-        """Take what comes over one connection until Redis has been silent for too long.
+    async def _follow(self, link: Subscriber) -> None:
+        """Take what comes over one connection until there is another channel to be heard.
 
-        Silence alone loses nothing: what is published meanwhile comes when it ends, before its sign of life.
+        Raises UpstreamLost when Redis has been silent for too long. Silence alone loses nothing: what is
+        published meanwhile comes when it ends, before its sign of life.
         """
         missing = self._subscriptions
         self._anew = False
         asked = self._answered = time.monotonic()
         self._unanswered = 0
-        # Both: a process that had no time asks late, and finds the answers behind that.
-        while asked - self._answered < self._patience or self._unanswered < _SILENT:
-            if self._anew:
-                raise RedisError("there is another namespace: subscribing anew")
+        while not self._anew:
+            # Both: a process that had no time asks late, and finds the answers behind that.
+            if asked - self._answered >= self._patience and self._unanswered >= _SILENT:
+                raise UpstreamLost(f"no answer for {self._patience:g} s")
             if self._ledger.due:
-                await pubsub.ping(_COUNTED)
+                link.say("PING", _COUNTED)
             wait = asked + self._heartbeat - time.monotonic()
             pause = min(wait, _LOOK) if self._ledger.waits else wait
-            message = await pubsub.get_message(timeout=pause) if wait > 0 else None
+            message = await link.hear(pause) if wait > 0 else None
             if message is None:
                 if wait <= 0:
                     asked = time.monotonic()
                     self._unanswered += 1
-                    await pubsub.ping(f"{asked:.6f}")
+                    link.say("PING", f"{asked:.6f}")
                     self._recount(asked)
-            elif message["type"] in ("subscribe", "psubscribe"):
-                if not missing:  # redis-py has connected anew
-                    self._lose()
-                    missing = self._subscriptions
+            elif message[0] in (b"subscribe", b"psubscribe"):
                 missing -= 1
                 if not missing:
                     self._begin()
-                    await pubsub.ping(f"{time.monotonic():.6f}")
-            elif message["type"] == "pong":
-                self._take_pong(message["data"])
-            elif message["type"] in ("message", "pmessage"):
+                    link.say("PING", f"{time.monotonic():.6f}")
+            elif message[0] == b"pong":
+                self._take_pong(_text(message[-1]))
+            elif message[0] in (b"message", b"pmessage"):
                 self._ledger.heard += 1
-                await self._hear(message["channel"].decode("utf-8", "replace"), message["data"])
+                await self._hear(_text(message[-2]).decode("utf-8", "replace"), _text(message[-1]))
 
     @property
     def _subscriptions(self) -> int:
@@ -416,7 +409,7 @@ class Bus:
     def _begin(self) -> None:
         """A subscription begins: what was said before it has been missed, if anything was said."""
         self.subscriptions += 1
-        self.refusal = ""
+        self._unheard = self._unpublished = ""
         self._under_way.clear()
         if self.subscriptions == 1:
             about = fields("bus_heard", subscriptions=self.subscriptions)
@@ -536,42 +529,6 @@ def _portions(names: Iterable[bytes], most: int = _MOST_BYTES) -> list[tuple[byt
     return [tuple(portion) for portion in portions]
 
 
-def _client(upstream: Upstream) -> redis.Redis:
-    """A client of the same Redis, as the same user."""
-    login: dict[str, Any] = {
-        "username": upstream.username,
-        "password": upstream.password,
-        "client_name": "pannier-bus",
-        "protocol": 2,  # every server speaks it
-        "retry": Retry(NoBackoff(), 0),  # a lost connection is to be heard of
-    }
-    if upstream.path is not None:
-        return redis.Redis(unix_socket_path=upstream.path, db=upstream.db, **login)
-    place: dict[str, Any] = {"host": upstream.host, "port": upstream.port, "db": upstream.db}
-    if not upstream.tls:
-        return redis.Redis(**place, **login)
-    pool = redis.ConnectionPool(_TlsConnection, upstream=upstream, **place, **login)
-    return redis.Redis.from_pool(pool)
-
-
-class _TlsConnection(redis.Connection):
-    """A connection with TLS as the links have it: redis-py's own asks for no other name than the host's, and
-    reads the files once."""
-
-    def __init__(self, upstream: Upstream, **others: Any) -> None:
-        super().__init__(**others)
-        self._upstream = upstream
-
-    def _connection_arguments(self) -> dict[str, Any]:
-        tls = {"ssl": tls_context(self._upstream), "server_hostname": self._upstream.tls_name}
-        return {**super()._connection_arguments(), **tls}
-
-
-def _reason(error: BaseException, upstream: Upstream) -> str:
-    """Why the bus is not heard, for the log: errors of TLS in plain words, those of Redis without quotes."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if why := explain(cause, upstream):
-            return f"upstream {upstream.redacted} {why}"
-        cause = cause.__cause__ or cause.__context__
-    return without_arguments(str(error))
+def _text(data: bytes | int | None) -> bytes:
+    """A part of a message that is a text."""
+    return data if isinstance(data, bytes) else b""

@@ -12,11 +12,12 @@ import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import hiredis
 
 from proxy import __version__, announcing, hangup, logs, systemd
+from proxy.bus import NOBODY, Bus
 from proxy.certificates import moment, of_settings
 from proxy.client import retiring
 from proxy.client.clients import TICK, Clients
@@ -28,6 +29,7 @@ from proxy.client.work import under_way
 from proxy.events import fields, without_arguments
 from proxy.kinds import show_duration, show_size
 from proxy.leash import Stop, Worker
+from proxy.ledger import Counting
 from proxy.listening import NONE_PASSED, Passed, Server, Tls, addresses, clear_away, serve, with_passed
 from proxy.observe.admin import Admin
 from proxy.observe.http import ROOMY
@@ -55,11 +57,9 @@ from proxy.upstream.embedded import EmbeddedRedis
 from proxy.upstream.link import Connector, Identity, LinkKey
 from proxy.upstream.pool import LinkPool
 from proxy.upstream.shared import Care, LinkState, SharedLink
+from proxy.upstream.subscriber import subscriber
 from proxy.upstream.tls import tls_context
 from proxy.warming import Warming
-
-if TYPE_CHECKING:
-    from proxy.bus import Bus
 
 log = logging.getLogger("pannier")
 
@@ -281,10 +281,8 @@ class Sidecar:
             for task in (ticker, lag, canary, listener, self._learning):
                 if task is not None:
                     task.cancel()
-            while listener is not None and not listener.done():
-                # redis-py swallows a cancellation that comes while it connects.
-                listener.cancel()
-                await asyncio.wait([listener], timeout=0.05)
+            if listener is not None:
+                await asyncio.wait([listener])
             await self.warming.close()
             await self.clients.close()
             if self.tier is not None:
@@ -565,9 +563,6 @@ class Sidecar:
         settings = self.settings
         if settings.broadcast == "off":
             return None
-        from proxy.bus import NOBODY, Bus  # with redis-py: 9 MB that broadcast = off does without
-        from proxy.ledger import Counting
-
         namespaces = [space.namespace for space in self.clients.spaces if space.namespace is not None]
         heartbeat = settings.coherence_timeout / 3
         channel = settings.evict_channel
@@ -580,8 +575,9 @@ class Sidecar:
         whole_names = self.clients.spaces.mode == "tenants" or any(
             space.namespace is None and not space.locked for space in self.clients.spaces
         )
+        connect = functools.partial(subscriber, self.links.connector, self.clients.identity, b"pannier-bus")
         self.bus = Bus(
-            self.upstream, self.tier, namespaces, channel, Counting(own_link, unheard), heartbeat,
+            connect, self.tier, namespaces, channel, Counting(own_link, unheard), heartbeat,
             settings.upstream_timeout, whole_names, own_link,
         )  # fmt: skip
         self.clients.bus, self.clients.tells_writes = self.bus, settings.broadcast == "writes"

@@ -1,0 +1,97 @@
+"""A subscriber's messages: their order, their end, and how many may wait."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from proxy.resp import encode
+from proxy.resp.errors import UpstreamLost, UpstreamRefused
+from proxy.upstream.address import Upstream
+from proxy.upstream.link import Connector, Identity
+from proxy.upstream.subscriber import Subscriber
+
+
+class Transport:
+    """Remembers whether it reads."""
+
+    def __init__(self) -> None:
+        self.reads = True
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
+
+
+@pytest.fixture
+def transport() -> Transport:
+    return Transport()
+
+
+@pytest.fixture
+async def link(transport: Transport) -> Subscriber:
+    link = Subscriber(Connector(Upstream.parse("redis://127.0.0.1:1"), 1.0, 0.0), Identity(), b"ear")
+    link.connection_made(transport)  # type: ignore[arg-type]
+    link._reader = None  # the handshake is over
+    return link
+
+
+def said(number: int) -> bytes:
+    return encode.array([encode.bulk(b"message"), encode.bulk(b"c"), encode.bulk(b"%d" % number)])
+
+
+async def heard(link: Subscriber, seconds: float = 0.0) -> Any:
+    return await link.hear(seconds)
+
+
+async def test_messages_come_in_order_however_they_are_cut(link: Subscriber) -> None:
+    data = b"".join(map(said, range(3)))
+    for at in range(len(data)):
+        link.data_received(data[at : at + 1])
+    assert [(await heard(link))[2] for _ in range(3)] == [b"0", b"1", b"2"]
+    assert await heard(link) is None
+
+
+async def test_one_that_comes_later_is_waited_for(link: Subscriber) -> None:
+    asyncio.get_running_loop().call_later(0.01, link.data_received, said(7))
+    assert await heard(link, 30.0) == [b"message", b"c", b"7"]
+
+
+async def test_an_error_is_raised_behind_what_came_before_it(link: Subscriber) -> None:
+    link.data_received(said(1) + b"-NOPERM no channels\r\n")
+    assert (await heard(link))[2] == b"1"
+    with pytest.raises(UpstreamRefused, match="NOPERM no channels"):
+        await heard(link)
+
+
+async def test_so_is_the_loss_of_the_connection(link: Subscriber) -> None:
+    link.data_received(said(1))
+    link.connection_lost(None)
+    assert (await heard(link))[2] == b"1"
+    for _ in range(2):
+        with pytest.raises(UpstreamLost, match="closed the connection"):
+            await heard(link, 30.0)
+
+
+async def test_what_is_no_resp_ends_it(link: Subscriber) -> None:
+    link.data_received(said(1) + b"HTTP/1.1 400 Bad Request\r\n")
+    assert (await heard(link))[2] == b"1"
+    with pytest.raises(UpstreamLost, match="does not speak RESP"):
+        await heard(link)
+
+
+async def test_reading_stops_while_too_many_wait(link: Subscriber, transport: Transport) -> None:
+    link.data_received(b"".join(map(said, range(1000))))
+    assert transport.reads
+    link.data_received(b"".join(map(said, range(1000, 1100))))
+    assert not transport.reads
+    for number in range(845):
+        assert (await heard(link))[2] == b"%d" % number
+    assert transport.reads
