@@ -119,7 +119,7 @@ class Dispatcher:
         self.reads = RequestPatterns(_reads(plain, table), _READ_SIZES)
         """Of these, what the tier may answer."""
         self.written = first_arguments({count: self._writing(plain[count], count) for count in _KEYED_COUNTS})
-        """The keys (key frames) that a chunk of such requests writes, and empty strings between."""
+        """The keys (key frames) that a chunk of such requests writes; there may be others among them."""
         self._keyed = {count: plain[count] for count in _KEYED_COUNTS}
         self._first = first_names(table, self._keyed)
         self.first_keyed = RequestPatterns(self._first)

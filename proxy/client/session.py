@@ -464,10 +464,12 @@ class Session:
         if space.namespace is not None:
             data, keys = space.real_run(n, data)
         if tier is not None:
-            if keys is not None:
-                tier.drop(keys, space.prefix)
-            elif tier.shows(space.prefix):
+            if keys is None and tier.shows(space.prefix):
                 keys = marks(self.clients.dispatcher.written(data))
+                if not keys:
+                    self.submit(n, data)
+                    return
+            if keys is not None:
                 tier.drop(keys, space.prefix)
             else:
                 keys = RUN

@@ -3,6 +3,8 @@
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.client.dispatch import LOCAL, LOCAL_IN_NAMESPACE, Dispatcher, Route, link_protocol
 from proxy.client.local import _ANSWERS
@@ -14,6 +16,10 @@ from proxy.upstream.pinned import Expect
 
 TABLE = CommandTable.load()
 DISPATCHER = Dispatcher(TABLE)
+_ARGUMENT = st.lists(
+    st.sampled_from([b"*3\r\n$3\r\nSET\r\n", b"*3\r\n", b"$3\r\nSET", b"\r\n", b"$1\r\n", b"$60\r\n", b"*", b"x", b"*2\r\n$3\r\ndel"])
+).map(b"".join)
+"""Arguments that look like requests, or parts of some."""
 ENTRY_70 = [b"wait", 3, [b"noscript"], 0, 0, 0, [b"@slow"], [], [], []]
 """WAIT as Redis 7.0 describes it: not flagged as blocking."""
 
@@ -148,11 +154,21 @@ class TestPatterns:
                         assert DISPATCHER.route(request) is Route.SHARED
 
     def test_keys_written(self) -> None:
-        """What a run writes is the first argument of some of its requests."""
+        """What a run writes is the first argument of some of its requests; what only looks like one is listed, too."""
         requests = [["GET", "a"], ["set", "b", "*2\r\n$4\r\nINCR\r\n$1\r\nx\r\n"], ["PING"], ["DEL", "c"], ["LPUSH", "", "v", "w"], ["MGET", "d", "e"]]
         run = b"".join(encode.request(*words) for words in requests)
         assert DISPATCHER.patterns.count(run) == len(requests)
-        assert DISPATCHER.written(run) == [b"", b"$1\r\nb\r\n", b"", b"$1\r\nc\r\n", b"$0\r\n\r\n", b""]
+        assert DISPATCHER.written(run) == [b"$1\r\nb\r\n", b"$1\r\nx\r\n", b"$1\r\nc\r\n", b"$0\r\n\r\n"]
+
+    def test_a_key_too_long_for_the_patterns_is_not_passed_over(self) -> None:
+        run = encode.request("SET", "k" * 256, "v") + encode.request("SET", "k" * 255, "v")
+        assert DISPATCHER.written(run) == [b"", encode.bulk("k" * 255)]
+
+    @given(st.lists(st.tuples(st.sampled_from(["GET", "SET", "del", "LPUSH"]), _ARGUMENT, _ARGUMENT), min_size=1, max_size=6))
+    def test_none_is_missed_whatever_arguments_look_like(self, commands: list[tuple[str, bytes, bytes]]) -> None:
+        requests = [(name, key, value) if name in ("SET", "LPUSH") else (name, key) for name, key, value in commands]
+        written = DISPATCHER.written(b"".join(encode.request(*words) for words in requests))
+        assert {encode.bulk(words[1]) for words in requests if words[0] != "GET"} <= set(written)
 
     def test_no_run_writes_a_key_that_is_not_reported(self) -> None:
         """Every command that a run may hold: reading, keyless, or writing its first argument and no other."""
