@@ -34,9 +34,10 @@ _MOST_FILLS = 256
 _CUT = b"\r\n*" + GET + b"$"
 _FEW_HITS = 4
 """Of a pipeline of which less than one in so many was found, the next ones are not looked up (tier full)."""
-_SKIPPED = 3
 _PIPELINE = 8
+"""Requests from which a pipeline of reads is long enough for that."""
 _STRIKES = 6
+_SKIPPED, _MOST_SKIPPED = 3, 63
 """See `_strike`."""
 _WINDOW = 16384
 """Bytes of a buffer that are looked up at once: where other commands stand between, it is done again for
@@ -302,16 +303,19 @@ def _fill(session: Session, parts: list[bytes]) -> None:
 def _strike(session: Session, n: int) -> None:
     """Note that a pipeline of `n` goes to Redis whole although it was looked up.
 
-    If fewer than one in three were answered from memory since, the next ones are not looked up: most of them
-    would only cost.
+    If fewer than one in three were answered from memory since, the next ones are not looked up, as most of
+    them would only cost: the more of them, the longer that has been so.
     """
-    if n < _PIPELINE:
+    if n < 2:
         return
     answered = (session.hits - session.hits_before) // n
     session.hits_before = session.hits
     session.strikes = min(max(session.strikes - 2 * answered, 0) + 1, _STRIKES)
-    if session.strikes == _STRIKES and not session.home.refusing:
-        session.skip(_SKIPPED)
+    if session.strikes < _STRIKES:
+        session.skip_next = _SKIPPED
+    elif not session.home.refusing:
+        session.skip(session.skip_next)
+        session.skip_next = min(2 * session.skip_next + 1, _MOST_SKIPPED)
 
 
 def _several(
@@ -331,7 +335,7 @@ def _several(
     if hits * 2 >= n or (hits and session.home.refusing):
         count(session, parts, hits, 0.0, replies)
         account.pieced += hits
-        session.hits_before += hits
+        session.hits_before += (hits + 1) // 2
         session.commands -= hits
         Mosaic(session, data, parts, replies, len(missing), request)
     else:

@@ -57,7 +57,7 @@ _OUTPUT_HIGH = 1024 * 1024
 _PENDING_HIGH = 16384
 """Commands in flight above which no further ones are taken."""
 _PIPELINED = 256
-"""Bytes from which a chunk counts as a pipeline in `Session.skip_chunks`."""
+"""Bytes from which a chunk counts as a pipeline, so that it need not be looked for its second star."""
 _STAR = 0x2A
 _ATTACKS = frozenset({b"host:", b"post"})
 
@@ -109,6 +109,7 @@ class Session:
         "reserved",
         "shelf",
         "skip_chunks",
+        "skip_next",
         "space",
         "state",
         "strikes",
@@ -154,8 +155,9 @@ class Session:
         """Whether the client wants its reads answered by Redis (SIDECAR BYPASS ON)."""
         self.strikes = self.hits_before = 0
         """How often a pipeline was looked up in vain of late, and `hits` when it last was (`reading`)."""
-        self.skip_chunks = 0
-        """Pipelined chunks not to be looked up: in the last one looked up, little was found."""
+        self.skip_chunks = self.skip_next = 0
+        """Pipelined chunks not to be looked up, as little was found in the last one that was; and how many it
+        is the next time (`reading`)."""
         self.pending = 0
         """Replies to come over the shared link."""
         self.draining = False
@@ -244,7 +246,7 @@ class Session:
                     if not self.relaying:
                         self._receive(data)
                         return
-            elif not self.pending and self._ask_again(len(data)):
+            elif not self.pending and self._ask_again(data):
                 self.data_received(data)
                 return
             n = self._depth if self._whole(data) is not None else self._recount(data)
@@ -273,15 +275,14 @@ class Session:
             reading.count(self, parts, 0, now)
         return len(data)
 
-    def _ask_again(self, size: int) -> bool:
-        """Find out whether the shelf may be asked again, if not now then from the next chunk on."""
-        if self.skip_chunks and size > _PIPELINED:
+    def _ask_again(self, data: bytes) -> bool:
+        """Find out whether the shelf may be asked again, now that a chunk has come."""
+        if self.skip_chunks and (len(data) > _PIPELINED or data.find(b"*", 1) > 0):
             self.skip_chunks -= 1
-        elif self.shelf is NO_SHELF and self.home.tracking is not None and not self.bypass:
+            return False
+        if self.shelf is NO_SHELF and self.home.tracking is not None and not self.bypass:
             homes.settle_in(self, self.home)
-        else:
-            return self.shelf.vouch(monotonic())
-        return False
+        return self.shelf.vouch(monotonic())
 
     def skip(self, chunks: int) -> None:
         """Look up none of the next pipelined chunks: they would only cost."""

@@ -108,9 +108,9 @@ def _head(count: int, names: Iterable[str]) -> str:
 def first_arguments(commands: Mapping[int, Iterable[str]]) -> Callable[[bytes], list[bytes]]:
     """Make a function that lists, for a chunk of complete requests, the first arguments of some commands.
 
-    `commands` are given as to `RequestPatterns`. An argument is the bulk string it is; one that is longer than
-    `SHORT` is empty. What looks like such a request inside an argument is listed as well. None is missed for
-    that: a match ends before the argument, and has no star in it but the first.
+    `commands` are given as to `RequestPatterns`. An argument is the bulk string it is; one that is longer
+    than `SHORT` is empty. What looks like such a request inside an argument is listed as well. None is missed
+    for that: a match ends before the argument, and has no star in it but the first.
     """
     heads = "|".join(_head(count, names) for count, names in commands.items())
     return re.compile(rf"\*(?:{heads})(?=({_BULK})?)".encode(), re.S).findall

@@ -28,8 +28,9 @@ _WORTH = 4.0
 """Hits for each entry dropped because its key changed, below which such parts fall into debt."""
 _FEW_DROPS = 256
 """Drops between two judgements of `churned` below which nothing is wrong."""
-_DEAREST = 63
-"""The largest debt, in reads."""
+_DEAREST = 15
+"""The largest debt, in reads. Where one command in twenty is a write, keys are read as often before they
+change again: should they pay after all, that comes to light."""
 _STEP, _TURNS, _UPPER = 0x9E3779B9, 0xFFFFFFFF, 0x80000000
 """Which of its two slots a part takes goes by the fractions of multiples of the golden ratio: about every
 other time this one, but never in turn: two parts that share a slot would make each other forgotten for

@@ -97,7 +97,7 @@ class TestDebts:
         for _ in range(8):
             self.churn(door)
             prices.append(door.price)
-        assert prices == [1, 3, 7, 15, 31, 63, 63, 63]
+        assert prices == [1, 3, 7, 15, 15, 15, 15, 15]
 
     def test_shrink_when_hits_are_many(self) -> None:
         door = self.known()

@@ -1274,10 +1274,28 @@ class TestStrikes:
         assert await self.pipeline(race, client, self.PIPELINE)
         for _ in range(3):
             assert await self.pipeline(race, client, R("GET", "k") * 16), "not looked up"
-        client.feed(R("GET", "k"))
-        await race.settle()
-        assert client.take() == OLD
         assert not await self.pipeline(race, client, R("GET", "k") * 16), "looked up again"
+
+    async def test_skip_more_each_time_it_was_in_vain_again(self, race: Race) -> None:
+        client = await race.ready()
+        await warm(race, client)
+        for _ in range(6):
+            await self.pipeline(race, client, self.PIPELINE)
+        skipped = []
+        for _ in range(6):
+            skipped.append(client.session.skip_chunks)
+            for _ in range(client.session.skip_chunks + 1):
+                assert await self.pipeline(race, client, self.PIPELINE)
+        assert skipped == [3, 7, 15, 31, 63, 63]
+        for _ in range(client.session.skip_chunks):
+            assert await self.pipeline(race, client, R("GET", "k") * 16), "not looked up"
+        for _ in range(6):
+            assert not await self.pipeline(race, client, R("GET", "k") * 17)
+        for _ in range(5):
+            await self.pipeline(race, client, self.PIPELINE)
+            assert not client.session.skip_chunks
+        await self.pipeline(race, client, self.PIPELINE)
+        assert client.session.skip_chunks == 3, "it has been of use in between"
 
     async def test_none_while_others_hit(self, race: Race) -> None:
         client = await race.ready()
@@ -1287,11 +1305,13 @@ class TestStrikes:
             assert not await self.pipeline(race, client, R("GET", "k") * 17)
         assert not client.session.skip_chunks
 
-    async def test_short_ones_are_looked_up_all_the_same(self, race: Race) -> None:
+    @pytest.mark.parametrize("reads", [1, 16])
+    async def test_single_reads_are_looked_up_all_the_same(self, race: Race, reads: int) -> None:
         client = await race.ready()
         await warm(race, client)
         for _ in range(20):
-            await self.pipeline(race, client, R("SET", "other", "x") + R("GET", "k"))
+            await self.pipeline(race, client, R("SET", "other", "x") + R("GET", "k") * reads)
+        assert client.session.skip_chunks
         assert race.hit(client, "GET", "k") == OLD
 
 
