@@ -40,6 +40,7 @@ PARTS = (
     "upstream.link",
     "upstream.pinned",
     "upstream.shared",
+    "upstream.subscriber",
     "upstream.tracking",
     "upstream.wire",
 )
