@@ -100,9 +100,8 @@ class Wire(Link):
                 if came < slow:
                     self._watch.slow(caller, requests, came)
             else:
-                if keys:  # of several requests there is one key for each
-                    self._settle(keys if n == 1 else keys[: done + 1])
-                    keys = keys[done:] if n > 1 else keys
+                if keys:
+                    self._settle(keys)  # all of them: whose replies these are is not known
                 fifo[0] = (caller, n - done, requests, keys, came)
                 if not scanner.open:
                     # A push comes next, or the end of the chunk: one write for all that belongs together.

@@ -371,6 +371,23 @@ class TestOwnWrites:
             await each.deliver(home, 1)
         assert each.hit(reader, "GET", "k") == b""
 
+    async def test_each_of_a_run_before_its_own_reply_behind_reads(self, each: Race) -> None:
+        """The keys that a run writes are fewer than its replies; meanwhile others read again what it will change."""
+        writer, reader = await each.ready(), await each.ready(user="other")
+        await warm(each, reader)
+        home, theirs = each.home(writer), each.home(reader)
+        writer.feed(R("GET", "a") * 3 + R("SET", "k", "new") + R("SET", "b", "2"))
+        await turn()
+        for n in range(3):
+            while writer.got.count(b"\r\n") == n:
+                assert each.redis.work(home, 1, end=False)
+                await each.deliver(home)
+            await warm(each_theirs(each, theirs), reader)
+        while not writer.got.endswith(b"+OK\r\n"):
+            assert each.redis.work(home, 1, end=False)
+            await each.deliver(home)
+        assert each.hit(reader, "GET", "k") == b""
+
     async def test_over_a_pinned_link_before_the_push_over_the_shared_one(self, each: Race) -> None:
         writer, reader = await each.ready(), await each.ready()
         await warm(each, reader)
