@@ -288,7 +288,9 @@ class Bus:
             begun = self.subscriptions
             try:
                 await self._listen()
-            except UpstreamError as error:
+            except Exception as error:
+                if not isinstance(error, UpstreamError):
+                    log.exception("internal error on the eviction bus", extra=fields("internal_error"))
                 why = without_arguments(str(error).removeprefix("ERR pannier: "))
                 if why != self._unheard:
                     about = fields("bus_lost", reason=why)

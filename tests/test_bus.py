@@ -102,6 +102,27 @@ class TestASubscriptionIsGivenUp:
         assert clock.now > 1030.0
 
 
+async def test_what_nobody_expected_does_not_end_it(
+    listener: bus.Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = iter([ValueError("what?"), asyncio.CancelledError()])
+
+    async def connect() -> None:
+        raise next(attempts)
+
+    async def sleep(seconds: float) -> None:
+        assert listener.status == "what?"
+
+    monkeypatch.setattr(listener, "_connect", connect)
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await listener.run()
+    assert caplog.messages == [
+        "internal error on the eviction bus",
+        "the eviction bus is not heard: what?; trying again",
+    ]
+
+
 class TestThePause:
     async def paused(
         self, listener: bus.Bus, monkeypatch: pytest.MonkeyPatch, heard: list[bool]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
+from random import randrange
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -308,13 +309,14 @@ def _strike(session: Session, n: int) -> None:
     """
     if n < 2:
         return
-    answered = (session.hits - session.hits_before) // n
-    session.hits_before = session.hits
+    answered, rest = divmod(session.hits - session.hits_before, n)
+    session.hits_before = session.hits - rest
     session.strikes = min(max(session.strikes - 2 * answered, 0) + 1, _STRIKES)
     if session.strikes < _STRIKES:
         session.skip_next = _SKIPPED
     elif not session.home.refusing:
-        session.skip(session.skip_next)
+        # Not always as many: of a client that sends two kinds by turns it would always be the same kind.
+        session.skip(session.skip_next - randrange(2))
         session.skip_next = min(2 * session.skip_next + 1, _MOST_SKIPPED)
 
 

@@ -665,7 +665,7 @@ class Session:
     def _take_relay(self, buf: bytes, pos: int) -> int:
         if not self.pending:
             homes.leave_side(self)
-            if self.skip_chunks and self.link.refusing:
+            if self.shelf is NO_SHELF and self.link.refusing:
                 homes.settle_in(self, self.home)
         if not self.barred and self.discarding is None and self.link is self.home:
             window, at = (buf, pos) if self.meter is None else (self.meter.window(buf, pos), 0)

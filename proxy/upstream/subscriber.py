@@ -16,8 +16,10 @@ from proxy.resp import encode
 from proxy.resp.errors import UpstreamError, UpstreamRefused
 from proxy.upstream.link import Connector, Identity, Link, LinkKey, open_link
 
-_MANY, _FEW = 1024, 256
-"""Messages waiting to be taken above which reading stops, and below which it goes on."""
+_MUCH, _LITTLE = 1 << 20, 1 << 18
+"""Bytes of messages waiting to be taken above which reading stops, and below which it goes on."""
+_HEADER = 200
+"""Bytes that a message takes beside its texts."""
 
 Message = list[bytes | int | None]
 
@@ -29,6 +31,8 @@ class Subscriber(Link):
         super().__init__(connector, LinkKey(identity, 0, 2))
         self.name = name
         self._messages: deque[Message] = deque()
+        self._waiting = 0
+        """Bytes of these."""
         self._parser = hiredis.Reader()
         self._error: UpstreamError | None = None
         """Why nothing more comes."""
@@ -40,7 +44,7 @@ class Subscriber(Link):
         self.send(encode.request(*arguments))
 
     async def hear(self, seconds: float) -> Message | None:
-        """The next message; None if there is none for so many seconds.
+        """The next message; None if there is none for so many seconds. Others have their turn before it.
 
         Raises UpstreamRefused for an error reply, and UpstreamLost when the connection has ended.
         """
@@ -49,9 +53,13 @@ class Subscriber(Link):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._news.wait()
+        else:
+            await asyncio.sleep(0)
         if self._messages:
             message = self._messages.popleft()
-            self._read(len(self._messages) < _FEW)
+            self._waiting -= _size(message)
+            if self._waiting < _LITTLE:
+                self._read(True)
             return message
         if self._error is not None:
             raise self._error
@@ -64,12 +72,15 @@ class Subscriber(Link):
             while self._error is None and (reply := self._parser.gets()) is not False:
                 if isinstance(reply, hiredis.ReplyError):
                     self._end(UpstreamRefused(str(reply)))
+                elif isinstance(reply, list) and reply:
+                    self._messages.append(reply)
+                    self._waiting += _size(reply)
                 else:
-                    self._messages.append(reply if isinstance(reply, list) else [reply])
+                    self._end(self.connector.lost("sent a subscriber what is no message"))
         except hiredis.ProtocolError as error:
             self._end(self.connector.lost(f"does not speak RESP ({error})"))
         self._news.set()
-        if len(self._messages) > _MANY:
+        if self._waiting > _MUCH:
             self._read(False)
 
     def lost(self, exc: Exception | None) -> None:
@@ -88,6 +99,11 @@ class Subscriber(Link):
             self.transport.resume_reading()
         else:
             self.transport.pause_reading()
+
+
+def _size(message: Message) -> int:
+    """Bytes that a message takes, about."""
+    return _HEADER + sum([len(part) for part in message if isinstance(part, bytes)])
 
 
 async def subscriber(connector: Connector, identity: Identity, name: bytes) -> Subscriber:

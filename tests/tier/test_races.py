@@ -1282,6 +1282,12 @@ class TestStrikes:
         client.take()
         return asked
 
+    @pytest.fixture
+    def most(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Always skip the greatest number there may be."""
+        monkeypatch.setattr("proxy.client.reading.randrange", lambda n: 0)
+
+    @pytest.mark.usefixtures("most")
     async def test_skip_the_next_ones(self, race: Race) -> None:
         client = await race.ready()
         await warm(race, client)
@@ -1293,6 +1299,7 @@ class TestStrikes:
             assert await self.pipeline(race, client, R("GET", "k") * 16), "not looked up"
         assert not await self.pipeline(race, client, R("GET", "k") * 16), "looked up again"
 
+    @pytest.mark.usefixtures("most")
     async def test_skip_more_each_time_it_was_in_vain_again(self, race: Race) -> None:
         client = await race.ready()
         await warm(race, client)
@@ -1313,6 +1320,32 @@ class TestStrikes:
             assert not client.session.skip_chunks
         await self.pipeline(race, client, self.PIPELINE)
         assert client.session.skip_chunks == 3, "it has been of use in between"
+
+    @pytest.mark.parametrize(("reads", "mixed"), [(2, 3), (2, 4), (3, 4), (4, 4), (8, 16)])
+    async def test_none_while_half_of_them_as_long_hit(self, race: Race, reads: int, mixed: int) -> None:
+        client = await race.ready()
+        await warm(race, client)
+        for _ in range(100):
+            assert not await self.pipeline(race, client, R("GET", "k") * reads)
+            assert await self.pipeline(race, client, R("SET", "other", "x") + R("GET", "k") * (mixed - 1))
+
+    @pytest.mark.parametrize("others", [1, 2, 3])
+    async def test_end_when_it_would_be_of_use_whatever_comes_by_turns(self, race: Race, others: int) -> None:
+        """Counted from one look-up to the next, it is not always a pipeline of the same kind."""
+        client = await race.ready()
+        for _ in range(40):
+            await self.pipeline(race, client, self.PIPELINE)
+        assert client.session.skip_next > 3
+        client.feed(R("GET", "k"))
+        await race.settle()
+        assert client.take() == OLD
+        client.session.skip(63)
+        for _ in range(10_000):
+            if not await self.pipeline(race, client, R("GET", "k") * 16):
+                return
+            for _ in range(others):
+                await self.pipeline(race, client, self.PIPELINE)
+        pytest.fail("never looked up again")
 
     async def test_none_while_others_hit(self, race: Race) -> None:
         client = await race.ready()

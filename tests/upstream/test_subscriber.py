@@ -87,11 +87,39 @@ async def test_what_is_no_resp_ends_it(link: Subscriber) -> None:
         await heard(link)
 
 
-async def test_reading_stops_while_too_many_wait(link: Subscriber, transport: Transport) -> None:
-    link.data_received(b"".join(map(said, range(1000))))
-    assert transport.reads
-    link.data_received(b"".join(map(said, range(1000, 1100))))
-    assert not transport.reads
-    for number in range(845):
-        assert (await heard(link))[2] == b"%d" % number
-    assert transport.reads
+@pytest.mark.parametrize("frame", [b"*0\r\n", b"+OK\r\n", b":1\r\n", b"$-1\r\n"])
+async def test_so_does_what_is_no_message(link: Subscriber, frame: bytes) -> None:
+    link.data_received(frame)
+    with pytest.raises(UpstreamLost, match="what is no message"):
+        await heard(link)
+
+
+@pytest.mark.parametrize(("size", "most"), [(20, 5000), (100_000, 11)])
+async def test_reading_stops_while_too_much_waits(
+    link: Subscriber, transport: Transport, size: int, most: int
+) -> None:
+    message = encode.array([encode.bulk(b"message"), encode.bulk(b"c"), encode.bulk(b"x" * size)])
+    taken = 0
+    while transport.reads:
+        link.data_received(message)
+        taken += 1
+    assert most * 0.9 < taken <= most
+    for left in range(taken - 1, -1, -1):
+        assert (await heard(link))[2] == b"x" * size
+        assert transport.reads is (left < taken / 4), f"{left} of {taken} wait"
+
+
+async def test_others_have_their_turn_between_two_messages(link: Subscriber) -> None:
+    turns: list[int] = []
+
+    async def others() -> None:
+        while True:
+            turns.append(0)
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(others())
+    link.data_received(b"".join(map(said, range(100))))
+    for _ in range(100):
+        await heard(link)
+    task.cancel()
+    assert len(turns) >= 100
