@@ -269,7 +269,7 @@ class TestLimits:
                     due = n * 10 + hits + table.log([found])
             if n > 90:
                 table.log(hot)
-        assert all(found in table.replies for found in hot)
+        assert all(found in table for found in hot), "held or not: the last hits may have been picked to be watched"
 
     def test_the_log_is_bounded(self) -> None:
         _, shelf, _ = make()
