@@ -77,6 +77,7 @@ class Link:
         self.name = LINK_NAME
         """What Redis calls the connection in CLIENT LIST."""
         self.transport: asyncio.Transport | None = None
+        self._reads = True
         self.falls_back = False
         """Whether to go on in RESP2 where the server does not speak RESP3."""
         # What the handshake found out.
@@ -153,6 +154,16 @@ class Link:
         """Have `pause_writing` called above `high` unsent bytes."""
         if self.transport is not None:
             self.transport.set_write_buffer_limits(high=high)
+
+    def read(self, reads: bool) -> None:
+        """Go on reading what Redis sends, or stop: who takes it does not keep up."""
+        if self.transport is None or self.transport.is_closing() or reads == self._reads:
+            return
+        self._reads = reads
+        if reads:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
 
     def send(self, data: bytes) -> None:
         """Send bytes, unless the connection is being closed: `lost` then takes care of what was asked."""

@@ -116,7 +116,6 @@ class PinnedLink(Link):
         self._fencing = False
         self._paused = False
         """Whether the client does not keep up."""
-        self._reads = True
         self._end_later = ""
         self._chunks = 0
         self._silent_since: tuple[int, float] = (-1, 0.0)
@@ -162,16 +161,7 @@ class PinnedLink(Link):
     def pause(self, paused: bool) -> None:
         """Stop or go on reading: the client does not keep up, and nobody else shares this link."""
         self._paused = paused
-        self._read(not paused)
-
-    def _read(self, reads: bool) -> None:
-        if self.transport is None or self.transport.is_closing() or reads == self._reads:
-            return
-        self._reads = reads
-        if reads:
-            self.transport.resume_reading()
-        else:
-            self.transport.pause_reading()
+        self.read(not paused)
 
     def finish(self) -> bool:
         """Tell Redis that no more is sent; False if the connection cannot (TLS)."""
@@ -204,7 +194,7 @@ class PinnedLink(Link):
             if not self._fencing:
                 self._hold()
             elif len(self._held) > _HELD_CHUNKS:
-                self._read(False)
+                self.read(False)
             return
         self._take(data)
 
@@ -217,7 +207,7 @@ class PinnedLink(Link):
 
         def passed() -> None:
             self._fencing = False
-            self._read(not self._paused)
+            self.read(not self._paused)
             self._take(data)
             if self._held:
                 self._hold()

@@ -37,7 +37,6 @@ class Subscriber(Link):
         self._error: UpstreamError | None = None
         """Why nothing more comes."""
         self._news = asyncio.Event()
-        self._reads = True
 
     def say(self, *arguments: str) -> None:
         """Send a command: SUBSCRIBE, PSUBSCRIBE or PING."""
@@ -59,7 +58,7 @@ class Subscriber(Link):
             message = self._messages.popleft()
             self._waiting -= _size(message)
             if self._waiting < _LITTLE:
-                self._read(True)
+                self.read(True)
             return message
         if self._error is not None:
             raise self._error
@@ -81,7 +80,7 @@ class Subscriber(Link):
             self._end(self.connector.lost(f"does not speak RESP ({error})"))
         self._news.set()
         if self._waiting > _MUCH:
-            self._read(False)
+            self.read(False)
 
     def lost(self, exc: Exception | None) -> None:
         """Hear that the connection ended, in the handshake or later."""
@@ -90,15 +89,6 @@ class Subscriber(Link):
     def _end(self, error: UpstreamError) -> None:
         self._error = self._error or error
         self._news.set()
-
-    def _read(self, reads: bool) -> None:
-        if self.transport is None or self.transport.is_closing() or reads == self._reads:
-            return
-        self._reads = reads
-        if reads:
-            self.transport.resume_reading()
-        else:
-            self.transport.pause_reading()
 
 
 def _size(message: Message) -> int:

@@ -93,15 +93,13 @@ class Wire(Link):
                     return
             if keys is RUN:
                 self._settle_run(requests)
+            elif keys:
+                self._settle(keys)  # all of them: whose replies these are is not known
             if done == n:
                 fifo.popleft()
-                if keys:
-                    self._settle(keys)
                 if came < slow:
                     self._watch.slow(caller, requests, came)
             else:
-                if keys:
-                    self._settle(keys)  # all of them: whose replies these are is not known
                 fifo[0] = (caller, n - done, requests, keys, came)
                 if not scanner.open:
                     # A push comes next, or the end of the chunk: one write for all that belongs together.

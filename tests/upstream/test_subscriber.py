@@ -12,33 +12,13 @@ from proxy.resp.errors import UpstreamLost, UpstreamRefused
 from proxy.upstream.address import Upstream
 from proxy.upstream.link import Connector, Identity
 from proxy.upstream.subscriber import Subscriber
-
-
-class Transport:
-    """Remembers whether it reads."""
-
-    def __init__(self) -> None:
-        self.reads = True
-
-    def is_closing(self) -> bool:
-        return False
-
-    def pause_reading(self) -> None:
-        self.reads = False
-
-    def resume_reading(self) -> None:
-        self.reads = True
+from tests.client.linked import FakeTransport
 
 
 @pytest.fixture
-def transport() -> Transport:
-    return Transport()
-
-
-@pytest.fixture
-async def link(transport: Transport) -> Subscriber:
+async def link() -> Subscriber:
     link = Subscriber(Connector(Upstream.parse("redis://127.0.0.1:1"), 1.0, 0.0), Identity(), b"ear")
-    link.connection_made(transport)  # type: ignore[arg-type]
+    link.connection_made(FakeTransport(link))
     link._reader = None  # the handshake is over
     return link
 
@@ -95,18 +75,18 @@ async def test_so_does_what_is_no_message(link: Subscriber, frame: bytes) -> Non
 
 
 @pytest.mark.parametrize(("size", "most"), [(20, 5000), (100_000, 11)])
-async def test_reading_stops_while_too_much_waits(
-    link: Subscriber, transport: Transport, size: int, most: int
-) -> None:
+async def test_reading_stops_while_too_much_waits(link: Subscriber, size: int, most: int) -> None:
+    transport = link.transport
+    assert isinstance(transport, FakeTransport)
     message = encode.array([encode.bulk(b"message"), encode.bulk(b"c"), encode.bulk(b"x" * size)])
     taken = 0
-    while transport.reads:
+    while transport.reading:
         link.data_received(message)
         taken += 1
     assert most * 0.9 < taken <= most
     for left in range(taken - 1, -1, -1):
         assert (await heard(link))[2] == b"x" * size
-        assert transport.reads is (left < taken / 4), f"{left} of {taken} wait"
+        assert transport.reading is (left < taken / 4), f"{left} of {taken} wait"
 
 
 async def test_others_have_their_turn_between_two_messages(link: Subscriber) -> None:
