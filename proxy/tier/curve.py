@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from math import fsum, sqrt
+from math import exp, fsum, sqrt
 from operator import itemgetter
 from statistics import NormalDist, fmean
 from typing import NamedTuple, TypeVar, cast
@@ -65,13 +65,14 @@ class Curve:
         """The same, as it is best guessed where neither sizes nor rates are known exactly.
 
         Where the curve is steep, a little more or less memory makes a great difference: then it is the mean
-        of what may be, and wide.
+        of what may be, and wide. A size is off by a factor, as it cannot be less than nothing: where few
+        samples take nearly all the room, its error is as large as itself.
         """
         if not self.rates:
             return Estimate(0.0, 0.0)
         error = self.errors[min(self._place(size), len(self.errors) - 1)]
-        rate = fmean([self.at(size * (1.0 + off * error)) for off in _OFF])
-        least, most = (self.at(size * (1.0 + times * error)) for times in (-_TIMES, _TIMES))
+        rate = fmean([self.at(size * exp(off * error)) for off in _OFF])
+        least, most = (self.at(size * exp(times * error)) for times in (-_TIMES, _TIMES))
         # As if four more had been seen, half of them hits: else none of few would tell for certain of none.
         share = (rate * self.effective + 2) / (self.effective + 4)
         sampling = _TIMES * sqrt(share * (1.0 - share) / (self.effective + 4))

@@ -117,6 +117,16 @@ class TestWithoutEnoughReads:
         assert report.says.startswith("not enough is known yet to say anything: hit rates might be off by ")
 
 
+    async def test_one_that_is_idle_while_another_is_read_is_known_as_before(self, house: House) -> None:
+        """What it has in memory is not read again for all that while: one that is watched takes nearly all the room."""
+        idle = house.namespace("idle")
+        house.watched(100, Outcome.AGAIN, age=20, size=250, shelf=idle)
+        began = idle.reuse._marks[0].reads
+        idle.reuse.samples.append(Sample(b"", "user", began, 1, True, True, 250, began + 3_000_000, Outcome.OPEN))
+        reports = {report.namespace: report for report in await advise(house.view())}
+        assert reports["idle"].doubt == "" and reports["idle"].points[-1].rate == pytest.approx(1.0, abs=0.01)
+
+
 class TestMemory:
     async def test_more_would_answer_more(self, house: House) -> None:
         house.watched(500, Outcome.AGAIN, age=1000)

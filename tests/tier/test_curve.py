@@ -232,6 +232,14 @@ class TestByHand:
         assert (found.estimate(edge * 0.9).rate, found.estimate(edge * 1.1).rate) == (0.0, pytest.approx(1.0))
         assert 0.3 < found.estimate(edge * 1.001).rate < 0.7 and found.estimate(edge * 1.001).plus_minus > 0.4
 
+    def test_where_one_takes_nearly_all_the_room_no_size_is_less_than_nothing(self) -> None:
+        """One of a thousand was not read again for ages, as nobody read here: the error is as large as the size."""
+        found = curve([watched(20, weight=1e-3, size=250)] * 1000 + [watched(300_000, ended=False, weight=1e-3, size=250)])
+        assert max(found.errors) > 0.9
+        for size in (1e5, 1e6, 1e9):
+            estimate = found.estimate(size)
+            assert estimate.rate == pytest.approx(found.most) and estimate.plus_minus < 0.01
+
     def test_nothing_has_been_read_meanwhile(self) -> None:
         found = curve([watched(0)] * 10)
         assert (found.most, found.estimate(1).rate) == (pytest.approx(1.0), pytest.approx(1.0))
