@@ -415,8 +415,10 @@ def _kept(session: Session, drops: int, parts: list[bytes], replies: list[bytes 
         return False
     if session.shelf.drops == drops:
         return True
-    find = session.find
-    return all(reply is None or find(part) is reply for part, reply in zip(parts, replies, strict=True))
+    for reply, now in zip(replies, map(session.find, parts), strict=True):
+        if reply is not None and reply is not now:
+            return False
+    return True
 
 
 # --- MGET: served by its members, which are kept as if GET had asked for them

@@ -347,8 +347,11 @@ class Session:
         elif self.state is State.WAITING and self.task is None:
             self.flow.release(Reason.PENDING)
             self.move(Event.RESUME)
-            listen(self)
-            self.consume()
+            if self.buffer or self.flow.reasons or self.reserved is not None:
+                listen(self)
+                self.consume()
+            else:
+                self.refresh()
         elif self.flow.reasons & Reason.PENDING:
             self.release(Reason.PENDING)
         if self.eof or self.clients.retiring:
@@ -384,8 +387,10 @@ class Session:
 
     def take_all(self, n: int, replies: bytes) -> None:
         """Take `n` whole replies, in the client's protocol."""
-        with contextlib.suppress(RuntimeError):  # see `upstream.caller.Caller.relay`
+        try:  # noqa: SIM105 - a context manager would cost every reply 0.3 µs
             self.write(replies)
+        except RuntimeError:
+            pass  # see `upstream.caller.Caller.relay`
         self.pending -= n
         if self.draining and not self.pending:
             self.drained()

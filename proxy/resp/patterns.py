@@ -73,6 +73,11 @@ def _runs(pattern: str) -> tuple[tuple[int, Match], ...]:
 SCALAR_RUNS = _runs(_SCALAR)
 """(count, match) pairs, largest first: that many replies which are no aggregates and no long strings."""
 
+match_scalars: Mapping[int, Match] = dict(SCALAR_RUNS) | {
+    size: compiled.match for size, compiled in _repeated(_SCALAR, (2, 3))
+}
+"""Recognise so many replies as one; a fetch has three."""
+
 BULK_RUNS = _runs(_BULK)
 """(count, match) pairs, largest first: that many short bulk strings, as arguments of a request."""
 
@@ -143,6 +148,8 @@ class RequestPatterns:
         first = self.runs[-1][1](chunk, 0)
         if first is None:
             return 0
+        if first.end() == len(chunk):
+            return 1
         # Pipelines are mostly uniform: the first request tells how many to expect.
         expected = len(chunk) // first.end()
         pos, left = self._step(chunk, 0, expected)

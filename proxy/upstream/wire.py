@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.resp.errors import UpstreamDesync
-from proxy.resp.patterns import SCALAR_RUNS, match_invalidation
+from proxy.resp.patterns import match_invalidation, match_scalars
 from proxy.resp.replies import ReplyScanner
 from proxy.upstream.caller import RUN
 from proxy.upstream.link import Link
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from proxy.upstream.shared import SharedLink
 
 _PUSH = 0x3E
-_RUNS = dict(SCALAR_RUNS)
 
 
 class Wire(Link):
@@ -75,7 +74,7 @@ class Wire(Link):
                 continue
             start = pos
             caller, n, requests, keys, came = fifo[0]
-            match = _RUNS.get(n)
+            match = match_scalars.get(n)
             if match is not None and not scanner.open and (found := match(data, pos)) is not None:
                 pos = found.end()
                 done = n
