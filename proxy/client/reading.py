@@ -34,9 +34,7 @@ _MOST_FILLS = 256
 """Fetches begun for one chunk."""
 _CUT = b"\r\n*" + GET + b"$"
 _FEW_HITS = 4
-"""Of a pipeline of which less than one in so many was found, the next ones are not looked up (tier full)."""
-_PIPELINE = 8
-"""Requests from which a pipeline of reads is long enough for that."""
+"""A pipeline of which less than one in so many was found has been looked up in vain, if memory is full."""
 _STRIKES = 6
 _SKIPPED, _MOST_SKIPPED = 3, 63
 """See `_strike`."""
@@ -337,7 +335,7 @@ def _several(
     if hits * 2 >= n or (hits and session.home.refusing):
         count(session, parts, hits, 0.0, replies)
         account.pieced += hits
-        session.hits_before += (hits + 1) // 2
+        session.hits_before += hits // 2
         session.commands -= hits
         Mosaic(session, data, parts, replies, len(missing), request)
     else:
@@ -347,8 +345,8 @@ def _several(
         _send(session, parts, data)
     if admitted:
         _fill(session, list(admitted))
-    if account.evicted and n >= _PIPELINE and hits * _FEW_HITS < n and not session.home.refusing:
-        session.skip(_SKIPPED)
+    if hits * _FEW_HITS < n and session.shelf.budget.tight:
+        _strike(session, n)
 
 
 def _send(session: Session, parts: list[bytes], data: bytes) -> None:

@@ -24,6 +24,9 @@ _BATCH = 256
 """Replies evicted at once: finding the least recently used one means stepping over what was dropped
 before."""
 
+_TIGHT = 0.9
+"""The part of memory above which there is hardly any room."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -81,6 +84,11 @@ class Budget:
     def full(self) -> bool:
         """Whether the limits are exceeded."""
         return self.used > self.max_memory or self.entries > self.max_entries
+
+    @property
+    def tight(self) -> bool:
+        """Whether what comes in pushes something out, or is about to."""
+        return self.used > _TIGHT * self.max_memory or self.entries > _TIGHT * self.max_entries
 
     def make_room(self) -> None:
         """Evict until the limits hold."""

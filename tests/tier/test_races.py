@@ -1355,6 +1355,41 @@ class TestStrikes:
             assert not await self.pipeline(race, client, R("GET", "k") * 17)
         assert not client.session.skip_chunks
 
+    def never(self, n: int) -> bytes:
+        """Reads of keys that nobody has read before."""
+        self.reads = getattr(self, "reads", 0) + n
+        return b"".join([R("GET", f"never{self.reads - each}") for each in range(n)])
+
+    @pytest.mark.usefixtures("most")
+    @pytest.mark.parametrize("n", [2, 4, 16])
+    async def test_are_reads_of_which_nothing_is_there_while_memory_is_full(self, race: Race, n: int) -> None:
+        client = await race.ready()
+        await warm(race, client)
+        client.session.shelf.budget.max_entries = 1
+        for _ in range(6):
+            assert not client.session.skip_chunks
+            assert await self.pipeline(race, client, self.never(n))
+        assert client.session.skip_chunks == 3
+
+    async def test_are_none_while_there_is_room_for_what_is_read(self, race: Race) -> None:
+        client = await race.ready()
+        await warm(race, client)
+        for _ in range(50):
+            assert await self.pipeline(race, client, self.never(4))
+        assert not client.session.skip_chunks
+
+    async def test_are_none_where_some_of_all_pipelines_are_there(self, race: Race) -> None:
+        """One read in two is, so that none is without Redis: what is there saves it half of the work."""
+        client = await race.ready()
+        await warm(race, client)
+        budget = client.session.shelf.budget
+        budget.max_entries, budget.door.open = 1, False
+        for _ in range(50):
+            assert await self.pipeline(race, client, R("GET", "k") + self.never(1))
+            assert await self.pipeline(race, client, self.never(2))
+            assert await self.pipeline(race, client, R("GET", "k") + self.never(1))
+        assert not client.session.skip_chunks
+
     @pytest.mark.parametrize("reads", [1, 16])
     async def test_single_reads_are_looked_up_all_the_same(self, race: Race, reads: int) -> None:
         client = await race.ready()
