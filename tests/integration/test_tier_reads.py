@@ -16,11 +16,13 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 import pytest
+from redis import Redis
 
 from proxy.tier.rules import CACHEABLE
-from tests.harness import Process, redis_server
+from tests.harness import Process, free_port, pannier, redis_server
 from tests.integration.families import ALL_BYTES, RESP_LIKE
 from tests.integration.wire import Wire, in_background, request, text, until, words
 
@@ -559,6 +561,67 @@ class TestPipelines:
             with Monitor(redis) as monitor:
                 assert ask_all(wire, commands) == expected
                 assert [seen for seen in monitor.seen() if seen[0] in (b"GET", b"MGET")] == []
+
+    ODD: ClassVar = [b"plain", b"two\r\nlines", b"*11\r\n$4\r\nMGET\r\n$1\r\na\r\n", b"\r\n$3\r\nabc\r\n", b"s*t*a*r", b"x" * 300, b"", b"*3\r\n$4\r\nMGET\r\n"]
+    """Keys that look like the requests around them."""
+
+    @pytest.mark.parametrize("namespace", ["", "?namespace=odd"])
+    @both_protocols
+    def test_nothing_but_mgets(self, redis: Process, directory: Path, protocol: int, namespace: str) -> None:
+        """Of few keys and of many, of as many each or not, in capitals or not, with keys that tear them apart."""
+        port, rng = free_port(), random.Random(protocol)
+        with pannier(f"redis://127.0.0.1:{redis.port}", directory, "--listen", f"127.0.0.1:{port}{namespace}", "--admit-after", "1"), Wire(port, protocol) as wire:
+            keys = [b"key:%d" % n for n in range(200)]
+            values = {key: b"%d" % (n % 13) * (n % 5) for n, key in enumerate([*keys, *self.ODD])}
+            for key, value in values.items():
+                wire.ask("SET", key, value)
+                wire.ask("GET", key)
+            known = {key: b"$%d\r\n%b\r\n" % (len(value), value) for key, value in values.items()}
+            nil = b"_\r\n" if protocol == 3 else b"$-1\r\n"
+            for turn in range(300):
+                n = rng.choice([1, 2, 3, 10, 64, 150])
+                requests = []
+                for _ in range(rng.choice([2, 3, 16])):
+                    some = rng.choices(keys, k=n if turn % 3 else rng.choice([n, 1, 7]))
+                    if turn % 4 == 1 and not rng.randrange(3):
+                        some[rng.randrange(len(some))] = rng.choice(self.ODD)
+                    if turn % 4 == 2 and not rng.randrange(3):
+                        some[rng.randrange(len(some))] = b"none"
+                    requests.append([rng.choice([b"MGET", b"MGET", b"mget", b"mGet"]) if turn % 4 == 3 else b"MGET", *some])
+                got = wire.pipeline([encoded(tuple(request)) for request in requests], len(requests))
+                assert got == [b"*%d\r\n" % (len(request) - 1) + b"".join([known.get(key, nil) for key in request[1:]]) for request in requests], turn
+
+    def test_keys_of_mgets_do_not_change_places(self, filled: Process) -> None:
+        """One has a key too few, the next one too many: together they are as many as they should be."""
+        with Wire(filled.port) as wire:
+            for _ in range(3):
+                for key in ("a", "n", "lo", "none"):
+                    wire.ask("GET", key)
+            head, keys = b"*3\r\n$4\r\nMGET\r\n", [b"$%d\r\n%b\r\n" % (len(key), key) for key in (b"a", b"n", b"lo", b"none")]
+            assert wire.pipeline([head + keys[0] + keys[1], head + keys[2] + keys[3]], 2)[1] == b"*2\r\n$3\r\nabc\r\n$-1\r\n"
+            wire.raw(head + keys[0] + head + b"".join(keys[1:]))
+            assert wire.rest() == b"-ERR Protocol error: expected '$', got '*'\r\n"
+
+    def test_mgets_in_a_pipeline_count_by_their_members(self, redis: Process, directory: Path) -> None:
+        with pannier(f"redis://127.0.0.1:{redis.port}", directory, "--admit-after", "1") as proxy, Redis(port=proxy.port) as client:
+            client.mset({f"member:{n}": "v" for n in range(10)})
+            keys = [f"member:{n}" for n in range(10)]
+            client.mget(keys)
+            for mixed in (False, True):
+                before = client.info("sidecar")
+                for _ in range(20):
+                    with client.pipeline(transaction=False) as pipeline:
+                        pipeline.mget(keys).mget(keys)
+                        if mixed:
+                            pipeline.get("member:1").mget("member:2", "member:3")
+                        pipeline.execute()
+                after = client.info("sidecar")
+                assert after["pannier_tier_hits"] - before["pannier_tier_hits"] == 20 * (23 if mixed else 20)
+                assert after["pannier_tier_misses"] == before["pannier_tier_misses"]
+                assert after["pannier_total_commands_processed"] - before["pannier_total_commands_processed"] == 20 * (4 if mixed else 2) + 1
+            hot = client.execute_command("SIDECAR", "HOTKEYS", 20)
+            names = {(line if isinstance(line, dict) else dict(zip(line[::2], line[1::2], strict=True)))[b"key"] for line in hot}
+            assert names == {key.encode() for key in keys}
 
     def test_byte_by_byte(self, redis: Process, filled: Process) -> None:
         commands: list[Command] = ["GET a", "HGETALL h", "MGET a none", "GET a"]
