@@ -467,13 +467,20 @@ def _hits_of(session: Session, part: bytes) -> tuple[list[bytes], bytes] | None:
     n = len(members)
     if n != int(head[1]) - 1:
         return None
-    session.shelf.reuse.release(members)
-    table = session.table.replies
-    try:
-        replies = itemgetter(*members)(table) if n > 1 else (table[members[0]],)
-    except KeyError:
-        return None
-    return members, b"*%d\r\n%b" % (n, b"".join(replies))
+    replies = _look_up(session, members)
+    return None if replies is None else (members, b"*%d\r\n%b" % (n, b"".join(replies)))
+
+
+def _look_up(session: Session, members: list[bytes]) -> tuple[bytes, ...] | None:
+    """The replies to members of MGETs, if all are in memory."""
+    table, reuse = session.table.replies, session.shelf.reuse
+    while True:
+        try:
+            return itemgetter(*members)(table) if len(members) > 1 else (table[members[0]],)
+        except KeyError:
+            if reuse.open.keys().isdisjoint(members):
+                return None
+            reuse.release(members)  # what is watched is held, and so in no table
 
 
 def _answer_mgets(session: Session, data: bytes, part: bytes) -> bool:
@@ -484,7 +491,6 @@ def _answer_mgets(session: Session, data: bytes, part: bytes) -> bool:
     head = match_mget(part)
     if head is None:
         return False
-    table = session.table.replies
     n = int(head[1]) - 1
     bodies = data.split(b"*" + head[0])
     del bodies[0]
@@ -498,10 +504,8 @@ def _answer_mgets(session: Session, data: bytes, part: bytes) -> bool:
         total = len(keys)
         if total != n * len(some) or {body.count(b"\r\n$") for body in some} != {n - 1}:
             return False
-        session.shelf.reuse.release(keys)
-        try:
-            replies = itemgetter(*keys)(table) if total > 1 else (table[keys[0]],)
-        except KeyError:
+        replies = _look_up(session, keys)
+        if replies is None:
             return False
         members += keys
         for at in range(0, total, n):
