@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = (
     "client.combining",
     "client.flow",
+    "client.hits",
     "client.latency",
+    "client.mget",
     "client.reading",
     "client.refilling",
     "client.scripts",

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from proxy.client import reading
+from proxy.client import hits
 from proxy.client.contest import NULLS, Contest, Grant
 from proxy.client.wishes import Waiter, Wish, answer, lease_key, parse
 from proxy.resp import encode
@@ -155,6 +155,6 @@ def _in_memory(session: Session, key: bytes) -> bytes | None:
     reply = session.find(part)
     if reply is None or reply in NULLS or not reply.startswith(b"$"):
         return None
-    reading.count(session, [part], 1)
+    hits.count(session, [part], 1)
     session.commands -= 1
     return reply

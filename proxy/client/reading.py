@@ -9,21 +9,17 @@ behind it is taken before that, so reading twice is safe.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import itemgetter
 from random import randrange
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from proxy.client import refilling
+from proxy.client import hits, mget, refilling
 from proxy.client.whole import ForClient, Whole
 from proxy.resp.commands import Command
-from proxy.resp.downgrade import Shape, downgrade, lower_nulls
-from proxy.resp.encode import OK
-from proxy.resp.patterns import find_bulks, match_mget
+from proxy.resp.downgrade import Shape, lower_nulls
+from proxy.resp.patterns import match_mget
 from proxy.resp.replies import split_replies
-from proxy.tier.flights import MISSING, Flight, lifetime
-from proxy.tier.rules import CACHEABLE, GET, Read, Touch, lifetimes
+from proxy.tier.rules import CACHEABLE, Read, Touch
 
 if TYPE_CHECKING:
     from proxy.client.session import Session
@@ -32,7 +28,6 @@ _MANY_KEYS = 6
 """Keys of an MGET that the patterns of runs do not take: it is dealt with by itself."""
 _MOST_FILLS = 256
 """Fetches begun for one chunk."""
-_CUT = b"\r\n*" + GET + b"$"
 _FEW_HITS = 4
 """A pipeline of which less than one in so many was found has been looked up in vain, if memory is full."""
 _STRIKES = 6
@@ -42,8 +37,6 @@ _WINDOW = 16384
 """Bytes of a buffer that are looked up at once: where other commands stand between, it is done again for
 each."""
 _STAR = 0x2A
-_AT_ONCE = 128
-"""Keys of several MGETs that are looked up at once: more leave the CPU's caches."""
 
 
 def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
@@ -53,7 +46,7 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
     """
     if len(parts) == 1:
         return ask_one(session, data, parts[0])
-    if _may_be_mget(parts[0]) and _answer_mgets(session, data, parts[0]):
+    if mget.may_be(parts[0]) and mget.answer_all(session, data, parts[0]):
         return len(data)
     shelf = session.shelf
     if shelf.tending.aside or not shelf.reuse.open.keys().isdisjoint(parts):
@@ -74,9 +67,9 @@ def ask(session: Session, data: bytes, parts: list[bytes]) -> int:
     missing = [part for part, reply in zip(parts, replies, strict=True) if reply is None]
     whole = b"*" + b"*".join(missing)
     if mixed := b"\nMG" in whole or b"\nmg" in whole:
-        _find_members(session, parts, replies)
-        if replies[0] is None and (keys := _mget_keys(parts[0])) is not None and len(keys) >= _MANY_KEYS:
-            return len(parts[0]) + 1 if _mget(session, b"*" + parts[0], keys) else 0
+        mget.find_members(session, parts, replies)
+        if replies[0] is None and (keys := mget.keys_of(parts[0])) is not None and len(keys) >= _MANY_KEYS:
+            return len(parts[0]) + 1 if mget.take_keys(session, b"*" + parts[0], keys) else 0
         missing = [part for part, reply in zip(parts, replies, strict=True) if reply is None]
         whole = b"*" + b"*".join(missing)
     if not missing:
@@ -108,7 +101,7 @@ def ask_one(session: Session, data: bytes, part: bytes) -> int:
 def ask_buffer(session: Session, buf: bytes, pos: int) -> int:
     """Deal with the reads at `pos` of what is buffered; how many bytes have been dealt with."""
     tier = session.clients.tier
-    if session.pending or buf[pos] != _STAR or tier is None or tier.loose or not _vouched(session):
+    if session.pending or buf[pos] != _STAR or tier is None or tier.loose or not hits.vouched(session):
         return 0
     end = buf.find(b"*", pos + 1)
     first = session.find(buf[pos + 1 : end if end > 0 else len(buf)])
@@ -131,10 +124,10 @@ def read(session: Session, command: Command, frame: bytes) -> bool:
     quiet = not session.pending and session.link is session.home
     part = frame[1:]
     if command.name == "mget" and quiet:
-        return _vouched(session) and _take_mget(session, frame, part)
+        return hits.vouched(session) and mget.take(session, frame, part)
     if command.name not in CACHEABLE:
         return False
-    if not _vouched(session):
+    if not hits.vouched(session):
         return False
     session.table.asked = monotonic()
     if not quiet:
@@ -176,50 +169,22 @@ def answer(
     """Answer from memory, all of it; `mixed`: there are MGETs among it."""
     session.write(b"".join(replies))  # type: ignore[arg-type]
     if mixed:
-        _count_members(session, parts, replies)
+        mget.count_members(session, parts, replies)
     else:
-        count(session, parts, len(parts))
-
-
-def count(
-    session: Session,
-    parts: list[bytes],
-    hits: int,
-    began: float = 0.0,
-    replies: Sequence[bytes | None] | None = None,
-) -> None:
-    """Count reads answered from memory; now and then, log them, and time them if it is known when they
-    `began`.
-
-    `replies`: where these are None, a part was not found.
-    """
-    session.hits += hits
-    if session.hits > session.log_at:
-        if replies is not None:
-            parts = [part for part, reply in zip(parts, replies, strict=True) if reply is not None]
-        session.table.asked = monotonic()
-        if began:
-            session.clients.latency.hit(parts[0], began)
-        session.log_at = session.hits + session.table.log(parts)
-        if session.clients.verifier is not None:
-            session.clients.verifier.sample(session, parts)
+        hits.count(session, parts, len(parts))
 
 
 def _is_read(session: Session, part: bytes) -> bool:
     """Whether a piece between two stars is one plain read, and not a part of something longer."""
     plain = session.clients.dispatcher.reads.wholes[-1][1](b"*" + part) is not None
-    return plain or _mget_keys(part) is not None
-
-
-def _vouched(session: Session) -> bool:
-    return monotonic() < session.shelf.until or session.shelf.vouch(monotonic())
+    return plain or mget.keys_of(part) is not None
 
 
 def _one(session: Session, data: bytes, part: bytes) -> int:
     """Deal with a single request that the table does not hold."""
     shelf = session.shelf
-    if _may_be_mget(part):
-        return len(data) if _take_mget(session, data, part) else 0
+    if mget.may_be(part):
+        return len(data) if mget.take(session, data, part) else 0
     if session.clients.dispatcher.reads.wholes[-1][1](data) is None:
         return 0
     session.table.asked = monotonic()
@@ -338,26 +303,26 @@ def _several(
     """Deal with a pipeline of reads and nothing else; `request`: those that are missing."""
     account = session.shelf.account
     session.table.asked = monotonic()
-    n, hits = len(parts), len(parts) - len(missing)
+    n, found = len(parts), len(parts) - len(missing)
     admitted = session.shelf.admitted(missing)
     account.misses += len(missing)
-    if hits * 2 >= n or (hits and session.home.refusing):
+    if found * 2 >= n or (found and session.home.refusing):
         if mixed:
-            _count_members(session, parts, replies)
+            mget.count_members(session, parts, replies)
         else:
-            count(session, parts, hits, 0.0, replies)
-        account.pieced += hits
-        session.hits_before += hits // 2
-        session.commands -= hits
+            hits.count(session, parts, found, 0.0, replies)
+        account.pieced += found
+        session.hits_before += found // 2
+        session.commands -= found
         Mosaic(session, data, parts, replies, len(missing), request)
     else:
-        account.passed += hits
+        account.passed += found
         session.commands += n
         session.expect(n)
         _send(session, parts, data)
     if admitted:
         _fill(session, list(admitted))
-    if hits * _FEW_HITS < n and session.shelf.budget.tight:
+    if found * _FEW_HITS < n and session.shelf.budget.tight:
         _strike(session, n)
 
 
@@ -405,7 +370,7 @@ class Mosaic(ForClient):
     def finish(self, replies: bytes) -> None:
         """Put the pipeline's replies together."""
         session = self._session
-        if not _kept(session, self._drops, self._parts, self._replies):
+        if not hits.kept(session, self._drops, self._parts, self._replies):
             _send(session, self._parts, self._data)
             return
         if session.protocol != 3 and b"_\r\n" in replies:
@@ -417,246 +382,3 @@ class Mosaic(ForClient):
     def cut(self) -> None:
         """Ask again: nothing has been passed on."""
         _send(self._session, self._parts, self._data)
-
-
-def _kept(session: Session, drops: int, parts: list[bytes], replies: list[bytes | None]) -> bool:
-    """Whether what was taken from the table is what it has held ever since."""
-    if not _vouched(session):
-        return False
-    if session.shelf.drops == drops:
-        return True
-    for reply, now in zip(replies, map(session.find, parts), strict=True):
-        if reply is not None and reply is not now:
-            return False
-    return True
-
-
-# --- MGET: served by its members, which are kept as if GET had asked for them
-
-
-def _may_be_mget(part: bytes) -> bool:
-    """Whether a name stands where MGET's would."""
-    name = part[5:16]
-    return b"\nMG" in name or b"\nmg" in name
-
-
-def _mget_keys(part: bytes) -> list[bytes] | None:
-    """The keys of an MGET of any length, as the bulk strings they are.
-
-    None: this is none, or not all of one, or has keys that are too long for the patterns.
-    """
-    head = match_mget(part)
-    if head is None:
-        return None
-    keys = find_bulks(part, head.end())
-    whole = len(keys) == int(head[1]) - 1 and sum(map(len, keys)) == len(part) - head.end()
-    return keys if whole and keys else None
-
-
-def _hits_of(session: Session, part: bytes) -> tuple[list[bytes], bytes] | None:
-    """The members of an MGET and the reply to it, if all of them are in memory.
-
-    It is cut where a key's length may begin, and at stars. A piece that is in the table is one whole key, as
-    it begins with its length; if all are, and are as many as there should be, the cuts were right. That is a
-    third of what stepping over the keys costs.
-    """
-    head = match_mget(part)
-    if head is None:
-        return None
-    members = (GET + part[head.end() :].replace(b"\r\n$", _CUT)).split(b"*")
-    n = len(members)
-    if n != int(head[1]) - 1:
-        return None
-    replies = _look_up(session, members)
-    return None if replies is None else (members, b"*%d\r\n%b" % (n, b"".join(replies)))
-
-
-def _look_up(session: Session, members: list[bytes]) -> tuple[bytes, ...] | None:
-    """The replies to members of MGETs, if all are in memory."""
-    table, reuse = session.table.replies, session.shelf.reuse
-    while True:
-        try:
-            return itemgetter(*members)(table) if len(members) > 1 else (table[members[0]],)
-        except KeyError:
-            if reuse.open.keys().isdisjoint(members):
-                return None
-            reuse.release(members)  # what is watched is held, and so in no table
-
-
-def _answer_mgets(session: Session, data: bytes, part: bytes) -> bool:
-    """Answer a chunk of nothing but MGETs of as many keys as the first, `part`, if all are in memory.
-
-    They are cut where they begin, and as one MGET is then, some at once: all together leave the CPU's caches.
-    """
-    head = match_mget(part)
-    if head is None:
-        return False
-    n = int(head[1]) - 1
-    bodies = data.split(b"*" + head[0])
-    del bodies[0]
-    step = max(1, _AT_ONCE // n)
-    begin = b"*%d\r\n" % n
-    members: list[bytes] = []
-    answers: list[bytes] = []
-    for first in range(0, len(bodies), step):
-        some = bodies[first : first + step]
-        keys = (GET + b"".join(some).replace(b"\r\n$", _CUT)).split(b"*")
-        total = len(keys)
-        if total != n * len(some) or {body.count(b"\r\n$") for body in some} != {n - 1}:
-            return False
-        replies = _look_up(session, keys)
-        if replies is None:
-            return False
-        members += keys
-        for at in range(0, total, n):
-            answers.append(begin)
-            answers += replies[at : at + n]
-    session.table.asked = monotonic()
-    _answer_members(session, members, b"".join(answers), len(bodies))
-    return True
-
-
-def _find_members(session: Session, parts: list[bytes], replies: list[bytes | None]) -> None:
-    """Fill in the replies to those MGETs of a pipeline whose members are all in memory."""
-    for place, part in enumerate(parts):
-        if replies[place] is None and (hits := _hits_of(session, part)) is not None:
-            replies[place] = hits[1]
-
-
-def _count_members(session: Session, parts: list[bytes], replies: list[bytes | None]) -> None:
-    """Count reads that were found, MGETs by their members."""
-    found: list[bytes] = []
-    n = 0
-    for part, reply in zip(parts, replies, strict=True):
-        if reply is not None:
-            n += 1
-            keys = _mget_keys(part)
-            found += [part] if keys is None else [GET + key for key in keys]
-    count(session, found, len(found))
-    session.commands += n - len(found)
-
-
-def _take_mget(session: Session, data: bytes, part: bytes) -> bool:
-    """Deal with an MGET; False: it is to be sent like any other command."""
-    hits = _hits_of(session, part)
-    if hits is None:
-        keys = _mget_keys(part)
-        return keys is not None and _mget(session, data, keys)
-    session.table.asked = monotonic()
-    _answer_members(session, *hits)
-    return True
-
-
-def _answer_members(session: Session, members: list[bytes], whole: bytes, n: int = 1) -> None:
-    """Answer `n` MGETs."""
-    count(session, members, len(members))
-    session.write(whole)
-    session.commands += n - len(members)
-
-
-def _mget(session: Session, data: bytes, keys: list[bytes]) -> bool:
-    """Deal with an MGET of these keys; False: what memory holds is of no use for it."""
-    members = [GET + key for key in keys]
-    session.table.asked = monotonic()
-    session.shelf.reuse.release(members)
-    replies = list(map(session.find, members))
-    found = len(replies) - replies.count(None)
-    if found == len(members):  # with a star in a key, for instance
-        _answer_members(session, members, b"*%d\r\n%b" % (found, b"".join(replies)))  # type: ignore[arg-type]
-        return True
-    if session.clients.tier is None or session.clients.tier.loose:
-        return False  # replies may be newer than pushes: what is at hand and what is fetched need not fit
-    if found:
-        count(session, members, found, 0.0, replies)
-    session.commands -= found
-    PartialMget(session, data, keys, members, replies)
-    return True
-
-
-class PartialMget(ForClient):
-    """An MGET of which some members have to be fetched: these, and only these, in one MGET."""
-
-    __slots__ = ("_data", "_drops", "_flights", "_members", "_replies")
-
-    def __init__(
-        self,
-        session: Session,
-        data: bytes,
-        keys: list[bytes],
-        members: list[bytes],
-        replies: list[bytes | None],
-    ) -> None:
-        missing = dict.fromkeys(key for key, reply in zip(keys, replies, strict=True) if reply is None)
-        self._data = data
-        self._members = members
-        self._replies = replies
-        self._flights: dict[bytes, Flight] = {}
-        shelf = session.shelf
-        shelf.account.misses += len(missing)
-        self._drops = shelf.drops
-        for key in missing:
-            member = GET + key
-            if member not in shelf.flights and shelf.admits(member):
-                flight = shelf.open(shelf.rules.member(key))
-                if flight is not None:
-                    flight.joinable = False  # to a key that is no string, GET answers otherwise than MGET
-                    self._flights[member] = flight
-        asked = [flight.read.keys[0] for flight in self._flights.values()]
-        lines, questions = lifetimes(asked, shelf.mode)
-        super().__init__(session, lines + 1)
-        namespace = session.space.namespace
-        keys = list(missing if namespace is None else map(namespace.bulk, missing))
-        mget = b"*%d\r\n$4\r\nMGET\r\n%b" % (len(keys) + 1, b"".join(keys))
-        session.commands += 1
-        session.expect(1)
-        session.home.submit(self, lines + 1, questions + mget)
-        session.ready()
-
-    def asked(self, requests: bytes) -> tuple[bytes, bool]:
-        """The MGET as it came."""
-        return self._data, False
-
-    def finish(self, replies: bytes) -> None:
-        """Keep what was fetched, and answer."""
-        session = self._session
-        lives, pos = [], 0
-        for _ in self._flights:
-            if replies.startswith(OK, pos):
-                pos += len(OK)
-            end = replies.index(b"\r\n", pos)
-            lives.append(replies[pos:end])
-            pos = end + 2
-        if replies[pos] != _STAR:
-            error = replies.splitlines(True)[-1]
-            for flight in self._flights.values():
-                flight.shelf.land(flight, error, 0.0)
-            session.take(error)  # without a link every line asked for gets one
-            return
-        missing = dict.fromkeys(
-            member for member, reply in zip(self._members, self._replies, strict=True) if reply is None
-        )
-        fetched = dict(
-            zip(missing, split_replies(replies, replies.index(b"\n", pos) + 1, len(missing)), strict=True)
-        )
-        kept = _kept(session, self._drops, self._members, self._replies)
-        for (member, flight), line in zip(self._flights.items(), lives, strict=True):
-            reply = fetched[member]
-            milliseconds = int(line[1:]) if line.startswith(b":") else None
-            if reply == b"_\r\n" and milliseconds != MISSING:
-                milliseconds = None  # not a string: GET would say WRONGTYPE
-            flight.shelf.land(flight, reply, lifetime(milliseconds))
-        if not kept:
-            session.home.submit(session, 1, session.real(1, self._data))
-            return
-        if session.protocol != 3:
-            fetched = {member: downgrade(reply, Shape.PLAIN) for member, reply in fetched.items()}
-        taken = zip(self._members, self._replies, strict=True)
-        whole = b"".join([fetched[member] if reply is None else reply for member, reply in taken])
-        session.take(b"*%d\r\n%b" % (len(self._members), whole))
-
-    def cut(self) -> None:
-        """Ask again: nothing has been passed on."""
-        for flight in self._flights.values():
-            flight.cut()
-        session = self._session
-        session.home.submit(session, 1, session.real(1, self._data))

@@ -22,7 +22,7 @@ from operator import itemgetter
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from proxy.client import admission, homes, journal, local, own, pinning, reading, retiring, sharing
+from proxy.client import admission, hits, homes, journal, local, own, pinning, reading, retiring, sharing
 from proxy.client.dispatch import LOCAL, Route, link_protocol
 from proxy.client.flow import Flow, Reason, in_pieces
 from proxy.client.homes import NO_SHELF
@@ -231,7 +231,7 @@ class Session:
                         self.write(reply)
                         self.hits += 1
                         if self.hits > self.log_at:
-                            reading.count(self, [data[1:]], 0, now)
+                            hits.count(self, [data[1:]], 0, now)
                         return
                     if data.find(b"*", 1) < 0:
                         taken = reading.ask_one(self, data, data[1:])
@@ -272,7 +272,7 @@ class Session:
         self.write(b"".join(replies))
         self.hits += len(parts)
         if self.hits > self.log_at:
-            reading.count(self, parts, 0, now)
+            hits.count(self, parts, 0, now)
         return len(data)
 
     def _ask_again(self, data: bytes) -> bool:

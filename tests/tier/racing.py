@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from proxy.client import reading, session
+from proxy.client import hits, mget, reading, session
 from proxy.resp import encode
 from proxy.resp.requests import RequestParser
 from proxy.settings import Settings
@@ -360,7 +360,8 @@ class Race(Linked):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         self.clock = clock = Clock()
         monkeypatch.setattr(session, "monotonic", clock)
-        monkeypatch.setattr(reading, "monotonic", clock)
+        for module in (hits, mget, reading):
+            monkeypatch.setattr(module, "monotonic", clock)
         for module in (wire, tracking, shared):
             if hasattr(module, "time"):
                 monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
