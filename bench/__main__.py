@@ -147,6 +147,8 @@ def parse(arguments: Sequence[str] | None) -> Options:
     add("--compiled", action="store_true", help="measure the wheel of `make compiled`")
     add("--time-limit", type=positive, default=1800.0, metavar="S", help="give up after S seconds (1800)")
     chosen = vars(parser.parse_args(arguments))
+    if chosen["compiled"] and chosen["proxy_command"]:
+        parser.error("argument --compiled: not with --proxy-command, which says itself what is measured")
     chosen["rounds"] = int(chosen["rounds"] or (2 if chosen["quick"] else 5)) or 1
     chosen["seconds"] = chosen["seconds"] or (0.4 if chosen["quick"] else 1.2)
     chosen["groups"] = chosen_groups(chosen)

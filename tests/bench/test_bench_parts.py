@@ -177,6 +177,12 @@ def test_groups_chosen(words: str, groups: list[str]) -> None:
     assert parse(words.split()).groups == groups
 
 
+def test_what_is_measured_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["--compiled", "--proxy-command", "true"])
+    assert ended.value.code == 2 and "--compiled: not with --proxy-command" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "whole"),
     [
