@@ -60,7 +60,9 @@ class Latency:
     def _stand_in(self, caller: Caller, requests: bytes) -> Caller:
         if isinstance(caller, Flight):
             return _Timed(self, caller, b"*" + caller.read.part, True)
-        if isinstance(caller, ForClient | Session):
+        if isinstance(caller, ForClient):
+            return _Timed(self, caller, caller.asked(requests)[0], False)
+        if isinstance(caller, Session):
             return _Timed(self, caller, requests, False)
         return caller  # a question of the sidecar's own
 

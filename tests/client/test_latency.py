@@ -11,6 +11,7 @@ from proxy.resp import encode
 from proxy.resp.commands import FAMILIES
 from tests.client.linked import Client, Linked
 from tests.client.test_session import redis_answer
+from tests.tier.racing import Race
 
 GET, SET = encode.request("GET", "k"), encode.request("SET", "k", "v")
 
@@ -21,6 +22,13 @@ async def linked(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Linked]:
     linked.redis.answer = redis_answer
     yield linked
     await linked.close()
+
+
+@pytest.fixture
+async def race(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Race]:
+    race = Race(monkeypatch)
+    yield race
+    await race.close()
 
 
 def found(linked: Linked) -> tuple[dict[str, int], dict[str, int]]:
@@ -70,6 +78,17 @@ async def test_each_path(
         client.feed(request)
         await linked.redis.settle()
     assert found(linked) == (paths, families)
+
+
+async def test_an_mget_of_which_some_are_fetched_to_be_kept_is_one(race: Race) -> None:
+    """Not what asks how long they live, in front of it."""
+    client = await race.ready()
+    await race.ask(client, "GET", "k")
+    race.clients.latency.listen(client.session.link)
+    await race.ask(client, "MGET", "k", "other")
+    latency = race.clients.latency
+    assert (latency.by_path["miss"].count, latency.by_family["string"].count) == (1, 1)
+    assert not latency.by_path["other"].count
 
 
 async def test_replies_are_as_without(linked: Linked) -> None:
