@@ -86,15 +86,19 @@ def answer_all(session: Session, data: bytes, part: bytes) -> bool:
         return False
     bodies = data.split(b"*" + head[0])
     del bodies[0]
-    step = max(1, _AT_ONCE // n)
     begin = b"*%d\r\n" % n
+    alike = {(b"$", n - 1)}
+    # The first by itself: if it is not there, it is fetched, and then all behind it are looked up again.
+    first, size = 0, 1
     members: list[bytes] = []
     answers: list[bytes] = []
-    for first in range(0, len(bodies), step):
-        some = bodies[first : first + step]
+    while first < len(bodies):
+        some = bodies[first : first + size]
+        first += size
+        size = max(1, _AT_ONCE // n)
         keys = (GET + b"".join(some).replace(b"\r\n$", _CUT)).split(b"*")
         total = len(keys)
-        if total != n * len(some) or {body.count(b"\r\n$") for body in some} != {n - 1}:
+        if total != n * len(some) or {(body[:1], body.count(b"\r\n$")) for body in some} != alike:
             return False
         replies = _look_up(session, keys)
         if replies is None:

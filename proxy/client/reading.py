@@ -32,7 +32,8 @@ _FEW_HITS = 4
 """A pipeline of which less than one in so many was found has been looked up in vain, if memory is full."""
 _STRIKES = 6
 _SKIPPED, _MOST_SKIPPED = 3, 63
-"""See `_strike`."""
+_MOST_READS_SKIPPED = 15
+"""See `_strike`. Of reads fewer are skipped: if others are read from now on, that has to come to light."""
 _WINDOW = 16384
 """Bytes of a buffer that are looked up at once: where other commands stand between, it is done again for
 each."""
@@ -272,7 +273,7 @@ def _fill(session: Session, parts: list[bytes]) -> None:
 # --- pipelines
 
 
-def _strike(session: Session, n: int) -> None:
+def _strike(session: Session, n: int, most: int = _MOST_SKIPPED) -> None:
     """Note that a pipeline of `n` goes to Redis whole although it was looked up.
 
     If fewer than one in three were answered from memory since, the next ones are not looked up, as most of
@@ -288,7 +289,7 @@ def _strike(session: Session, n: int) -> None:
     elif not session.home.refusing:
         # Not always as many: of a client that sends two kinds by turns it would always be the same kind.
         session.skip(session.skip_next - randrange(2))
-        session.skip_next = min(2 * session.skip_next + 1, _MOST_SKIPPED)
+        session.skip_next = min(2 * session.skip_next + 1, most)
 
 
 def _several(
@@ -305,6 +306,7 @@ def _several(
     session.table.asked = monotonic()
     n, found = len(parts), len(parts) - len(missing)
     admitted = session.shelf.admitted(missing)
+    known = len(admitted)
     account.misses += len(missing)
     if found * 2 >= n or (found and session.home.refusing):
         if mixed:
@@ -322,8 +324,8 @@ def _several(
         _send(session, parts, data)
     if admitted:
         _fill(session, list(admitted))
-    if found * _FEW_HITS < n and session.shelf.budget.tight:
-        _strike(session, n)
+    if found * _FEW_HITS < n and known * 2 < len(missing) and session.shelf.budget.tight:
+        _strike(session, n, _MOST_READS_SKIPPED)
 
 
 def _send(session: Session, parts: list[bytes], data: bytes) -> None:

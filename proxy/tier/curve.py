@@ -35,6 +35,9 @@ _TIMES = 1.96
 _OFF = [NormalDist().inv_cdf((n + 0.5) / 8) for n in range(8)]
 """Standard errors by which an estimate may be off, each as likely as the others."""
 
+_MOST_OFF = 20.0
+"""Errors from which nothing is known; larger ones would leave what a float can say."""
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -70,7 +73,7 @@ class Curve:
         """
         if not self.rates:
             return Estimate(0.0, 0.0)
-        error = self.errors[min(self._place(size), len(self.errors) - 1)]
+        error = min(self.errors[min(self._place(size), len(self.errors) - 1)], _MOST_OFF)
         rate = fmean([self.at(size * exp(off * error)) for off in _OFF])
         least, most = (self.at(size * exp(times * error)) for times in (-_TIMES, _TIMES))
         # As if four more had been seen, half of them hits: else none of few would tell for certain of none.

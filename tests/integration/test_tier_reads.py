@@ -600,6 +600,13 @@ class TestPipelines:
             head, keys = b"*3\r\n$4\r\nMGET\r\n", [b"$%d\r\n%b\r\n" % (len(key), key) for key in (b"a", b"n", b"lo", b"none")]
             assert wire.pipeline([head + keys[0] + keys[1], head + keys[2] + keys[3]], 2)[1] == b"*2\r\n$3\r\nabc\r\n$-1\r\n"
             assert wire.pipeline([b"*1\r\n$4\r\nMGET\r\n"] * 2, 2) == [b"-ERR wrong number of arguments for 'mget' command\r\n"] * 2
+        with Wire(filled.port) as wire:
+            one = b"*2\r\n$4\r\nMGET\r\n"
+            wire.raw(one + keys[0] + one + keys[0][:-1] + one + b"\n" + keys[1])
+            *found, error = wire.reads(3)
+            assert found == [b"*1\r\n$11\r\nhello world\r\n"] * 2
+            assert error.startswith(b"-ERR unknown command"), "no key is made up from two requests"
+        with Wire(filled.port) as wire:
             wire.raw(head + keys[0] + head + b"".join(keys[1:]))
             assert wire.rest() == b"-ERR Protocol error: expected '$', got '*'\r\n"
 

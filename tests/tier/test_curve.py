@@ -240,6 +240,11 @@ class TestByHand:
             estimate = found.estimate(size)
             assert estimate.rate == pytest.approx(found.most) and estimate.plus_minus < 0.01
 
+    def test_one_that_weighs_next_to_nothing_and_alone_is_kept_tells_nothing(self) -> None:
+        found = curve([watched(20, weight=1.0, size=0)] * 1000 + [watched(300_000, weight=1e-9, size=250)])
+        assert max(found.errors) > 1000
+        assert 0 <= found.estimate(1e6).rate <= 1 and found.estimate(1e6).plus_minus < 0.01
+
     def test_nothing_has_been_read_meanwhile(self) -> None:
         found = curve([watched(0)] * 10)
         assert (found.most, found.estimate(1).rate) == (pytest.approx(1.0), pytest.approx(1.0))

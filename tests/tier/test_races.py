@@ -1365,11 +1365,37 @@ class TestStrikes:
     async def test_are_reads_of_which_nothing_is_there_while_memory_is_full(self, race: Race, n: int) -> None:
         client = await race.ready()
         await warm(race, client)
-        client.session.shelf.budget.max_entries = 1
+        budget = client.session.shelf.budget
+        budget.max_entries, budget.door.open = 1, False
         for _ in range(6):
             assert not client.session.skip_chunks
             assert await self.pipeline(race, client, self.never(n))
         assert client.session.skip_chunks == 3
+
+    async def test_are_none_where_others_are_read_than_before(self, race: Race) -> None:
+        """Memory is full of what was read until now: what is read again and again from now on is to come in."""
+        client = await race.ready()
+        await warm(race, client)
+        budget = client.session.shelf.budget
+        budget.max_entries, budget.door.open = 1, False
+        reads = [self.never(4) for _ in range(3)]
+        for again in range(12):
+            for each in reads:
+                await self.pipeline(race, client, each)
+            if again:
+                assert not client.session.skip_chunks
+
+    @pytest.mark.usefixtures("most")
+    async def test_of_reads_are_fewer(self, race: Race) -> None:
+        client = await race.ready()
+        await warm(race, client)
+        budget = client.session.shelf.budget
+        budget.max_entries, budget.door.open = 1, False
+        skipped = set()
+        for _ in range(200):
+            await self.pipeline(race, client, self.never(4))
+            skipped.add(client.session.skip_chunks)
+        assert max(skipped) == 15
 
     async def test_are_none_while_there_is_room_for_what_is_read(self, race: Race) -> None:
         client = await race.ready()
