@@ -152,6 +152,7 @@ def test_replies_from_memory_are_redis_own(two: tuple[Redis, Redis], redis: Proc
     direct.hset("h", mapping={"f": "1", "g": "2"})
     direct.zadd("z", {"a": 1.5, "b": 2})
     direct.sadd("s", "m")
+    wait_until(lambda: kept(two[0], "k"))  # the bus is up a moment before anything is kept by its word
     for client in (direct, *two):
         client.response_callbacks.clear()
     for name, read in READS.items():
