@@ -32,7 +32,7 @@ _FEW_HITS = 4
 """A pipeline of which less than one in so many was found has been looked up in vain, if memory is full."""
 _STRIKES = 6
 _SKIPPED, _MOST_SKIPPED = 3, 63
-_MOST_READS_SKIPPED = 15
+_MOST_READS_SKIPPED = 31
 """See `_strike`. Of reads fewer are skipped: if others are read from now on, that has to come to light."""
 _WINDOW = 16384
 """Bytes of a buffer that are looked up at once: where other commands stand between, it is done again for
