@@ -18,7 +18,7 @@ from proxy.tier.rules import GET, lifetimes
 if TYPE_CHECKING:
     from proxy.client.session import Session
 
-_CUT = b"\r\n*" + GET + b"$"
+_NEXT = b"\r\n*" + GET + b"$"
 _AT_ONCE = 128
 """Keys of several MGETs that are looked up at once: more leave the CPU's caches."""
 _STAR = 0x2A
@@ -46,19 +46,23 @@ def keys_of(part: bytes) -> list[bytes] | None:
 def _hits_of(session: Session, part: bytes) -> tuple[list[bytes], bytes] | None:
     """The members of an MGET and the reply to it, if all of them are in memory.
 
-    It is cut where a key's length may begin, and at stars. A piece that is in the table is one whole key, as
-    it begins with its length; if all are, and are as many as there should be, the cuts were right. That is a
-    third of what stepping over the keys costs.
+    A piece that is in the table is one whole key, as it begins with its length; if all are, and are as many
+    as there should be, the cuts were right. That is a third of what stepping over the keys costs.
     """
     head = match_mget(part)
     if head is None:
         return None
-    members = (GET + part[head.end() :].replace(b"\r\n$", _CUT)).split(b"*")
+    members = _cut(part[head.end() :])
     n = len(members)
     if n != int(head[1]) - 1:
         return None
     replies = _look_up(session, members)
     return None if replies is None else (members, b"*%d\r\n%b" % (n, b"".join(replies)))
+
+
+def _cut(keys: bytes) -> list[bytes]:
+    """Cut the keys of MGETs where a key's length may begin, and at stars: members, unless a key has these."""
+    return (GET + keys.replace(b"\r\n$", _NEXT)).split(b"*")
 
 
 def _look_up(session: Session, members: list[bytes]) -> tuple[bytes, ...] | None:
@@ -96,7 +100,7 @@ def answer_all(session: Session, data: bytes, part: bytes) -> bool:
         some = bodies[first : first + size]
         first += size
         size = max(1, _AT_ONCE // n)
-        keys = (GET + b"".join(some).replace(b"\r\n$", _CUT)).split(b"*")
+        keys = _cut(b"".join(some))
         total = len(keys)
         if total != n * len(some) or {(body[:1], body.count(b"\r\n$")) for body in some} != alike:
             return False

@@ -169,10 +169,17 @@ def answer(
 ) -> None:
     """Answer from memory, all of it; `mixed`: there are MGETs among it."""
     session.write(b"".join(replies))  # type: ignore[arg-type]
+    _count(session, parts, replies, len(parts), mixed)
+
+
+def _count(
+    session: Session, parts: list[bytes], replies: list[bytes | None], found: int, mixed: bool
+) -> None:
+    """Count those of a pipeline that were found."""
     if mixed:
         mget.count_members(session, parts, replies)
     else:
-        hits.count(session, parts, len(parts))
+        hits.count(session, parts, found, 0.0, replies)
 
 
 def _is_read(session: Session, part: bytes) -> bool:
@@ -306,13 +313,9 @@ def _several(
     session.table.asked = monotonic()
     n, found = len(parts), len(parts) - len(missing)
     admitted = session.shelf.admitted(missing)
-    known = len(admitted)
     account.misses += len(missing)
     if found * 2 >= n or (found and session.home.refusing):
-        if mixed:
-            mget.count_members(session, parts, replies)
-        else:
-            hits.count(session, parts, found, 0.0, replies)
+        _count(session, parts, replies, found, mixed)
         account.pieced += found
         session.hits_before += found // 2
         session.commands -= found
@@ -324,7 +327,7 @@ def _several(
         _send(session, parts, data)
     if admitted:
         _fill(session, list(admitted))
-    if found * _FEW_HITS < n and known * 2 < len(missing) and session.shelf.budget.tight:
+    if found * _FEW_HITS < n and len(admitted) * 2 < len(missing) and session.shelf.budget.tight:
         _strike(session, n, _MOST_READS_SKIPPED)
 
 

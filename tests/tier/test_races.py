@@ -1273,6 +1273,8 @@ class TestStrikes:
     """After some pipelines with a write in them, of which memory could save nothing, the next are not looked up."""
 
     PIPELINE = R("SET", "other", "x") + R("GET", "k") * 16
+    reads = 0
+    """Keys that `never` has named."""
 
     async def pipeline(self, race: Race, client: Client, data: bytes) -> bool:
         """Send it and take its replies; whether Redis was asked."""
@@ -1357,16 +1359,21 @@ class TestStrikes:
 
     def never(self, n: int) -> bytes:
         """Reads of keys that nobody has read before."""
-        self.reads = getattr(self, "reads", 0) + n
+        self.reads += n
         return b"".join([R("GET", f"never{self.reads - each}") for each in range(n)])
 
-    @pytest.mark.usefixtures("most")
-    @pytest.mark.parametrize("n", [2, 4, 16])
-    async def test_are_reads_of_which_nothing_is_there_while_memory_is_full(self, race: Race, n: int) -> None:
+    async def full(self, race: Race) -> Client:
+        """A client of a memory in which there is room for `k` alone, and that lets in what is read twice."""
         client = await race.ready()
         await warm(race, client)
         budget = client.session.shelf.budget
         budget.max_entries, budget.door.open = 1, False
+        return client
+
+    @pytest.mark.usefixtures("most")
+    @pytest.mark.parametrize("n", [2, 4, 16])
+    async def test_are_reads_of_which_nothing_is_there_while_memory_is_full(self, race: Race, n: int) -> None:
+        client = await self.full(race)
         for _ in range(6):
             assert not client.session.skip_chunks
             assert await self.pipeline(race, client, self.never(n))
@@ -1374,10 +1381,7 @@ class TestStrikes:
 
     async def test_are_none_where_others_are_read_than_before(self, race: Race) -> None:
         """Memory is full of what was read until now: what is read again and again from now on is to come in."""
-        client = await race.ready()
-        await warm(race, client)
-        budget = client.session.shelf.budget
-        budget.max_entries, budget.door.open = 1, False
+        client = await self.full(race)
         reads = [self.never(4) for _ in range(3)]
         for again in range(12):
             for each in reads:
@@ -1387,10 +1391,7 @@ class TestStrikes:
 
     @pytest.mark.usefixtures("most")
     async def test_of_reads_are_fewer(self, race: Race) -> None:
-        client = await race.ready()
-        await warm(race, client)
-        budget = client.session.shelf.budget
-        budget.max_entries, budget.door.open = 1, False
+        client = await self.full(race)
         skipped = set()
         for _ in range(200):
             await self.pipeline(race, client, self.never(4))
@@ -1406,10 +1407,7 @@ class TestStrikes:
 
     async def test_are_none_where_some_of_all_pipelines_are_there(self, race: Race) -> None:
         """One read in two is, so that none is without Redis: what is there saves it half of the work."""
-        client = await race.ready()
-        await warm(race, client)
-        budget = client.session.shelf.budget
-        budget.max_entries, budget.door.open = 1, False
+        client = await self.full(race)
         for _ in range(50):
             assert await self.pipeline(race, client, R("GET", "k") + self.never(1))
             assert await self.pipeline(race, client, self.never(2))
